@@ -1,0 +1,78 @@
+"""procflow: a multiprocessing batch engine for CPU-heavy pipeline steps.
+
+The public names below are loaded on first use, because workers import this package too and must stay light.
+
+    words   errors  units  ref  call  attempt  events  model          what is said
+    core    template  condition  graph  compiler  scheduler  merge    pure decisions
+    edges   loader  objects  steps/  step  executors/  store  ...      the world
+    loop    engine                                                     one loop that joins them
+    top     api  cli/  testing                                         what people call
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from procflow import step
+    from procflow.api import Graph, Map, Merge, Parallel, Pipeline, Sequence, Shell, Split, Step, Subpipeline, load
+    from procflow.errors import (
+        ExecutorError,
+        InternalError,
+        LockHeld,
+        PipelineError,
+        ProcflowError,
+        RunFailed,
+        StoreError,
+    )
+    from procflow.result import RunResult
+    from procflow.step import StepOutput
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "api": "Graph Map Merge Parallel Pipeline Sequence Shell Split Step Subpipeline load",
+    "errors": "ExecutorError InternalError LockHeld PipelineError ProcflowError RunFailed StoreError",
+    "result": "RunResult",
+    "step": "StepOutput",
+}
+_WHERE = {name: home for home, names in _HOMES.items() for name in names.split()}
+
+__all__ = [
+    "ExecutorError",
+    "Graph",
+    "InternalError",
+    "LockHeld",
+    "Map",
+    "Merge",
+    "Parallel",
+    "Pipeline",
+    "PipelineError",
+    "ProcflowError",
+    "RunFailed",
+    "RunResult",
+    "Sequence",
+    "Shell",
+    "Split",
+    "Step",
+    "StepOutput",
+    "StoreError",
+    "Subpipeline",
+    "load",
+    "step",
+]
+
+
+def __getattr__(name: str) -> Any:
+    import importlib
+
+    if name == "step":
+        return importlib.import_module("procflow.step")
+    home = _WHERE.get(name)
+    if home is None:
+        raise AttributeError(f"module 'procflow' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"procflow.{home}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

@@ -1,0 +1,207 @@
+"""Attempt and its outcomes: what goes to an executor and what comes back.
+
+An executor gives exactly one final outcome (``Succeeded``, ``Skipped``, ``Failed``, ``Lost``) for every attempt it
+took, whatever the step did; ``Started`` and ``Progressed`` may come before. All records are plain data: no live
+exception, no user object. Three kinds of bad end stay apart: the step *failed* (it raised), the attempt was
+*lost* (its worker died or was killed), procflow itself broke (``InternalError``, never an outcome).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+from procflow.call import StepCall
+from procflow.ref import Ref
+
+__all__ = [
+    "Attempt",
+    "AttemptLog",
+    "Cause",
+    "Failed",
+    "Failure",
+    "Items",
+    "Lost",
+    "Outcome",
+    "Progressed",
+    "Skipped",
+    "Started",
+    "Succeeded",
+    "Usage",
+]
+
+Cause = Literal["error", "timeout", "idle", "crash", "oom", "cancelled", "spawn"]
+"""Why an attempt ended badly. ``error``: the step raised. ``timeout``, ``idle``: its clock ran out. ``crash``: its worker died by
+itself. ``oom``: stopped for memory. ``cancelled``: stopped because its block no longer needs it. ``spawn``: no worker."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why an attempt failed, as data.
+
+    ``traceback`` is text with the user's frames only (procflow's own are cut), causes first. ``user_place`` is
+    ``file:line`` of the deepest frame in the user's code. ``exception`` is the pickled exception where it could be pickled
+    *and* rebuilt in the worker, else None; nobody but the Python API opens it. ``kinds`` are the names of the
+    exception's classes, most specific first, without BaseException and object.
+    """
+
+    cause: Cause
+    type: str
+    message: str
+    traceback: str = ""
+    user_place: str = ""
+    kinds: tuple[str, ...] = ()
+    signal: int | None = None
+    exit_code: int | None = None
+    peak_rss_bytes: int | None = None
+    exception: bytes | None = None
+
+    def __str__(self) -> str:
+        return f"{self.type}: {self.message}" if self.message else self.type
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What an attempt used: seconds on the monotonic clock, CPU seconds of the worker, peak memory."""
+
+    wall_s: float = 0.0
+    cpu_s: float = 0.0
+    peak_rss_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Items:
+    """The items of a map that one attempt works on, in order.
+
+    ``page`` opens to a list; item ``i`` of the map is ``page[i - first]``. ``indices`` are the items to run.
+    """
+
+    page: Ref
+    first: int
+    indices: range | tuple[int, ...]
+
+    @property
+    def label(self) -> str:
+        """``7`` for one item, ``0-99`` for a run of items, ``3,8,9`` otherwise."""
+        i = self.indices
+        if len(i) == 1:
+            return str(i[0])
+        if i[-1] - i[0] == len(i) - 1:
+            return f"{i[0]}-{i[-1]}"
+        return ",".join(map(str, i[:20])) + (",..." if len(i) > 20 else "")
+
+
+class AttemptLog(Protocol):
+    """Where an attempt's output goes; executors write, the store implements it. Never blocks, never raises."""
+
+    def write(self, data: bytes) -> None:
+        """Append raw output of the step (stdout and stderr, in order of arrival)."""
+
+    def record(self, level: int, logger: str, message: str) -> None:
+        """Append one record of Python's ``logging``; ``level`` as there (20 is INFO)."""
+
+    def close(self) -> None:
+        """No more output will come."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Attempt:
+    """One try of a task, ready to run.
+
+    ``key`` is unique in the run and is what outcomes and ``kill`` name. ``number`` counts from 1. ``values`` holds a
+    ref for every name that the call reads. ``items`` is set for the body of a map. ``labels`` names the items of
+    enclosing maps, outermost first. ``report_each`` asks for a ``Progressed`` after every item, not only now and then.
+    """
+
+    key: int
+    call: StepCall
+    number: int = 1
+    values: Mapping[str, Ref] = field(default_factory=dict)
+    items: Items | None = None
+    labels: tuple[str, ...] = ()
+    cpus: int = 1
+    memory_bytes: int | None = None
+    report_each: bool = False
+    run_id: str = ""
+    log: AttemptLog | None = None
+
+    @property
+    def item_label(self) -> str:
+        """``3/0-99``: items of enclosing maps and of this one; empty outside maps."""
+        own = (self.items.label,) if self.items is not None else ()
+        return "/".join((*self.labels, *own))
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """The attempt's code begins now: sent only where a worker had to be started first, so that clocks are fair."""
+
+    key: int
+
+
+@dataclass(frozen=True, slots=True)
+class Progressed:
+    """A sign of life from a running attempt.
+
+    For a map: ``indices`` are items that ended well since the last report, ``chunk`` opens to the list of their
+    values, ``failures`` are items that raised. ``done`` and ``total`` come from ``step.progress``; a bare heartbeat has nothing.
+    """
+
+    key: int
+    indices: range | tuple[int, ...] = ()
+    chunk: Ref | None = None
+    failures: tuple[tuple[int, Failure], ...] = ()
+    done: float | None = None
+    total: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Succeeded:
+    """The step returned. ``outputs`` are the published values; for a map's items see ``Progressed``.
+
+    ``pages`` is what an ``expand`` call returns: refs of lists of items, each with its length.
+    """
+
+    key: int
+    outputs: Mapping[str, Ref] = field(default_factory=dict)
+    usage: Usage = Usage()
+    indices: range | tuple[int, ...] = ()
+    chunk: Ref | None = None
+    failures: tuple[tuple[int, Failure], ...] = ()
+    pages: tuple[tuple[Ref, int], ...] = ()
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    cost: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """The step's ``when`` was false, so nothing was run."""
+
+    key: int
+    usage: Usage = Usage()
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The step raised, or what it returned could not be taken; its worker lives on."""
+
+    key: int
+    failure: Failure
+    usage: Usage = Usage()
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """The attempt's worker is gone: it died (cause ``crash``) or was killed on request (the cause given to ``kill``).
+
+    ``culprit`` is the index of the item that was running, where known.
+    """
+
+    key: int
+    failure: Failure
+    usage: Usage = Usage()
+    culprit: int | None = None
+
+
+Outcome = Started | Progressed | Succeeded | Skipped | Failed | Lost

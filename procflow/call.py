@@ -1,0 +1,72 @@
+"""StepCall: the part of a step that never changes between its attempts, as a worker needs it.
+
+The compiler makes one per step; executors pickle it once, name it by its digest and send it once per worker.
+Arguments are trees of plain constants with ``Lookup`` and ``Text`` leaves, which the worker fills in from
+the attempt's values. Workers unpickle these records, so this file imports nothing heavy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+__all__ = ["INDEX", "ITEM", "Kind", "Lookup", "StepCall", "Text"]
+
+Kind = Literal["transform", "shell", "merge", "split", "expand", "gate"]
+
+ITEM = "item"
+"""The name under which a map's body reads its item, unless the map says ``as:``."""
+INDEX = "index"
+"""The name under which a map's body reads the index of its item."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lookup:
+    """A value by name, then a path into it: ``${rows.0.price}`` is ``Lookup("rows", (0, "price"))``.
+
+    A path part is tried as a key of a mapping, an index of a sequence, then as an attribute of a named tuple
+    or dataclass; it is never evaluated.
+    """
+
+    name: str
+    path: tuple[str | int, ...] = ()
+
+    def __str__(self) -> str:
+        return "${" + ".".join([self.name, *map(str, self.path)]) + "}"
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """Text with references in it; opening gives a str with each reference as ``str(value)``."""
+
+    parts: tuple[str | Lookup, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StepCall:
+    """What to run for one step.
+
+    ``function`` is ``module:name`` or a callable. ``args`` and ``kwargs`` are argument trees. ``outputs`` are the
+    names to publish: one name takes the whole value, several take the keys of a mapping or the members of
+    a tuple, ``"*"`` takes every key of a mapping, ``()`` publishes nothing. ``options`` holds the constants of
+    the kind (see ``procflow/steps/``). ``when`` is a condition in text, checked by the worker before anything
+    else: where it is false, the attempt ends as skipped; ``constants`` are the names it may read besides values (``params``,
+    ``env``, ``run``). ``params`` are the step's own, for ``step.params``; the compiler has put them into ``kwargs`` where the
+    kind passes them on. ``folder`` is put on ``sys.path`` so that modules beside the
+    pipeline file can be imported. ``item_name`` is set for the body of a map: the name under which it reads the item.
+    """
+
+    kind: Kind
+    path: str
+    name: str
+    function: str | Callable[..., Any] | None = None
+    args: tuple[Any, ...] = ()
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    outputs: tuple[str, ...] | Literal["*"] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
+    when: str | None = None
+    constants: Mapping[str, Any] = field(default_factory=dict)
+    params: Mapping[str, Any] = field(default_factory=dict)
+    folder: str | None = None
+    item_name: str | None = None

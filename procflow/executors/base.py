@@ -1,0 +1,61 @@
+"""The face that every executor shows to the engine loop.
+
+An executor runs attempts and reports outcomes; it decides nothing. Retries, back-off, timeouts, limits, merging
+and history live in the parent, so they are the same on every executor. Each executor is driven from one thread:
+the engine's. ``fileno()`` becomes readable when ``wait`` would return something, so that several executors and the
+signal wakeup descriptor can be awaited together.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, Protocol
+
+from procflow.attempt import Attempt, Cause, Outcome
+
+__all__ = ["CAPABILITIES", "Capability", "Executor"]
+
+Capability = Literal["kill", "memory", "threads"]
+CAPABILITIES: dict[str, str] = {
+    "kill": "stop a running step (timeouts, on_error: stop, join: any)",
+    "memory": "hold a step to its memory limit",
+    "threads": "give a step its own number of BLAS threads",
+}
+"""What an executor may be able to do, in words for messages. A pipeline that asks for more is refused before the run."""
+
+
+class Executor(Protocol):
+    """Where attempts run.
+
+    Invariants, checked by ``tests/executor_contract.py``: every attempt taken by ``submit`` yields exactly one final
+    outcome; an attempt's death, hang or bad pickle touches no other attempt; no call blocks without a deadline.
+    """
+
+    name: str
+    slots: int
+    capabilities: frozenset[str]
+
+    def fileno(self) -> int:
+        """A descriptor that is readable when ``wait`` has something to return at once."""
+
+    def submit(self, attempt: Attempt) -> None:
+        """Start the attempt. The caller keeps at most ``slots`` attempts out at any time.
+
+        Raises ``ExecutorError`` naming step and argument where the call can't be pickled.
+        """
+
+    def kill(self, key: int, cause: Cause, grace_s: float) -> None:
+        """Stop one attempt: ask, wait ``grace_s``, then kill its whole process tree; answers with ``Lost``.
+
+        Returns at once. Harmless for a key that is already done. Without the capability ``kill`` the attempt runs on
+        to its end and its real outcome is reported.
+        """
+
+    def wait(self, until: float | None) -> list[Outcome]:
+        """Outcomes in order of arrival, at least one unless ``until`` (``time.monotonic``) came first.
+
+        None waits for the next outcome; with nothing running it returns at once. Raises ``ExecutorError`` when
+        workers can't be started any more.
+        """
+
+    def close(self) -> None:
+        """Stop every worker, bounded in time; nothing of the run is left behind. Idempotent."""

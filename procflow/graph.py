@@ -1,0 +1,149 @@
+"""TaskGraph: what the compiler makes of a pipeline and the scheduler runs.
+
+A tree of units. A ``TaskUnit`` is a leaf (one call); a ``ScopeUnit`` is a block with members; a ``MapUnit`` is a block whose
+members appear at run time, one per item. Order is between members of one scope only: ``after`` counts, and a member
+starts when its count is down to zero. Everything here is passive and frozen: run-time state is the scheduler's.
+
+Names are looked up at run time from the innermost scope outwards. In a sequence or graph a member's outputs are there for
+later members at once; in a parallel block they are kept apart until the block's merge.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from procflow.call import StepCall
+from procflow.errors import Loc
+from procflow.units import Rate, Share
+
+__all__ = ["MapUnit", "MergeSpec", "RetrySpec", "ScopeUnit", "TaskGraph", "TaskUnit", "Unit", "walk"]
+
+ScopeKind = Literal["sequence", "parallel", "graph", "map", "pipeline"]
+
+
+@dataclass(frozen=True, slots=True)
+class RetrySpec:
+    """Extra attempts and the pause before each; ``on`` holds causes and names of exception classes."""
+
+    retries: int = 0
+    delay_s: float = 1.0
+    backoff: float = 2.0
+    max_delay_s: float = 300.0
+    jitter: bool = True
+    on: frozenset[str] = frozenset({"error", "timeout", "crash", "oom"})
+
+
+@dataclass(frozen=True, slots=True)
+class MergeSpec:
+    """How a block's results become values.
+
+    ``strategy`` is one of ``update``, ``collect_all``, ``first_success`` (moves refs only), ``rows`` (a map's list), or ``task``: the scope's
+    ``merger`` task does it by content. ``output`` is the name of the merged value, None to publish members' own names.
+    """
+
+    strategy: Literal["update", "collect_all", "first_success", "rows", "task"] = "update"
+    output: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unit:
+    """A member of a scope.
+
+    ``index`` is its declared position among the members. ``path`` is the declared position in the pipeline (``0.2``), ``label`` the names
+    on the way (``fetch/fetch_sales``). ``after`` are members that must settle first; those also in ``strict`` (``depends_on``)
+    must succeed, or this unit is skipped. ``reads`` are names that must have a value when the unit starts, or it is skipped.
+    ``writes`` are the names it publishes, None when only the run can tell. ``rank`` is the longest remaining path from here to the
+    end of the run, in expected seconds.
+    """
+
+    index: int
+    name: str
+    path: str
+    label: str
+    loc: Loc = ()
+    after: tuple[int, ...] = ()
+    strict: frozenset[int] = frozenset()
+    reads: tuple[str, ...] = ()
+    writes: tuple[str, ...] | None = ()
+    rank: float = 1.0
+    priority: int = 0
+    retry: RetrySpec = RetrySpec()
+    timeout_s: float | None = None
+    tolerated: bool = False
+    rate: Rate | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskUnit(Unit):
+    """A compiled leaf: one call that one worker runs.
+
+    ``tolerated`` is ``on_error: continue``: its failure is recorded and its block goes on.
+    """
+
+    call: StepCall
+    executor: str
+    cpus: int = 1
+    memory_bytes: int | None = None
+    resources: Mapping[str, float] = field(default_factory=dict)
+    idle_timeout_s: float | None = None
+    kill_grace_s: float = 2.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScopeUnit(Unit):
+    """A block. ``gate`` (a task) decides a block's ``when``; ``merger`` (a task) merges by content after the join.
+
+    ``need`` is the number of successes that end the block early, None for all. ``isolated`` scopes (``type: pipeline``) see no
+    outer value but those in ``imports`` (inner name to outer name). ``kept`` are the names that a pipeline step publishes.
+    """
+
+    kind: ScopeKind
+    members: tuple[Unit, ...] = ()
+    max_parallelism: int | None = None
+    on_error: Literal["stop", "finish", "continue"] = "stop"
+    tolerate: int | Share | None = None
+    need: int | None = None
+    merge: MergeSpec = MergeSpec()
+    gate: TaskUnit | None = None
+    merger: TaskUnit | None = None
+    isolated: bool = False
+    imports: Mapping[str, str] = field(default_factory=dict)
+    kept: tuple[str, ...] | Literal["*"] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MapUnit(ScopeUnit):
+    """A map. ``expand`` turns its items into pages; ``body`` is one task (run in batches) or a scope per item.
+
+    ``batch`` fixes the number of items a task, None lets the scheduler measure.
+    """
+
+    expand: TaskUnit
+    body: Unit
+    item_name: str
+    batch: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TaskGraph:
+    """A compiled pipeline. ``root`` is its top scope; ``resources`` the amounts of named resources."""
+
+    name: str
+    root: ScopeUnit
+    params: Mapping[str, object] = field(default_factory=dict)
+    resources: Mapping[str, float] = field(default_factory=dict)
+    executors: frozenset[str] = frozenset({"processes"})
+
+
+def walk(unit: Unit) -> Iterator[Unit]:
+    """The unit and all below it, outer first, in declared order; without recursion on wide blocks."""
+    stack: list[Unit] = [unit]
+    while stack:
+        current = stack.pop()
+        yield current
+        if isinstance(current, MapUnit):
+            stack += [u for u in (current.merger, current.body, current.expand, current.gate) if u is not None]
+        elif isinstance(current, ScopeUnit):
+            stack += [u for u in (current.merger, *reversed(current.members), current.gate) if u is not None]

@@ -1,0 +1,114 @@
+"""Ref: a small record that says where a value lies.
+
+A worker packs a result into refs and consumers open them (``objects.py``); the parent moves refs about and
+never looks inside. Composite refs let the parent join, list and order values without unpickling them.
+``plain`` and ``from_plain`` turn a ref into tuples of bytes, numbers and text for the wire and the journal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = ["Inline", "ListOf", "MappingOf", "Ordered", "Ref", "from_plain"]
+
+
+class Ref:
+    """A value by reference; see the subclasses."""
+
+    __slots__ = ()
+
+    def plain(self) -> tuple[Any, ...]:
+        """The ref as nested tuples of bytes, int and str; the first element names the kind."""
+        raise NotImplementedError
+
+    def parts(self) -> Iterator[Ref]:
+        """The refs this one is made of; none for a leaf."""
+        return iter(())
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of pickled payload, all parts together."""
+        return sum(part.size_bytes for part in self.parts())
+
+
+@dataclass(frozen=True, slots=True)
+class Inline(Ref):
+    """The pickle itself, protocol 5, with its out-of-band buffers beside it."""
+
+    data: bytes
+    buffers: tuple[bytes, ...] = ()
+
+    def plain(self) -> tuple[Any, ...]:
+        return ("inline", self.data, self.buffers)
+
+    @property
+    def size_bytes(self) -> int:
+        return len(self.data) + sum(len(b) for b in self.buffers)
+
+
+@dataclass(frozen=True, slots=True)
+class ListOf(Ref):
+    """A list with one value a ref."""
+
+    members: tuple[Ref, ...]
+
+    def plain(self) -> tuple[Any, ...]:
+        return ("list", tuple(m.plain() for m in self.members))
+
+    def parts(self) -> Iterator[Ref]:
+        return iter(self.members)
+
+
+@dataclass(frozen=True, slots=True)
+class MappingOf(Ref):
+    """A mapping with one value a ref, in the order given."""
+
+    members: tuple[tuple[str, Ref], ...]
+
+    def plain(self) -> tuple[Any, ...]:
+        return ("mapping", tuple((name, m.plain()) for name, m in self.members))
+
+    def parts(self) -> Iterator[Ref]:
+        return (m for _, m in self.members)
+
+
+@dataclass(frozen=True, slots=True)
+class Ordered(Ref):
+    """The results of a map: each chunk is a pickled list, placed by the item indices it holds.
+
+    ``chunks`` is ``((indices, ref), ...)`` with ``indices`` a range or a sorted tuple of int. Opening gives one
+    list in index order; indices that no chunk holds (failed items) are left out.
+    """
+
+    chunks: tuple[tuple[range | tuple[int, ...], Ref], ...]
+
+    def plain(self) -> tuple[Any, ...]:
+        return ("ordered", tuple((_plain_indices(i), r.plain()) for i, r in self.chunks))
+
+    def parts(self) -> Iterator[Ref]:
+        return (r for _, r in self.chunks)
+
+
+def _plain_indices(indices: range | tuple[int, ...]) -> tuple[int, ...]:
+    # A range travels as (-1, start, stop): no item index is negative.
+    return (-1, indices.start, indices.stop) if isinstance(indices, range) else indices
+
+
+def _indices(plain: tuple[int, ...]) -> range | tuple[int, ...]:
+    return range(plain[1], plain[2]) if plain and plain[0] == -1 else plain
+
+
+def from_plain(plain: tuple[Any, ...]) -> Ref:
+    """The ref that ``plain()`` described; ValueError for an unknown kind."""
+    kind = plain[0]
+    if kind == "inline":
+        return Inline(plain[1], plain[2])
+    if kind == "list":
+        return ListOf(tuple(from_plain(p) for p in plain[1]))
+    if kind == "mapping":
+        return MappingOf(tuple((name, from_plain(p)) for name, p in plain[1]))
+    if kind == "ordered":
+        return Ordered(tuple((_indices(i), from_plain(p)) for i, p in plain[1]))
+    raise ValueError(f"unknown kind of ref {kind!r}")
