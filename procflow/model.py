@@ -438,6 +438,7 @@ class Pipeline(Record):
     defaults: Defaults = Defaults()
     on_error: OnError = "stop"
     tolerate: Tolerance | None = None
+    show: Names = Field((), description="values that the run command prints when the run succeeded")
     steps: tuple[AnyStep, ...] = Field(min_length=1, strict=False)
 
     @field_validator("params")
