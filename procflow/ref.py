@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Inline", "ListOf", "MappingOf", "Ordered", "Ref", "from_plain"]
+__all__ = ["Element", "Inline", "ListOf", "MappingOf", "Ordered", "Ref", "from_plain"]
 
 
 class Ref:
@@ -46,6 +46,20 @@ class Inline(Ref):
     @property
     def size_bytes(self) -> int:
         return len(self.data) + sum(len(b) for b in self.buffers)
+
+
+@dataclass(frozen=True, slots=True)
+class Element(Ref):
+    """One member of a value that is a list: an item of a map's page."""
+
+    of: Ref
+    index: int
+
+    def plain(self) -> tuple[Any, ...]:
+        return ("element", self.of.plain(), self.index)
+
+    def parts(self) -> Iterator[Ref]:
+        yield self.of
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +119,8 @@ def from_plain(plain: tuple[Any, ...]) -> Ref:
     kind = plain[0]
     if kind == "inline":
         return Inline(plain[1], plain[2])
+    if kind == "element":
+        return Element(from_plain(plain[1]), plain[2])
     if kind == "list":
         return ListOf(tuple(from_plain(p) for p in plain[1]))
     if kind == "mapping":
