@@ -8,8 +8,8 @@ import inspect
 import time
 from typing import Any
 
-ROUNDS_PYTHON = 12
-ROUNDS_BUFFERS = 6
+ROUNDS_PYTHON = 7
+ROUNDS_BUFFERS = 20
 
 
 def count(items: int) -> list[int]:
