@@ -1,0 +1,181 @@
+"""The last block of a run that did not go well: what failed, why, where its log is, and what to type next.
+
+Collects the failures of a run from its events (the first few in full, the rest as a number, so that a million failed items
+cost nothing) and tells them as lines. It reads no file: the end of a step's log comes from a function passed in.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from procflow.attempt import Failure
+from procflow.events import AttemptFinished, BlockFinished, StepFinished
+from procflow.plaintext import clean, clean_lines, counted, shortened
+from procflow.units import size_text
+
+__all__ = ["Aftermath", "FindLog", "Story", "why", "with_place"]
+
+FindLog = Callable[[AttemptFinished], "tuple[str, Sequence[str]] | None"]
+"""Path and last lines of an attempt's log; None where there is none."""
+
+FULL = 3
+"""So many failures are told in full."""
+BRIEF = 10
+"""So many more get a line each."""
+TRACEBACK_LINES = 12
+LOG_LINES = 5
+NOT_RUN = 20
+
+
+def why(failure: Failure | None, most: int = 300) -> str:
+    """``ValueError: bad row``, on one line and safe to print."""
+    return shortened(failure, most) if failure is not None else "no reason was given"
+
+
+def with_place(failure: Failure | None) -> str:
+    """``ValueError: bad row at jobs/x.py:88``."""
+    place = failure.user_place if failure is not None else ""
+    return f"{why(failure)} at {clean(place)}" if place else why(failure)
+
+
+@dataclass(frozen=True, slots=True)
+class Story:
+    """One failure with what is needed to tell it."""
+
+    path: str
+    label: str
+    item: str
+    attempts: int
+    failure: Failure | None
+    attempt: AttemptFinished | None = None
+
+    @property
+    def title(self) -> str:
+        """``step 0.2 (fetch/fetch_data), item 17``."""
+        where = f"step {self.path} ({clean(self.label)})" if self.path else "the run"
+        return f"{where}, item {clean(self.item)}" if self.item else where
+
+
+@dataclass(slots=True)
+class Aftermath:
+    """What went wrong in a run, bounded however much it was."""
+
+    stories: list[Story] = field(default_factory=list)
+    tolerated: list[Story] = field(default_factory=list)
+    failed_count: int = 0
+    tolerated_count: int = 0
+    not_run: list[str] = field(default_factory=list)
+    not_run_count: int = 0
+    _attempts: dict[tuple[str, str], AttemptFinished] = field(default_factory=dict)
+
+    def note_attempt(self, event: AttemptFinished) -> None:
+        """Remember the last attempt of a task that went wrong: its log is the evidence."""
+        if event.failure is not None and len(self._attempts) < 4 * (FULL + BRIEF):
+            self._attempts[event.path, event.item] = event
+
+    def note_step(self, event: StepFinished) -> None:
+        """Take in the end of a leaf step or of an item."""
+        if event.status == "failed":
+            attempt = self._attempts.pop((event.path, event.item), None)
+            story = Story(event.path, event.label, event.item, event.attempts, event.failure, attempt)
+            self._add(story, event.tolerated)
+        elif not event.item and event.status in ("skipped", "cancelled") and not by_condition(event.reason):
+            self._leave_out(event.label)
+
+    def note_block(self, event: BlockFinished) -> None:
+        """Take in the end of a block; it counts as a failure of its own only where no member of it failed."""
+        if event.retry_in_s is not None:
+            self._forget_below(event.path)
+        elif event.status == "failed":
+            inside = f"{event.path}." if event.path else ""
+            known = any(s.path.startswith(inside) or s.path == event.path for s in (*self.stories, *self.tolerated))
+            if not known or (event.failure is not None and event.failure.cause in ("timeout", "idle")):
+                self._add(Story(event.path, event.label, event.item, event.attempt, event.failure), False)
+
+    def _add(self, story: Story, tolerated: bool) -> None:
+        kept = self.tolerated if tolerated else self.stories
+        if tolerated:
+            self.tolerated_count += 1
+        else:
+            self.failed_count += 1
+        if len(kept) < FULL + BRIEF:
+            kept.append(story)
+
+    def _leave_out(self, label: str) -> None:
+        self.not_run_count += 1
+        if len(self.not_run) < NOT_RUN:
+            self.not_run.append(label)
+
+    def _forget_below(self, path: str) -> None:
+        """The block runs again, so what failed in it has not yet failed for good."""
+        inside = f"{path}." if path else ""
+        gone = [s for s in self.stories if s.path == path or s.path.startswith(inside)]
+        self.stories = [s for s in self.stories if s not in gone]
+        self.failed_count -= len(gone)
+
+    def lines(self, run_id: str, *, command: str, state_dir: str | None, find_log: FindLog | None) -> list[str]:
+        """The block as lines, first cause first; empty when nothing failed."""
+        told = []
+        for story in self.stories[:FULL]:
+            told += _in_full(story, find_log)
+        rest = self.stories[FULL:]
+        told += [f"FAILED {s.title}: {with_place(s.failure)}" for s in rest]
+        if self.failed_count > len(self.stories):
+            told.append(f"... and {counted(self.failed_count - len(self.stories), 'more failure')}")
+        if self.tolerated_count:
+            told += _tolerated(self.tolerated, self.tolerated_count)
+        if self.not_run_count and self.stories:
+            more = self.not_run_count - len(self.not_run)
+            names = ", ".join(clean(n) for n in self.not_run) + (f" and {more:,} more" if more else "")
+            told.append(f"  not run because of it: {names}")
+        if told:
+            told += self._next_commands(run_id, command, state_dir)
+        return told
+
+    def _next_commands(self, run_id: str, command: str, state_dir: str | None) -> list[str]:
+        where = f" --state-dir {shlex.quote(clean(state_dir))}" if state_dir else ""
+        lines = ["  look further"]
+        with_log = next((s for s in (*self.stories, *self.tolerated) if s.attempt is not None), None)
+        if with_log is not None:
+            item = f" --item {shlex.quote(clean(with_log.item))}" if with_log.item else ""
+            lines.append(f"    {command} logs {run_id} {shlex.quote(clean(with_log.label))}{item}{where}")
+        lines.append(f"    {command} show {run_id}{where}")
+        return lines
+
+
+def by_condition(reason: str) -> bool:
+    """Was the step left out by its own ``when``, and not because of a failure?"""
+    return reason.startswith("when")
+
+
+def _in_full(story: Story, find_log: FindLog | None) -> list[str]:
+    failure = story.failure
+    after = f" after {counted(story.attempts, 'attempt')}" if story.attempts > 1 else ""
+    lines = [f"FAILED {story.title}{after}", f"    {why(failure, 2000)}"]
+    if failure is not None:
+        if failure.user_place:
+            lines.append(f"    at {clean(failure.user_place)}")
+        if failure.peak_rss_bytes and failure.cause in ("oom", "crash"):
+            lines.append(f"    peak memory {size_text(failure.peak_rss_bytes)}")
+        if failure.traceback:
+            frames = clean_lines(failure.traceback)
+            if len(frames) > TRACEBACK_LINES:
+                lines.append(f"      ... {counted(len(frames) - TRACEBACK_LINES, 'line')} above")
+            lines += [f"      {line}" for line in frames[-TRACEBACK_LINES:]]
+    found = find_log(story.attempt) if find_log is not None and story.attempt is not None else None
+    if found is not None:
+        place, tail = found
+        tail = list(tail)[-LOG_LINES:]
+        ending = f" (last {counted(len(tail), 'line')} below)" if tail else " (empty)"
+        lines.append(f"    log {clean(place)}{ending}")
+        lines += [f"      {shortened(line)}" for line in tail]
+    return lines
+
+
+def _tolerated(stories: Sequence[Story], count: int) -> list[str]:
+    lines = [f"tolerated {s.title}: {with_place(s.failure)}" for s in stories[:BRIEF]]
+    if count > len(lines):
+        lines.append(f"... and {counted(count - len(lines), 'more tolerated failure')}")
+    return lines
