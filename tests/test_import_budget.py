@@ -1,0 +1,64 @@
+"""What is loaded when: a worker and ``--help`` must be quick, so heavy modules wait until something needs them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+LIBRARIES = {
+    "pydantic",
+    "click",
+    "rich",
+    "jinja2",
+    "yaml",
+    "psutil",
+    "loky",
+    "xxhash",
+    "threadpoolctl",
+    "cloudpickle",
+    "numpy",
+}
+SLOW_STDLIB = {"asyncio", "sqlite3", "multiprocessing", "concurrent", "email", "http", "urllib", "unittest", "ssl"}
+DEADLINE_S = 60
+
+
+def loaded_by(code: str) -> set[str]:
+    """Roots of the modules that ``code`` loads in a new interpreter, without those that every interpreter loads."""
+    script = f"import sys\nbefore = set(sys.modules)\n{code}\nprint('\\n', *(set(sys.modules) - before), sep='\\n')"
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=DEADLINE_S, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return {name.split(".")[0] for name in done.stdout.rpartition("\n\n")[2].split()}
+
+
+def command(*arguments: str) -> str:
+    """Code that runs the command line and goes on after its exit."""
+    return (
+        "import runpy\n"
+        f"sys.argv = ['procflow', *{list(arguments)!r}]\n"
+        "try:\n    runpy.run_module('procflow', run_name='__main__')\n"
+        "except SystemExit as end:\n    assert not end.code, end.code\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("code", "forbidden"),
+    [
+        pytest.param("import procflow", LIBRARIES | SLOW_STDLIB, id="import procflow"),
+        pytest.param(
+            "from procflow import step, StepOutput, PipelineError", LIBRARIES | SLOW_STDLIB, id="inside a step"
+        ),
+        pytest.param(command("--version"), (LIBRARIES | SLOW_STDLIB) - {"click"}, id="--version"),
+        pytest.param(command("--help"), (LIBRARIES | SLOW_STDLIB) - {"click"}, id="--help"),
+        pytest.param("import procflow.worker", {"pydantic", "click", "rich", "jinja2", "numpy"}, id="a worker"),
+    ],
+)
+def test_only_light_modules_are_loaded(code: str, forbidden: set[str]) -> None:
+    assert loaded_by(code) & forbidden == set()
+
+
+def test_a_heavy_module_would_be_seen() -> None:
+    assert "pydantic" in loaded_by("import procflow.model")
