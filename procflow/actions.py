@@ -1,0 +1,62 @@
+"""Actions: what the scheduler tells the engine to do; and the two outcomes that no executor makes. Passive records."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from procflow.attempt import Cause, Items
+from procflow.events import Event
+from procflow.graph import TaskUnit
+from procflow.ref import Ref
+
+__all__ = ["Action", "Kill", "Record", "StopAsked", "Submit", "Tick"]
+
+
+@dataclass(slots=True)
+class Submit:
+    """Hand one attempt to an executor.
+
+    ``after`` is how many records must be durable first: a task starts only once what it builds on can't be lost.
+    """
+
+    key: int
+    unit: TaskUnit
+    number: int
+    after: int
+    values: Mapping[str, Ref] = field(default_factory=dict)
+    items: Items | None = None
+    labels: tuple[str, ...] = ()
+    report_each: bool = False
+
+
+@dataclass(slots=True)
+class Kill:
+    """Stop one attempt."""
+
+    key: int
+    executor: str
+    cause: Cause
+    grace_s: float
+
+
+@dataclass(slots=True)
+class Record:
+    """Something happened: store it, then tell the observers."""
+
+    event: Event
+
+
+Action = Submit | Kill | Record
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """A deadline of the scheduler's has come, and nothing else happened."""
+
+
+@dataclass(frozen=True, slots=True)
+class StopAsked:
+    """The run is to end: running attempts are stopped, nothing new starts. ``reason`` is for people."""
+
+    reason: str

@@ -1,0 +1,46 @@
+"""States of tasks and blocks, and the table of allowed moves. Pure.
+
+Everything that decides which state may follow which stands in this file. A move that is not in ``TRANSITIONS`` is a bug
+and raises ``InternalError`` with the story of the unit.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+__all__ = ["FINAL", "STATES", "TRANSITIONS", "State"]
+
+State = Literal["waiting", "ready", "running", "retrying", "succeeded", "failed", "skipped", "cancelled"]
+
+STATES: dict[State, str] = {
+    "waiting": "members before it have not settled",
+    "ready": "may start; waits for a slot, its block's limit, memory or its rate",
+    "running": "a task: an attempt is out; a block: it is open",
+    "retrying": "failed, and waits outside any slot for its next attempt",
+    "succeeded": "done, its outputs have values",
+    "failed": "done badly, with no attempt left",
+    "skipped": "never ran: its condition was false, or what it needs is missing",
+    "cancelled": "its block ended before it, or stopped it",
+}
+
+FINAL: frozenset[State] = frozenset({"succeeded", "failed", "skipped", "cancelled"})
+
+TRANSITIONS: dict[tuple[State, State], str] = {
+    ("waiting", "ready"): "the last member before it settled",
+    ("waiting", "skipped"): "a member it depends on did not succeed",
+    ("waiting", "cancelled"): "its block ended",
+    ("ready", "running"): "admitted",
+    ("ready", "skipped"): "a value it reads was never produced",
+    ("ready", "cancelled"): "its block ended",
+    ("running", "succeeded"): "the attempt returned; the block's members are done and merged",
+    ("running", "failed"): "no attempt left",
+    ("running", "skipped"): "its condition was false",
+    ("running", "retrying"): "failed with attempts left",
+    ("running", "ready"): "the attempt was lost without a charge",
+    ("running", "cancelled"): "its block stopped it",
+    ("retrying", "ready"): "its pause is over",
+    ("retrying", "cancelled"): "its block ended",
+    ("failed", "waiting"): "its block runs again",
+    ("skipped", "waiting"): "its block runs again",
+    ("cancelled", "waiting"): "its block runs again",
+}
