@@ -1,4 +1,4 @@
-"""Progress as plain lines: one line a change, for cron, pipes and log files; also as one JSON object a line.
+"""Progress as plain lines: one line a change, for cron, pipes and log files.
 
 An observer of events (``handle(event)``), driven by the engine. It owns the wording of a run's lines, the limits on how many
 there are, and the last block. It never raises for a reader that went away (the ``write`` it gets sees to that), never
@@ -9,18 +9,14 @@ reads a clock but the one passed in, and never lets user text start a line of it
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import math
-import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import Any, Literal
 
 from procflow.aftermath import Aftermath, FindLog, why, with_place
-from procflow.attempt import Failure
 from procflow.events import (
     AttemptFinished,
     AttemptStarted,
@@ -32,11 +28,12 @@ from procflow.events import (
     StepFinished,
     StepProgress,
 )
-from procflow.graph import ScopeUnit, TaskGraph, walk
+from procflow.graph import MapUnit, ScopeUnit, TaskGraph
 from procflow.plaintext import clean, counted, shortened
+from procflow.plan import outline
 from procflow.units import duration_text, size_text
 
-__all__ = ["Detail", "JsonProgress", "LineProgress", "Notes", "notes_of"]
+__all__ = ["Detail", "LineProgress", "Notes", "notes_of"]
 
 Detail = Literal["steps", "summary", "failures"]
 """How much is said: a line a change; only the last block and the summary; nothing unless something failed."""
@@ -53,22 +50,29 @@ QUIET_S = 10.0
 
 @dataclass(frozen=True, slots=True)
 class Notes:
-    """What events do not say: by path, the most attempts of a task and the most members of a block at once."""
+    """What events do not say: by path, the most attempts of a task and the most members of a block at once.
+
+    ``blocks`` are the paths of blocks: a task under such a path is one that nobody declared (a gate, a merge, the items).
+    """
 
     attempts: Mapping[str, int] = field(default_factory=dict)
     at_once: Mapping[str, int] = field(default_factory=dict)
+    blocks: Collection[str] = ()
     workers: int | None = None
 
 
 def notes_of(graph: TaskGraph, workers: int | None = None) -> Notes:
     """The notes that a compiled pipeline allows."""
-    attempts, at_once = {}, {}
-    for unit in walk(graph.root):
-        if unit.retry.retries:
-            attempts[unit.path] = unit.retry.retries + 1
-        if isinstance(unit, ScopeUnit) and unit.max_parallelism is not None:
-            at_once[unit.path] = unit.max_parallelism
-    return Notes(attempts, at_once, workers)
+    attempts, at_once, blocks = {}, {}, set()
+    for _, unit, _ in outline(graph.root):
+        leaf = unit.body if isinstance(unit, MapUnit) else unit
+        if leaf.retry.retries:
+            attempts[unit.path] = leaf.retry.retries + 1
+        if isinstance(unit, ScopeUnit):
+            blocks.add(unit.path)
+            if unit.max_parallelism is not None:
+                at_once[unit.path] = unit.max_parallelism
+    return Notes(attempts, at_once, blocks, workers)
 
 
 @dataclass(slots=True)
@@ -110,6 +114,7 @@ class LineProgress:
         self._paces: dict[str, _Pace] = {}
         self._item_lines: dict[str, int] = {}
         self._maps: set[str] = set()
+        self._blocks: set[str] = set()
         self._aftermath = Aftermath()
         self.notes = notes or Notes()
         self.state_dir = state_dir
@@ -164,13 +169,16 @@ class LineProgress:
     # -- attempts and steps --------------------------------------------------------------------------------------------
 
     def _attempt_started(self, event: AttemptStarted) -> None:
-        if not event.item:
+        if not event.item and not self._undeclared(event.path):
             text = "started" if event.number == 1 else f"attempt {event.number} started"
             self._step(event.at, event.path, event.label, "", text)
 
+    def _undeclared(self, path: str) -> bool:
+        return path in self._blocks or path in self.notes.blocks
+
     def _attempt_finished(self, event: AttemptFinished) -> None:
         self._aftermath.note_attempt(event)
-        if not event.item:
+        if not event.item and not self._undeclared(event.path):
             self._usage[event.path] = event
         if event.retry_in_s is None or event.status not in ("failed", "lost"):
             return
@@ -192,6 +200,8 @@ class LineProgress:
         if event.item:
             if event.status == "failed" and self._item_line(event.path):
                 self._step(event.at, event.path, event.label, event.item, _failed(event))
+            return
+        if self._undeclared(event.path):
             return
         self._paces.pop(event.path, None)
         self._count(event.status)
@@ -227,6 +237,7 @@ class LineProgress:
     # -- blocks --------------------------------------------------------------------------------------------------------
 
     def _block_started(self, event: BlockStarted) -> None:
+        self._blocks.add(event.path)
         if event.kind == "map":
             self._maps.add(event.path)
             if not event.item:
@@ -350,58 +361,3 @@ def _ending(event: RunFinished) -> str:
         return f"finished with {counted(event.tolerated or event.failures, 'tolerated failure')}{because}"
     words = {"succeeded": "succeeded", "failed": "FAILED", "timed_out": "TIMED OUT", "cancelled": "was STOPPED"}
     return words[event.status] + because
-
-
-class JsonProgress:
-    """Writes one JSON object an event, on one line, ASCII only; values and exceptions stay out.
-
-    Keys: ``time`` (UTC), ``event`` (``step_finished``), ``run_id``, then the event's own fields. With detail ``failures`` only
-    failed steps and the end of a run that did not succeed are written, with ``summary`` also its end when it did.
-    """
-
-    def __init__(
-        self, write: Callable[[str], None], *, detail: Detail = "steps", clock: Callable[[], float] = time.time
-    ) -> None:
-        self._write = write
-        self._detail = detail
-        self._clock = clock
-        self._began = 0.0
-        self._run_id = ""
-
-    def handle(self, event: Event) -> None:
-        """Take one event, in order."""
-        if isinstance(event, RunStarted):
-            self._began = self._clock() - event.at
-            self._run_id = event.run_id
-        if not self._wanted(event):
-            return
-        kind = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", type(event).__name__).lower()
-        time_text = datetime.fromtimestamp(self._began + event.at, timezone.utc).isoformat(timespec="milliseconds")
-        record = {"time": time_text, "event": kind, "run_id": self._run_id}
-        record |= {f.name: _plain(f.name, getattr(event, f.name)) for f in dataclasses.fields(event)}
-        self._write(json.dumps(record, ensure_ascii=True, allow_nan=False))
-
-    def _wanted(self, event: Event) -> bool:
-        if self._detail == "steps":
-            return True
-        if isinstance(event, RunFinished):
-            return self._detail == "summary" or event.status != "succeeded"
-        return isinstance(event, StepFinished) and event.status == "failed"
-
-
-def _plain(name: str, value: Any) -> Any:
-    """The value as JSON knows it; numbers that JSON can't say become null."""
-    if name == "outputs":
-        return {key: ref.size_bytes for key, ref in value.items()}
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Failure):
-        shown = {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if f.name != "exception"}
-        return {key: _plain(key, part) for key, part in shown.items()}
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: _plain(f.name, getattr(value, f.name)) for f in dataclasses.fields(value)}
-    if isinstance(value, Mapping):
-        return {str(key): _plain("", part) for key, part in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain("", part) for part in value]
-    return value if isinstance(value, (str, int, type(None))) else str(value)
