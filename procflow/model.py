@@ -1,142 +1,82 @@
 """What the user declared: pipeline, steps and blocks, as validated records.
 
 The loader builds these from YAML or JSON, the Python API from arguments; nothing else makes them. A record that
-exists has the right types and ranges; names, references and the graph are the compiler's to check. ``procflow schema``
-prints the JSON Schema of ``Pipeline``. Workers never import this file (pydantic is heavy).
+exists has the right types and ranges, and holds no key that its type can't honour; names, references and the graph are
+the compiler's to check. The grammars of single keys are in ``grammar.py``. Workers never import this file (pydantic is heavy).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Annotated, Any, Literal, Union
+from collections.abc import Callable, Iterable, Mapping
+from typing import Annotated, Any, ClassVar, Literal, Union
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Discriminator,
-    Field,
-    Tag,
-    WithJsonSchema,
-    field_validator,
-    model_validator,
-)
+from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, Tag, WithJsonSchema, field_validator
 
 from procflow import units
-from procflow.units import Rate, Share
+
+from procflow.grammar import (  # isort: skip
+    MERGES, NAME, Amount, Budget, Command, Duration, Environment, Function, Inputs, Join, Name, Names, Outputs, Pause,
+    RateLimit, RetryOn, Score, Size, SplitStrategy, Stdin, Strategy, Text, Tolerance, When, Workers, is_name,
+)  # fmt: skip
+from procflow.record import Conflicts, Given, Record
+from procflow.units import Share
 
 __all__ = [
-    "AnyStep",
-    "Block",
-    "Defaults",
-    "Function",
-    "Graph",
-    "Limits",
-    "Map",
-    "Merge",
-    "Parallel",
-    "Param",
-    "Pipeline",
-    "Retry",
-    "Sequence",
-    "Shell",
-    "Split",
-    "StepBase",
-    "Subpipeline",
-    "Transform",
-]
-
-NAME = r"^[A-Za-z_][A-Za-z0-9_-]{0,127}$"
-
-Name = Annotated[str, Field(pattern=NAME)]
-Duration = Annotated[
-    float,
-    BeforeValidator(units.duration),
-    WithJsonSchema({"type": ["string", "number"], "examples": ["90s", "15m", "2h"]}),
-]
-Size = Annotated[int, BeforeValidator(units.size), WithJsonSchema({"type": "string", "examples": ["500MB", "4GiB"]})]
-RateLimit = Annotated[
-    Rate, BeforeValidator(units.rate), WithJsonSchema({"type": "string", "examples": ["10/s", "100/5m"]})
-]
-
-
-def _budget(value: object) -> int | Share:
-    return units.share(value) if isinstance(value, str) and value.strip().endswith("%") else units.size(value)
-
-
-def _tolerance(value: object) -> int | Share:
-    if isinstance(value, str):
-        return units.share(value) if value.strip() != "0%" else 0
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise ValueError(f"{value!r} is not a tolerance; write a count such as 5, or a share such as 2%")
-    return value
-
-
-Budget = Annotated[
-    Union[int, Share],
-    BeforeValidator(_budget),
-    WithJsonSchema({"type": "string", "examples": ["80%", "8GB"]}),
-]
-Tolerance = Annotated[
-    Union[int, Share],
-    BeforeValidator(_tolerance),
-    WithJsonSchema({"type": ["integer", "string"], "examples": [5, "2%"]}),
-]
-
-
-def _function(value: object) -> object:
-    if callable(value):
-        return value
-    if isinstance(value, str):
-        module, _, name = value.partition(":")
-        if not module or not name or not all(p.isidentifier() for p in (module + "." + name).split(".")):
-            raise ValueError(f"{value!r} does not name a function; write module:name")
-        return value
-    raise ValueError("a function is written module:name")
-
-
-Function = Annotated[Any, BeforeValidator(_function), WithJsonSchema({"type": "string", "examples": ["module:name"]})]
-"""``module:name`` in files; in Python any callable."""
+    "MERGES", "NAME", "STEP_TYPES", "AnyStep", "Block", "Defaults", "Function", "Graph", "Items", "Limits", "Map", "Merge",
+    "Parallel", "Param", "Pipeline", "Record", "Retry", "Sequence", "Shell", "Split", "StepBase", "Subpipeline", "Transform",
+    "step_tag",
+]  # fmt: skip
 
 ExecutorName = Literal["processes", "threads", "inline"]
 OnError = Literal["stop", "finish", "continue"]
-RetryCause = str
 
 
-class Record(BaseModel):
-    """Base of all declared records: frozen, no unknown keys, no silent conversion."""
+def _retry_conflicts(given: Given) -> Conflicts:
+    if given.get("retries") is not None and given.get("retry") is not None:
+        yield "retry", "retries and retry exclude each other: keep one"
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, arbitrary_types_allowed=True)
+
+def _tolerate_conflicts(given: Given) -> Conflicts:
+    if given.get("tolerate") is not None and given.get("on_error") not in (None, "continue"):
+        yield "tolerate", f"works only with on_error: continue, not with {str(given['on_error'])[:20]}"
+
+
+def _score_conflicts(given: Given) -> Conflicts:
+    best = given.get("merge") == "best_quality"
+    if given.get("score") is not None and not best:
+        yield "score", "works only with merge: best_quality"
+    elif best and given.get("score") is None:
+        yield "merge", "best_quality needs score: a key of the values, or module:name"
 
 
 class Retry(Record):
     """When and how often a failed task runs again; ``retries`` are extra attempts."""
 
     retries: int = Field(0, ge=0, le=1000, description="extra attempts after the first")
-    delay: Duration = Field(1.0, description="pause before the first extra attempt")
+    delay: Pause = Field(1.0, description="pause before the first extra attempt")
     backoff: float = Field(2.0, ge=1, le=100, description="factor by which the pause grows")
-    max_delay: Duration = Field(300.0, description="longest pause")
+    max_delay: Pause = Field(300.0, description="longest pause")
     jitter: bool = Field(True, description="spread pauses by up to half of themselves, from the run's seed")
-    on: tuple[RetryCause, ...] = Field(
+    on: RetryOn = Field(
         ("error", "timeout", "crash", "oom"),
-        description="causes (error, timeout, crash, oom) and names of exception classes",
+        description="causes (error, timeout, idle, crash, oom, spawn) and names of exception classes",
     )
 
-    @field_validator("on", mode="before")
     @classmethod
-    def _one_or_many(cls, value: object) -> object:
-        return (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value
-
-
-def _names(value: object) -> object:
-    return (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value
-
-
-Names = Annotated[
-    tuple[Name, ...],
-    BeforeValidator(_names),
-    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}),
-]
+    def conflicts(cls, given: Given) -> Conflicts:
+        """The other keys without ``retries``, and a first pause that the longest one cuts."""
+        keys = cls.given_keys(given)
+        if "retries" not in given and keys:
+            yield keys[0], "works only with retries: the number of extra attempts"
+        try:
+            delay, longest = units.pause(given.get("delay", 1.0)), units.pause(given.get("max_delay", 300.0))
+        except ValueError:
+            return
+        if delay > longest and ("delay" in keys or "max_delay" in keys):
+            yield (
+                "delay" if "delay" in keys else "max_delay",
+                (f"the first pause ({delay:g} s) is longer than max_delay ({longest:g} s)"),
+            )
 
 
 class StepBase(Record):
@@ -145,49 +85,58 @@ class StepBase(Record):
     name: Name | None = Field(None, description="unique in its block; default step_<position>")
     description: str = ""
     enabled: bool = Field(True, description="false leaves the step out, with all it would publish")
-    inputs: tuple[Any, ...] | dict[str, Any] = Field(
-        (), description="names of values: a list passes them in order, a mapping by keyword"
-    )
+    inputs: Inputs = Field((), description="names of values: a list passes them in order, a mapping by keyword")
     params: dict[str, Any] = Field(default_factory=dict, description="constants for the step; may hold ${...}")
     output: Name | None = Field(None, description="name of the published value; default the step's name")
-    outputs: tuple[Name, ...] | Literal["*"] | None = Field(
-        None, description='several names, from a mapping or a tuple; "*" publishes every key'
-    )
+    outputs: Outputs = Field(None, description='several names, from a mapping or a tuple; "*" publishes every key')
     depends_on: Names = Field((), description="members of the same block that must succeed first")
-    when: str | bool | None = Field(None, description="condition over values; false skips the step")
+    when: When = Field(None, description="condition over values; false skips the step")
     executor: ExecutorName | None = Field(None, description="where the step runs")
     cpus: int = Field(1, ge=1, le=4096, description="cores, and BLAS threads")
     memory: Size | None = Field(None, description="peak memory of one task")
-    resources: dict[Name, float] = Field(default_factory=dict, description="named resources of limits.resources")
+    resources: dict[Name, Amount] = Field(default_factory=dict, description="named resources of limits.resources")
     timeout: Duration | None = Field(None, description="clock of one attempt, or of a whole block")
     idle_timeout: Duration | None = Field(None, description="longest time without step.heartbeat or step.progress")
-    kill_grace: Duration | None = Field(None, description="time between asking a step to stop and killing it")
+    kill_grace: Pause | None = Field(None, description="time between asking a step to stop and killing it")
     retries: int | None = Field(None, ge=0, le=1000, description="extra attempts")
     retry: Retry | None = Field(None, description="long form of retries")
     on_error: OnError | None = Field(None, description="a step: stop or continue; a block: what a failed member does")
     priority: int = Field(0, ge=-1_000_000, le=1_000_000, description="higher starts first")
     rate_limit: RateLimit | None = Field(None, description="most starts in a time")
 
-    @field_validator("inputs", "outputs", mode="before")
-    @classmethod
-    def _tuples(cls, value: object) -> object:
-        return tuple(value) if isinstance(value, list) else value
+    refused: ClassVar[Mapping[str, str]] = {}
+    """Keys of every step that steps of this type can't honour, with what to do instead."""
 
-    @field_validator("resources")
     @classmethod
-    def _positive(cls, value: dict[str, float]) -> dict[str, float]:
-        for name, amount in value.items():
-            if not 0 < amount < 1e9:
-                raise ValueError(f"{name}: {amount} is not a usable amount; write a number more than 0")
-        return value
+    def conflicts(cls, given: Given) -> Conflicts:
+        """Keys that exclude each other, and keys that this type of step can't honour."""
+        if given.get("output") is not None and given.get("outputs") is not None:
+            yield "outputs", "output and outputs exclude each other: keep one"
+        yield from _retry_conflicts(given)
+        yield from cls.not_honoured(given, cls.refused)
+        if given.get("on_error") == "finish" and not issubclass(cls, Block) and "on_error" not in cls.refused:
+            yield "on_error", "finish is for blocks; a step says stop or continue"
 
-    @model_validator(mode="after")
-    def _not_both(self) -> StepBase:
-        if self.output is not None and self.outputs is not None:
-            raise ValueError("output and outputs exclude each other: keep one")
-        if self.retries is not None and self.retry is not None:
-            raise ValueError("retries and retry exclude each other: keep one")
-        return self
+    @classmethod
+    def not_honoured(cls, given: Given, refused: Mapping[str, str]) -> Conflicts:
+        """The given keys among ``refused``."""
+        kind = {"Subpipeline": "pipeline"}.get(cls.__name__, cls.__name__.lower())
+        for key in cls.given_keys(given):
+            if key in refused:
+                yield key, f"has no meaning for a {kind} step: {refused[key]}"
+
+
+_ON_MEMBERS = "write it on the steps inside, or under defaults"
+_BLOCK_REFUSED = {
+    "inputs": "the steps inside read values by themselves",
+    "params": "write them on the steps inside",
+    "outputs": "a block publishes what its steps publish; output names a merged value",
+    "cpus": _ON_MEMBERS,
+    "memory": _ON_MEMBERS,
+    "resources": "write it on the steps inside",
+    "idle_timeout": _ON_MEMBERS,
+    "kill_grace": _ON_MEMBERS,
+}
 
 
 class Transform(StepBase):
@@ -201,75 +150,97 @@ class Shell(StepBase):
     """A command. A list is run as it is; a string is run by ``sh -c`` with references quoted."""
 
     type: Literal["shell"] = "shell"
-    command: str | tuple[Any, ...] = Field(description="a list of arguments, or a line for the shell")
+    command: Command = Field(description="a list of arguments, or a line for the shell")
     parse: Literal["text", "lines", "json"] | None = Field(
         None,
         description="publish stdout in this form; without it stdout goes to the log and the exit code is the value",
     )
-    env: dict[str, Any] = Field(default_factory=dict, description="environment variables on top of the worker's")
-    cwd: str | None = Field(None, description="working folder; default the pipeline's")
-    stdin: Any = Field(None, description="text for standard input; may be ${...}")
-    ok_codes: tuple[int, ...] = Field((0,), description="exit codes that count as success")
+    env: Environment = Field(default_factory=dict, description="environment variables on top of the worker's")
+    cwd: Text | None = Field(None, description="working folder; default the pipeline's")
+    stdin: Stdin = Field(None, description="text for standard input; may be ${...}")
+    ok_codes: tuple[Annotated[int, Field(ge=0, le=255)], ...] = Field(
+        (0,), min_length=1, description="exit codes that count as success"
+    )
 
-    @field_validator("command", "ok_codes", mode="before")
+    refused: ClassVar[Mapping[str, str]] = {
+        "inputs": "write ${name} in command, env or stdin",
+        "params": "write ${...} in command, env or stdin",
+    }
+
+    @field_validator("ok_codes", mode="before")
     @classmethod
     def _lists(cls, value: object) -> object:
         return tuple(value) if isinstance(value, list) else value
+
+    @classmethod
+    def conflicts(cls, given: Given) -> Conflicts:
+        """Also several outputs from something that has no parts."""
+        yield from super().conflicts(given)
+        if given.get("outputs") is not None and given.get("parse") not in ("lines", "json"):
+            yield "outputs", "several outputs need parse: json or parse: lines"
 
 
 class Merge(StepBase):
     """Several named values into one."""
 
     type: Literal["merge"] = "merge"
-    merge: Function = Field(
+    merge: Strategy = Field(
         "update", description="update, collect_all, first_success, best_quality, combine_outputs or module:name"
     )
-    score: Function | None = Field(None, description="for best_quality: a key of the values, or module:name")
+    score: Score = Field(None, description="for best_quality: a key of the values, or module:name")
 
-    @field_validator("merge", mode="before")
-    @classmethod
-    def _strategy(cls, value: object) -> object:
-        return _merge(value)
+    refused: ClassVar[Mapping[str, str]] = {"params": "a merge works on its inputs alone"}
 
-    @field_validator("score", mode="before")
     @classmethod
-    def _score_key(cls, value: object) -> object:
-        return _score(value)
+    def conflicts(cls, given: Given) -> Conflicts:
+        """Also a merge of nothing, and ``score`` without ``best_quality``."""
+        yield from super().conflicts(given)
+        yield from _score_conflicts(given)
+        if given.get("inputs") is None or given["inputs"] in ((), [], {}):
+            yield "inputs", "a merge step needs inputs: the names of the values to merge"
 
 
 class Split(StepBase):
     """One value into several."""
 
     type: Literal["split"] = "split"
-    strategy: Any = Field("chunks", description="duplicate, round_robin, chunks or module:name")
+    strategy: SplitStrategy = Field("chunks", description="duplicate, round_robin, chunks or module:name")
     into: int | None = Field(None, ge=1, le=100_000, description="how many parts; default one per name in outputs")
 
-    @field_validator("strategy", mode="before")
     @classmethod
-    def _strategies(cls, value: object) -> object:
-        return value if value in ("duplicate", "round_robin", "chunks") else _function(value)
+    def conflicts(cls, given: Given) -> Conflicts:
+        """Also an unknown number of parts, and not exactly one value to split."""
+        yield from super().conflicts(given)
+        strategy, inputs, into = given.get("strategy", "chunks"), given.get("inputs"), given.get("into")
+        outputs = given.get("outputs")
+        count = len(outputs) if isinstance(outputs, (list, tuple)) else None
+        if into is not None and count is not None and into != count:
+            yield "into", f"differs from the number of names in outputs, {count}: keep one of them"
+        if callable(strategy) or (isinstance(strategy, str) and ":" in strategy):
+            if into is not None:
+                yield "into", "has no meaning for a function of your own: pass it under params"
+            return
+        if into is None and count is None:
+            yield "into", "a split needs into: the number of parts, or outputs: their names"
+        if not isinstance(inputs, (list, tuple, dict)) or len(inputs) != 1:
+            yield "inputs", "a split needs inputs with one name: the value to split"
+        yield from cls.not_honoured(given, {"params": "only a function of your own takes them"})
 
 
 class Subpipeline(StepBase):
     """Another pipeline file as a step. It sees only its ``params`` and the values that ``inputs`` names."""
 
     type: Literal["pipeline"] = "pipeline"
-    file: str = Field(description="path of the file, from this one")
+    file: Text = Field(description="path of the file, from this one")
 
-
-MERGES = ("update", "collect_all", "first_success", "best_quality", "combine_outputs")
-
-
-def _merge(value: object) -> object:
-    if value is None or value in MERGES:
-        return value
-    if isinstance(value, str) and ":" not in value:
-        raise ValueError(f"unknown merge {value!r}; write one of {', '.join(MERGES)}, or module:name")
-    return _function(value)
-
-
-def _score(value: object) -> object:
-    return value if isinstance(value, str) and ":" not in value else _function(value)
+    refused: ClassVar[Mapping[str, str]] = {
+        "cpus": "write it in the file",
+        "memory": "write it in the file",
+        "resources": "write it in the file",
+        "idle_timeout": "write it in the file",
+        "kill_grace": "write it in the file",
+        "on_error": "write it in the file, or put the step in a block with on_error: continue",
+    }
 
 
 class Block(StepBase):
@@ -277,23 +248,23 @@ class Block(StepBase):
 
     max_parallelism: int | None = Field(None, ge=1, le=1_000_000, description="members (or items) at once")
     tolerate: Tolerance | None = Field(None, description="with on_error: continue, failures that are allowed")
-    join: Literal["all", "any"] | Annotated[int, Field(ge=1)] = Field(
-        "all", description="enough successes: all, any or a number; the rest is cancelled"
-    )
-    merge: Any = Field(
+    join: Join = Field("all", description="enough successes: all, any or a number; the rest is cancelled")
+    merge: Strategy = Field(
         None, description="update, collect_all, first_success, best_quality, combine_outputs or module:name"
     )
-    score: Any = Field(None, description="for best_quality: a key of the values, or module:name")
+    score: Score = Field(None, description="for best_quality: a key of the values, or module:name")
 
-    @field_validator("merge", mode="before")
-    @classmethod
-    def _merges(cls, value: object) -> object:
-        return _merge(value)
+    refused: ClassVar[Mapping[str, str]] = _BLOCK_REFUSED
 
-    @field_validator("score", mode="before")
     @classmethod
-    def _scores(cls, value: object) -> object:
-        return None if value is None else _score(value)
+    def conflicts(cls, given: Given) -> Conflicts:
+        """Also ``tolerate`` and ``score`` where nothing reads them, and more successes asked for than members."""
+        yield from super().conflicts(given)
+        yield from _tolerate_conflicts(given)
+        yield from _score_conflicts(given)
+        need, steps = given.get("join"), given.get("steps")
+        if cls is not Map and isinstance(need, int) and isinstance(steps, (list, tuple)) and need > len(steps):
+            yield "join", f"{str(need)[:20]} of {len(steps)} members can never succeed"
 
 
 class Sequence(Block):
@@ -301,6 +272,11 @@ class Sequence(Block):
 
     type: Literal["sequence"] = "sequence"
     steps: tuple[AnyStep, ...] = Field(min_length=1, strict=False)
+
+    refused: ClassVar[Mapping[str, str]] = _BLOCK_REFUSED | {
+        "max_parallelism": "its members run one after the other",
+        "join": "its members run one after the other; use type: parallel",
+    }
 
 
 class Parallel(Block):
@@ -320,90 +296,126 @@ class Graph(Block):
 class Items(Record):
     """Items of a map that are not a value: a range of numbers or files by pattern."""
 
-    range: tuple[int, ...] | None = Field(None, description="[stop], [start, stop] or [start, stop, step]")
-    glob: str | None = Field(None, description="files, sorted; ** descends; from the pipeline's folder")
+    range: tuple[Annotated[int, Field(ge=-(10**15), le=10**15)], ...] | None = Field(
+        None, min_length=1, max_length=3, description="[stop], [start, stop] or [start, stop, step]"
+    )
+    glob: Text | None = Field(None, description="files, sorted; ** descends; from the pipeline's folder")
 
     @field_validator("range", mode="before")
     @classmethod
     def _bounds(cls, value: object) -> object:
-        if isinstance(value, list):
-            if not 1 <= len(value) <= 3 or (len(value) == 3 and value[2] == 0):
-                raise ValueError("a range is [stop], [start, stop] or [start, stop, step]")
-            return tuple(value)
-        return value
+        return tuple(value) if isinstance(value, list) else value
 
-    @model_validator(mode="after")
-    def _one(self) -> Items:
-        if (self.range is None) == (self.glob is None):
-            raise ValueError("items is a list, ${name}, {range: [...]} or {glob: pattern}")
-        return self
+    @classmethod
+    def conflicts(cls, given: Given) -> Conflicts:
+        """Not exactly one of the two, or a range with step 0."""
+        bounds = given.get("range")
+        if (bounds is None) == (given.get("glob") is None):
+            yield "glob" if bounds is not None else "range", ITEMS_FORMS
+        if isinstance(bounds, (list, tuple)) and len(bounds) == 3 and bounds[2] == 0:
+            yield "range", "a step of 0 never ends"
+
+
+ITEMS_FORMS = "items are a list, ${name}, {range: [start, stop]} or {glob: pattern}"
+
+
+def _items(value: object) -> object:
+    if isinstance(value, dict):
+        return Items.model_validate(value)
+    if isinstance(value, str):
+        if "${" in value or is_name(value):
+            return value
+        raise ValueError(f"{ITEMS_FORMS}; {value[:60]!r} is none of them")
+    if isinstance(value, (Items, Iterable)):
+        return value
+    number = isinstance(value, int) and not isinstance(value, bool) and abs(value) < 10**15
+    raise ValueError(ITEMS_FORMS + (f"; write {{range: [{value}]}}" if number else ""))
+
+
+_ITEMS_SCHEMA: dict[str, Any] = {
+    "anyOf": [
+        {"type": "array"},
+        {"type": "string"},
+        {
+            "type": "object",
+            "properties": {
+                "range": {"type": "array", "items": {"type": "integer"}, "minItems": 1, "maxItems": 3},
+                "glob": {"type": "string"},
+            },
+            "additionalProperties": False,
+        },
+    ]
+}
 
 
 class Map(Block):
     """One call, or a list of steps, per item."""
 
     type: Literal["map"] = "map"
-    items: Any = Field(description="a list, ${name}, {range: [0, 10]} or {glob: 'data/*.csv'}")
+    items: Annotated[Any, BeforeValidator(_items), WithJsonSchema(_ITEMS_SCHEMA)] = Field(
+        description="a list, ${name}, {range: [0, 10]} or {glob: 'data/*.csv'}"
+    )
     item_name: Name = Field("item", alias="as", description="name under which the steps read the item")
     function: Function | None = Field(None, description="called with each item, then inputs and params")
     steps: tuple[AnyStep, ...] | None = Field(None, min_length=1, strict=False, description="steps for each item")
     batch: int | None = Field(None, ge=1, le=1_000_000, description="items in one task; default measured")
 
     model_config = ConfigDict(populate_by_name=True)
+    refused: ClassVar[Mapping[str, str]] = {"outputs": _BLOCK_REFUSED["outputs"]}
 
-    @field_validator("items", mode="before")
     @classmethod
-    def _source(cls, value: object) -> object:
-        if isinstance(value, dict):
-            return Items.model_validate(value)
-        if isinstance(value, (str, list, tuple, range, Items)):
-            return value
-        if isinstance(value, Iterable):
-            return value
-        raise ValueError("items is a list, ${name}, {range: [...]} or {glob: pattern}")
-
-    @model_validator(mode="after")
-    def _one_body(self) -> Map:
-        if (self.function is None) == (self.steps is None):
-            raise ValueError("a map has either function or steps")
-        return self
+    def conflicts(cls, given: Given) -> Conflicts:
+        """Also not exactly one of ``function`` and ``steps``; with ``steps`` the map is a block like others."""
+        yield from super().conflicts(given)
+        function, steps = given.get("function"), given.get("steps")
+        if (function is None) == (steps is None):
+            yield "steps" if steps is not None else "function", "a map has either function or steps"
+        elif steps is not None:
+            refused = {k: v for k, v in _BLOCK_REFUSED.items() if k not in cls.refused}
+            yield from cls.not_honoured(given, refused | {"batch": "only a function is called in batches"})
+        if "as" in given and "item_name" in given:
+            yield "item_name", "as and item_name are the same: keep as"
 
 
-def _step_tag(value: object) -> str:
-    kind = value.get("type", "transform") if isinstance(value, dict) else getattr(value, "type", "transform")
-    return "transform" if kind == "function" else str(kind)
+STEP_TYPES: dict[str, type[StepBase]] = {
+    "transform": Transform, "function": Transform, "shell": Shell, "merge": Merge, "split": Split,
+    "pipeline": Subpipeline, "sequence": Sequence, "parallel": Parallel, "graph": Graph, "map": Map,
+}  # fmt: skip
+"""Every value of ``type`` with its record."""
+
+
+def step_tag(value: object) -> str:
+    """The union tag of a declared step, ``<map>``: never a key that a user could write, so that error paths stay clear."""
+    if not isinstance(value, (dict, StepBase)):
+        return "<transform>"
+    written = value if isinstance(value, dict) else {"type": getattr(value, "type", "")}
+    kind = written.get("type", "transform" if "function" in written else "")
+    return f"<{'transform' if kind == 'function' else kind}>" if isinstance(kind, str) and len(kind) < 100 else "<>"
 
 
 AnyStep = Annotated[
     Union[
-        Annotated[Transform, Tag("transform")],
-        Annotated[Shell, Tag("shell")],
-        Annotated[Merge, Tag("merge")],
-        Annotated[Split, Tag("split")],
-        Annotated[Subpipeline, Tag("pipeline")],
-        Annotated[Sequence, Tag("sequence")],
-        Annotated[Parallel, Tag("parallel")],
-        Annotated[Graph, Tag("graph")],
-        Annotated[Map, Tag("map")],
+        Annotated[Transform, Tag("<transform>")],
+        Annotated[Shell, Tag("<shell>")],
+        Annotated[Merge, Tag("<merge>")],
+        Annotated[Split, Tag("<split>")],
+        Annotated[Subpipeline, Tag("<pipeline>")],
+        Annotated[Sequence, Tag("<sequence>")],
+        Annotated[Parallel, Tag("<parallel>")],
+        Annotated[Graph, Tag("<graph>")],
+        Annotated[Map, Tag("<map>")],
     ],
-    Discriminator(_step_tag),
+    Discriminator(step_tag),
 ]
 
 
 class Limits(Record):
     """What a run may use of the machine."""
 
-    workers: int | Literal["auto"] = Field("auto", description="slots; auto is the usable cores")
+    workers: Workers = Field("auto", description="slots; auto is the usable cores")
     memory: Budget = Field(Share(0.8), description="budget for all running steps, as a size or a share")
     timeout: Duration | None = Field(None, description="clock of the whole run")
-    resources: dict[Name, float] = Field(default_factory=dict, description="named resources that steps may ask for")
-
-    @field_validator("workers")
-    @classmethod
-    def _some(cls, value: int | str) -> int | str:
-        if isinstance(value, int) and not 1 <= value <= 4096:
-            raise ValueError(f"{value} is not a number of workers; write auto or 1 to 4096")
-        return value
+    resources: dict[Name, Amount] = Field(default_factory=dict, description="named resources that steps may ask for")
 
 
 class Defaults(Record):
@@ -414,9 +426,14 @@ class Defaults(Record):
     memory: Size | None = None
     timeout: Duration | None = None
     idle_timeout: Duration | None = None
-    kill_grace: Duration | None = None
+    kill_grace: Pause | None = None
     retries: int | None = Field(None, ge=0, le=1000)
     retry: Retry | None = None
+
+    @classmethod
+    def conflicts(cls, given: Given) -> Conflicts:
+        """``retries`` beside ``retry``."""
+        return _retry_conflicts(given)
 
 
 class Param(Record):
@@ -426,6 +443,20 @@ class Param(Record):
     required: bool = False
     help: str = ""
 
+    @classmethod
+    def conflicts(cls, given: Given) -> Conflicts:
+        """A default that could never be used."""
+        if given.get("required") is True and given.get("default") is not None:
+            yield "required", "a parameter with a default is not required: keep one"
+
+
+def _param(spec: object) -> object:
+    if isinstance(spec, Param):
+        return spec
+    if isinstance(spec, dict) and {"default", "help", "required"} & spec.keys():
+        return {"required": True, **spec} if "default" not in spec else spec
+    return Param(default=spec)
+
 
 class Pipeline(Record):
     """A declared pipeline. Its top steps are a sequence unless ``type: graph``."""
@@ -433,7 +464,7 @@ class Pipeline(Record):
     name: Name
     description: str = ""
     type: Literal["sequence", "graph"] = "sequence"
-    params: dict[Name, Any] = Field(default_factory=dict)
+    params: dict[Name, Annotated[Param, BeforeValidator(_param)]] = Field(default_factory=dict)
     limits: Limits = Limits()
     defaults: Defaults = Defaults()
     on_error: OnError = "stop"
@@ -441,25 +472,10 @@ class Pipeline(Record):
     show: Names = Field((), description="values that the run command prints when the run succeeded")
     steps: tuple[AnyStep, ...] = Field(min_length=1, strict=False)
 
-    @field_validator("params")
     @classmethod
-    def _specs(cls, value: dict[str, Any]) -> dict[str, Any]:
-        return {name: _param(spec) for name, spec in value.items()}
-
-
-def _param(spec: object) -> Param:
-    if isinstance(spec, Param):
-        return spec
-    if isinstance(spec, dict) and spec and set(spec) <= {"default", "help", "required"}:
-        return (
-            Param(**spec)
-            if "default" in spec
-            else Param(required=True, **{k: v for k, v in spec.items() if k == "help"})
-        )
-    return Param(default=spec)
+    def conflicts(cls, given: Given) -> Conflicts:
+        """``tolerate`` where a failure stops the run anyway."""
+        return _tolerate_conflicts(given)
 
 
 Callback = Callable[..., Any]
-
-for _model in (Sequence, Parallel, Graph, Map, Pipeline):
-    _model.model_rebuild()
