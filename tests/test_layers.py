@@ -14,10 +14,10 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "procflow"
 
-WORDS = "errors units ref call attempt events model graph executors.base"
-CORE = "template condition compiler leaves names ordering ranks scheduler actions states merge plaintext"
+WORDS = "errors units ref call attempt events grammar model graph executors.base"
+CORE = "template condition compiler leaves names ordering ranks scheduler actions states runs ready mapping merge plaintext"
 LOOP = "engine"
-TOP = "procflow __main__ api cli testing result"
+TOP = "procflow __main__ api launch cli testing result"
 LAYER_OF = {
     name: layer
     for layer, names in {"words": WORDS, "core": CORE, "loop": LOOP, "top": TOP}.items()
