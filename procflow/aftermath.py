@@ -93,6 +93,8 @@ class Aftermath:
             known = any(s.path.startswith(inside) or s.path == event.path for s in (*self.stories, *self.tolerated))
             if not known or (event.failure is not None and event.failure.cause in ("timeout", "idle")):
                 self._add(Story(event.path, event.label, event.item, event.attempt, event.failure), False)
+        elif not event.item and event.status in ("skipped", "cancelled") and not by_condition(event.reason):
+            self._leave_out(event.label)
 
     def _add(self, story: Story, tolerated: bool) -> None:
         kept = self.tolerated if tolerated else self.stories
@@ -147,7 +149,7 @@ class Aftermath:
 
 def by_condition(reason: str) -> bool:
     """Was the step left out by its own ``when``, and not because of a failure?"""
-    return reason.startswith("when")
+    return "condition is false" in reason
 
 
 def _in_full(story: Story, find_log: FindLog | None) -> list[str]:

@@ -30,7 +30,7 @@ from procflow.events import (
 )
 from procflow.graph import MapUnit, ScopeUnit, TaskGraph
 from procflow.plaintext import clean, counted, shortened
-from procflow.plan import outline
+from procflow.plan import leaf_count, outline
 from procflow.units import duration_text, size_text
 
 __all__ = ["Detail", "LineProgress", "Notes", "notes_of"]
@@ -53,11 +53,13 @@ class Notes:
     """What events do not say: by path, the most attempts of a task and the most members of a block at once.
 
     ``blocks`` are the paths of blocks: a task under such a path is one that nobody declared (a gate, a merge, the items).
+    ``steps`` counts the declared leaf steps.
     """
 
     attempts: Mapping[str, int] = field(default_factory=dict)
     at_once: Mapping[str, int] = field(default_factory=dict)
     blocks: Collection[str] = ()
+    steps: int | None = None
     workers: int | None = None
 
 
@@ -72,7 +74,7 @@ def notes_of(graph: TaskGraph, workers: int | None = None) -> Notes:
             blocks.add(unit.path)
             if unit.max_parallelism is not None:
                 at_once[unit.path] = unit.max_parallelism
-    return Notes(attempts, at_once, blocks, workers)
+    return Notes(attempts, at_once, blocks, leaf_count(graph), workers)
 
 
 @dataclass(slots=True)
@@ -106,7 +108,6 @@ class LineProgress:
         self._clock = clock
         self._command = command
         self._began = 0.0
-        self._run_id = ""
         self._steps = 0
         self._ended: dict[str, int] = {}
         self._items = 0
@@ -137,10 +138,10 @@ class LineProgress:
 
     def _run_started(self, event: RunStarted) -> None:
         self._began = self._clock() - event.at
-        self._run_id, self._steps = event.run_id, event.steps
+        self._steps = self.notes.steps if self.notes.steps is not None else event.steps
         workers = self.notes.workers
         on = f" on {counted(workers, 'worker')}" if workers else ""
-        steps = counted(event.steps, "step")
+        steps = counted(self._steps, "step")
         self._line(event.at, f"Pipeline {clean(event.pipeline)}: run {clean(event.run_id)} started, {steps}{on}")
 
     def _run_finished(self, event: RunFinished) -> None:
