@@ -11,14 +11,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from procflow.attempt import Failure
-from procflow.events import AttemptFinished, BlockFinished, StepFinished
+from procflow.events import BlockFinished, StepFinished
 from procflow.plaintext import clean, clean_lines, counted, shortened
 from procflow.units import size_text
 
 __all__ = ["Aftermath", "FindLog", "Story", "why", "with_place"]
 
-FindLog = Callable[[AttemptFinished], "tuple[str, Sequence[str]] | None"]
-"""Path and last lines of an attempt's log; None where there is none."""
+FindLog = Callable[[str, str, int], "tuple[str, Sequence[str]] | None"]
+"""Path and last lines of the log of an attempt, by label, item and number; None where it left none."""
 
 FULL = 3
 """So many failures are told in full."""
@@ -49,7 +49,7 @@ class Story:
     item: str
     attempts: int
     failure: Failure | None
-    attempt: AttemptFinished | None = None
+    is_block: bool = False
 
     @property
     def title(self) -> str:
@@ -68,18 +68,11 @@ class Aftermath:
     tolerated_count: int = 0
     not_run: list[str] = field(default_factory=list)
     not_run_count: int = 0
-    _attempts: dict[tuple[str, str], AttemptFinished] = field(default_factory=dict)
-
-    def note_attempt(self, event: AttemptFinished) -> None:
-        """Remember the last attempt of a task that went wrong: its log is the evidence."""
-        if event.failure is not None and len(self._attempts) < 4 * (FULL + BRIEF):
-            self._attempts[event.path, event.item] = event
 
     def note_step(self, event: StepFinished) -> None:
         """Take in the end of a leaf step or of an item."""
         if event.status == "failed":
-            attempt = self._attempts.pop((event.path, event.item), None)
-            story = Story(event.path, event.label, event.item, event.attempts, event.failure, attempt)
+            story = Story(event.path, event.label, event.item, event.attempts, event.failure)
             self._add(story, event.tolerated)
         elif not event.item and event.status in ("skipped", "cancelled") and not by_condition(event.reason):
             self._leave_out(event.label)
@@ -92,7 +85,7 @@ class Aftermath:
             inside = f"{event.path}." if event.path else ""
             known = any(s.path.startswith(inside) or s.path == event.path for s in (*self.stories, *self.tolerated))
             if not known or (event.failure is not None and event.failure.cause in ("timeout", "idle")):
-                self._add(Story(event.path, event.label, event.item, event.attempt, event.failure), False)
+                self._add(Story(event.path, event.label, event.item, event.attempt, event.failure, True), False)
         elif not event.item and event.status in ("skipped", "cancelled") and not by_condition(event.reason):
             self._leave_out(event.label)
 
@@ -139,7 +132,7 @@ class Aftermath:
     def _next_commands(self, run_id: str, command: str, state_dir: str | None) -> list[str]:
         where = f" --state-dir {shlex.quote(clean(state_dir))}" if state_dir else ""
         lines = ["  look further"]
-        with_log = next((s for s in (*self.stories, *self.tolerated) if s.attempt is not None), None)
+        with_log = next((s for s in (*self.stories, *self.tolerated) if not s.is_block), None)
         if with_log is not None:
             item = f" --item {shlex.quote(clean(with_log.item))}" if with_log.item else ""
             lines.append(f"    {command} logs {run_id} {shlex.quote(clean(with_log.label))}{item}{where}")
@@ -166,7 +159,7 @@ def _in_full(story: Story, find_log: FindLog | None) -> list[str]:
             if len(frames) > TRACEBACK_LINES:
                 lines.append(f"      ... {counted(len(frames) - TRACEBACK_LINES, 'line')} above")
             lines += [f"      {line}" for line in frames[-TRACEBACK_LINES:]]
-    found = find_log(story.attempt) if find_log is not None and story.attempt is not None else None
+    found = find_log(story.label, story.item, story.attempts) if find_log is not None and not story.is_block else None
     if found is not None:
         place, tail = found
         tail = list(tail)[-LOG_LINES:]

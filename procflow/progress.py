@@ -178,7 +178,6 @@ class LineProgress:
         return path in self._blocks or path in self.notes.blocks
 
     def _attempt_finished(self, event: AttemptFinished) -> None:
-        self._aftermath.note_attempt(event)
         if not event.item and not self._undeclared(event.path):
             self._usage[event.path] = event
         if event.retry_in_s is None or event.status not in ("failed", "lost"):
@@ -325,10 +324,10 @@ def _starting(event: BlockStarted, at_once: int | None) -> str:
     text = f"starting {counted(event.members, noun)}{how}" if event.members else "starting"
     if at_once is not None:
         text += f", at most {at_once:,} at once"
-    if event.join == "any":
+    if event.join in ("any", "1"):
         text += ", the first success is enough"
     elif event.join not in ("all", ""):
-        text += f", {event.join} successes are enough"
+        text += f", {clean(event.join)} successes are enough"
     return text
 
 

@@ -163,8 +163,8 @@ def duration_text(seconds: float) -> str:
     """``1h 02m``, ``3m 42s``, ``12.1 s``, ``85 ms``: short, for people."""
     if seconds < 0.1:
         return f"{seconds * 1000:.0f} ms" if seconds >= 0.001 else f"{seconds * 1000:.2f} ms"
-    if seconds < 60:
-        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    if seconds < 59.95:
+        return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     if minutes < 60:
         return f"{minutes}m {rest:02d}s"
