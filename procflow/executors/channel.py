@@ -1,0 +1,231 @@
+"""Channel: framed messages over one private duplex socket between the parent and one worker.
+
+A frame is a fixed header (magic, crc32, length) and a body. The body is ``marshal`` of plain tuples: both ends are the
+same interpreter, it is fast, and reading it cannot run code. This file owns framing and buffering. It never opens
+what a message carries, never starts or judges a process, and its parent end never blocks.
+"""
+
+from __future__ import annotations
+
+import marshal
+import os
+import select
+import struct
+import threading
+from collections import deque
+from typing import Any
+from zlib import crc32
+
+__all__ = ["MAGIC", "Inbox", "Outbox", "WorkerEnd", "exact", "frame"]
+
+MAGIC = b"pfC\x01"
+HEADER = struct.Struct("<4sIQ")
+HEADER_BYTES = HEADER.size
+CHUNK_BYTES = 1 << 16
+MAX_BODY_BYTES = 1 << 46
+
+Message = tuple[Any, ...]
+
+_pack = HEADER.pack
+_unpack_from = HEADER.unpack_from
+_dumps = marshal.dumps
+_loads = marshal.loads
+
+
+def frame(message: Message) -> bytes:
+    """The bytes of one message, a tuple of plain constants; ValueError where something in it is not plain."""
+    body = _dumps(message)
+    return _pack(MAGIC, crc32(body), len(body)) + body
+
+
+def exact(value: Any) -> Any:
+    """The same plain value with subclasses of str, int, float... replaced by the types themselves, for ``frame``."""
+    if isinstance(value, dict):
+        return {exact(k): exact(v) for k, v in value.items()}
+    if isinstance(value, (tuple, list)):
+        return tuple(exact(v) for v in value)
+    for kind in (bool, int, float, bytes, str):
+        if isinstance(value, kind):
+            return kind(value) if kind is not str else str.__str__(value)
+    return value if value is None else str(value)
+
+
+class Inbox:
+    """Turns what arrives on a descriptor into messages; ``broken`` says why nothing more can be understood."""
+
+    __slots__ = ("_body", "_crc", "_filled", "_rest", "broken", "closed")
+
+    def __init__(self) -> None:
+        self.broken = ""
+        self.closed = False
+        self._rest = b""
+        self._body: memoryview | None = None
+        self._filled = 0
+        self._crc = 0
+
+    def read(self, fd: int) -> list[Message]:
+        """Messages completed by one read; sets ``closed`` at the end of the stream.
+
+        Raises BlockingIOError where nothing is there, and OSError (ConnectionResetError: the peer ended without
+        reading all that was sent to it).
+        """
+        if self._body is not None:
+            return self._read_body(fd, self._body)
+        data = os.read(fd, CHUNK_BYTES)
+        if not data:
+            self.closed = True
+            return []
+        return self._parse(self._rest + data if self._rest else data)
+
+    def _parse(self, data: bytes) -> list[Message]:
+        messages: list[Message] = []
+        start, size = 0, len(data)
+        self._rest = b""
+        while size - start >= HEADER_BYTES:
+            magic, crc, length = _unpack_from(data, start)
+            if magic != MAGIC or length > MAX_BODY_BYTES:
+                self.broken = "bytes that are no message"
+                return messages
+            start += HEADER_BYTES
+            end = start + length
+            if end > size:
+                if length <= CHUNK_BYTES:
+                    start -= HEADER_BYTES
+                    break
+                body = memoryview(bytearray(length))
+                self._filled = size - start
+                body[: self._filled] = data[start:]
+                self._body, self._crc = body, crc
+                return messages
+            if not self._take(messages, data[start:end], crc):
+                return messages
+            start = end
+        if start < size:
+            self._rest = data[start:]
+            if self._rest[:4] != MAGIC[: len(self._rest)]:
+                self.broken = "bytes that are no message"
+        return messages
+
+    def _read_body(self, fd: int, body: memoryview) -> list[Message]:
+        count = os.readv(fd, [body[self._filled :]])
+        if not count:
+            self.closed = True
+            return []
+        self._filled += count
+        messages: list[Message] = []
+        if self._filled == len(body):
+            self._body = None
+            self._take(messages, body, self._crc)
+        return messages
+
+    def _take(self, messages: list[Message], body: bytes | memoryview, crc: int) -> bool:
+        if crc32(body) != crc:
+            self.broken = "a message with a wrong checksum"
+            return False
+        try:
+            messages.append(_loads(body))
+        except (ValueError, EOFError, TypeError) as error:
+            self.broken = f"a message that can't be read ({error})"
+            return False
+        return True
+
+
+class Outbox:
+    """The parent's sending side: what the socket does not take at once is kept and sent when it can be written."""
+
+    __slots__ = ("_waiting",)
+
+    def __init__(self) -> None:
+        self._waiting: deque[memoryview] = deque()
+
+    def send(self, fd: int, data: bytes) -> bool:
+        """Send, or keep the rest; True where nothing waits. Raises OSError where the worker's end is gone."""
+        if not self._waiting:
+            try:
+                count = os.write(fd, data)
+            except BlockingIOError:
+                count = 0
+            if count == len(data):
+                return True
+            self._waiting.append(memoryview(data)[count:])
+            return self.flush(fd)
+        self._waiting.append(memoryview(data))
+        return False
+
+    def flush(self, fd: int) -> bool:
+        """Send what waits as far as the socket takes it; True where nothing waits any more."""
+        waiting = self._waiting
+        while waiting:
+            try:
+                count = os.write(fd, waiting[0])
+            except BlockingIOError:
+                return False
+            if count == len(waiting[0]):
+                waiting.popleft()
+            else:
+                waiting[0] = waiting[0][count:]
+        return True
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing waits."""
+        return not self._waiting
+
+
+class WorkerEnd:
+    """The worker's end: blocking, used by several threads of the step, dead in a forked child.
+
+    Reading has no deadline: an idle worker waits for work, and the parent's death closes the socket.
+    """
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+        self.inbox = Inbox()
+        self._lock = threading.Lock()
+        self._arrived: deque[Message] = deque()
+        # A child of the step must never speak or listen for the worker it was forked from.
+        os.register_at_fork(after_in_child=self._forsake)
+
+    @property
+    def alive(self) -> bool:
+        """False in a forked child."""
+        return self.fd >= 0
+
+    def receive(self) -> Message | None:
+        """The next message; None at the end of the stream. OSError where the step closed the descriptor."""
+        arrived = self._arrived
+        while not arrived:
+            arrived.extend(self.inbox.read(self.fd))
+            if self.inbox.closed or (self.inbox.broken and not arrived):
+                return None
+        return arrived.popleft()
+
+    def send(self, message: Message) -> None:
+        """Send one message whole; OSError where the parent or the descriptor is gone."""
+        try:
+            data = frame(message)
+        except ValueError:
+            data = frame(exact(message))
+        with self._lock:
+            count = self._write(data)
+            if count < len(data):
+                view = memoryview(data)
+                while count < len(data):
+                    count += self._write(view[count:])
+
+    def _write(self, data: bytes | memoryview) -> int:
+        try:
+            return os.write(self.fd, data)
+        except BlockingIOError:
+            # The step made all its descriptors non-blocking.
+            select.select([], [self.fd], [], 1.0) if self.fd < 1024 else None
+            return 0
+
+    def _forsake(self) -> None:
+        fd, self.fd = self.fd, -1
+        self._lock = threading.Lock()
+        if fd >= 0:
+            try:
+                os.close(fd)
+            except OSError:
+                return

@@ -1,0 +1,96 @@
+"""Family: the processes that a worker has started, however they tried to get away, and how to end them.
+
+A process belongs to a worker if it descends from it, lives in its session, or carries its token in the environment it
+was started with (a daemon that forked twice keeps that). Linux: read from /proc. This file signals; it never waits
+or reaps.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterable
+
+__all__ = ["TOKEN_NAME", "WORKER_TOKEN_NAME", "family", "kill_family", "signal_all"]
+
+TOKEN_NAME = "PROCFLOW_RUN_TOKEN"
+WORKER_TOKEN_NAME = "PROCFLOW_WORKER_TOKEN"
+ROUNDS = 20
+
+
+def family(pid: int, token: str) -> list[int]:
+    """Living processes of the worker ``pid`` without itself; ``token`` is ``NAME=value`` in their environment.
+
+    ``pid`` may be 0 to look for the token only.
+    """
+    parents: dict[int, int] = {}
+    found: set[int] = set()
+    mark = token.encode()
+    me = os.getpid()
+    for name in os.listdir("/proc"):
+        if not name.isdigit():
+            continue
+        other = int(name)
+        stat = _read(f"/proc/{name}/stat")
+        # The name may hold blanks and brackets; what follows the last bracket is regular.
+        fields = stat[stat.rfind(b")") + 2 :].split()
+        if len(fields) < 4 or fields[0] in (b"Z", b"X"):
+            continue
+        parents[other] = int(fields[1])
+        if other in (pid, me):
+            continue
+        if (pid and int(fields[3]) == pid) or mark in _read(f"/proc/{name}/environ").split(b"\0"):
+            found.add(other)
+    found |= _descendants(pid, parents)
+    found.discard(me)
+    return sorted(found - {pid})
+
+
+def _descendants(pid: int, parents: dict[int, int]) -> set[int]:
+    children: dict[int, list[int]] = {}
+    for child, parent in parents.items():
+        children.setdefault(parent, []).append(child)
+    found: set[int] = set()
+    waiting = [pid] if pid else []
+    while waiting:
+        for child in children.get(waiting.pop(), ()):
+            if child not in found:
+                found.add(child)
+                waiting.append(child)
+    return found
+
+
+def kill_family(pid: int, token: str) -> int:
+    """SIGKILL the worker's family, again and again until nothing of it is left; how many were killed.
+
+    multiprocessing's resource trackers are left alone: they clean up what the dead left behind and end by themselves.
+    """
+    killed: set[int] = set()
+    for _ in range(ROUNDS):
+        members = [member for member in family(pid, token) if not _is_tracker(member)]
+        if not members:
+            break
+        signal_all(members, signal.SIGKILL)
+        killed.update(members)
+    return len(killed)
+
+
+def signal_all(pids: Iterable[int], number: int) -> None:
+    """Send a signal to each; those that are gone don't matter."""
+    for pid in pids:
+        try:
+            os.kill(pid, number)
+        except (ProcessLookupError, PermissionError):
+            continue
+
+
+def _is_tracker(pid: int) -> bool:
+    return b"resource_tracker import main" in _read(f"/proc/{pid}/cmdline")
+
+
+def _read(path: str) -> bytes:
+    try:
+        with open(path, "rb", buffering=0) as file:
+            return file.read()
+    except OSError:
+        return b""

@@ -1,0 +1,118 @@
+"""Launch: starts one worker as a loky process with its own session, channel and output pipe.
+
+loky's own launch lets the child share the parent's stdin, stdout and stderr until its first line of Python runs, and
+hands its start-up data through a pipe that can block. Here the three are set before exec, so that whatever a broken
+interpreter prints is captured, and the data lies in an anonymous file. Nothing here waits for the worker; reaping
+is ``process.py``'s.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from io import BytesIO
+from multiprocessing import process
+from multiprocessing.context import set_spawning_popen
+from typing import Any
+
+from loky.backend import get_context, reduction
+from loky.backend.popen_loky_posix import Popen as LokyPopen
+
+__all__ = ["WorkerProcess"]
+
+LokyProcess: Any = get_context("loky").Process
+
+
+class WorkerPopen(LokyPopen):  # type: ignore[misc]
+    """How a ``WorkerProcess`` is started; it never waits, the executor reaps."""
+
+    def _launch(self, process_obj: WorkerProcess) -> None:
+        data = BytesIO()
+        set_spawning_popen(self)
+        try:
+            reduction.dump(_preparation(process_obj.name), data)
+            reduction.dump(process_obj, data)
+        finally:
+            set_spawning_popen(None)
+        fd = _anonymous_file(data.getvalue())
+        try:
+            command = [sys.executable, "-m", LokyPopen.__module__]
+            command += ["--process-name", process_obj.name, "--pipe", str(fd)]
+            self.child = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=process_obj.output_fd,
+                stderr=process_obj.output_fd,
+                pass_fds=(fd, process_obj.channel_fd),
+                env={**os.environ, **process_obj.env},
+                start_new_session=True,
+            )
+        finally:
+            os.close(fd)
+        self.pid = self.child.pid
+        self.sentinel = -1
+
+    def poll(self, flag: int = 0) -> int | None:
+        """The exit code where the executor has reaped the process."""
+        code: int | None = self.returncode
+        return code
+
+    def wait(self, timeout: float | None = None) -> int | None:
+        """As ``poll``: the interpreter's exit hooks must not wait for a worker."""
+        return self.poll()
+
+    def reaped(self, code: int) -> None:
+        """Note the exit code that ``os.wait4`` gave."""
+        self.returncode = code
+        self.child.returncode = code
+
+
+class WorkerProcess(LokyProcess):  # type: ignore[misc]
+    """A loky process in a session of its own, with /dev/null as stdin and one descriptor as stdout and stderr."""
+
+    def __init__(
+        self,
+        target: Callable[..., None],
+        args: tuple[Any, ...],
+        name: str,
+        env: Mapping[str, str],
+        channel_fd: int,
+        output_fd: int,
+    ) -> None:
+        super().__init__(target=target, args=args, name=name, env=dict(env))
+        self.channel_fd = channel_fd
+        self.output_fd = output_fd
+
+    @staticmethod
+    def _Popen(process_obj: WorkerProcess) -> WorkerPopen:
+        return WorkerPopen(process_obj)
+
+
+def _preparation(name: str) -> dict[str, Any]:
+    # What loky's child needs of its parent, without the two resource trackers that loky would start and share: where a
+    # step needs one, its worker starts its own, which then cleans up as soon as that worker is gone.
+    return {
+        "log_to_stderr": False,
+        "authkey": bytes(process.current_process().authkey),
+        "name": name,
+        "sys_path": [p if p != "" else process.ORIGINAL_DIR for p in sys.path],
+        "sys_argv": sys.argv,
+        "orig_dir": process.ORIGINAL_DIR,
+        "dir": os.getcwd(),
+    }
+
+
+def _anonymous_file(data: bytes) -> int:
+    if hasattr(os, "memfd_create"):
+        fd = os.memfd_create("procflow-start")
+    else:
+        with tempfile.TemporaryFile() as file:
+            fd = os.dup(file.fileno())
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
+    os.lseek(fd, 0, os.SEEK_SET)
+    return fd

@@ -1,0 +1,108 @@
+"""Payload: a step's call pickled once, named by its digest; and what to say where it can't be pickled.
+
+This file pickles calls and remembers them. It never unpickles anything and never sends.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from procflow.call import StepCall
+from procflow.errors import ExecutorError
+
+__all__ = ["Payload", "Payloads"]
+
+KEPT = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Payload:
+    """The pickle of ``call``, its digest, and the folder that must be importable before it is opened."""
+
+    call: StepCall
+    digest: bytes
+    data: bytes
+
+    @property
+    def folder(self) -> str | None:
+        """The folder that the call's modules lie in."""
+        return self.call.folder
+
+
+class Payloads:
+    """The payloads of the calls last used, by the identity of the call."""
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[int, Payload] = OrderedDict()
+
+    def of(self, call: StepCall) -> Payload:
+        """The call's payload; ExecutorError naming step, argument and type where it can't be pickled."""
+        kept = self._kept
+        payload = kept.get(id(call))
+        # The payload keeps its call alive, so its id can't have gone to another.
+        if payload is None:
+            payload = kept[id(call)] = _payload(call)
+            if len(kept) > KEPT:
+                kept.popitem(last=False)
+        return payload
+
+
+def _payload(call: StepCall) -> Payload:
+    import xxhash
+
+    try:
+        data = _pickle(call)
+    except Exception as error:
+        raise ExecutorError(_story(call, error)) from error
+    return Payload(call, xxhash.xxh3_128_digest(data), data)
+
+
+def _pickle(value: object) -> bytes:
+    import cloudpickle
+
+    data: bytes = cloudpickle.dumps(value, protocol=5)
+    return data
+
+
+def _story(call: StepCall, error: Exception) -> str:
+    for where, value in _leaves(call):
+        try:
+            _pickle(value)
+        except Exception as inner:
+            return (
+                f"step {call.path} ({call.name}): {where} can't be sent to a worker: {_kind(value)} can't be pickled "
+                f"({type(inner).__name__}: {inner}); pass what it is made from, or run the step with executor: threads"
+            )
+    return (
+        f"step {call.path} ({call.name}): the call can't be sent to a worker ({type(error).__name__}: {error}); "
+        "run the step with executor: threads"
+    )
+
+
+def _kind(value: object) -> str:
+    cls = type(value)
+    return cls.__qualname__ if cls.__module__ == "builtins" else f"{cls.__module__}.{cls.__qualname__}"
+
+
+def _leaves(call: StepCall) -> Iterator[tuple[str, object]]:
+    yield "function", call.function
+    for index, value in enumerate(call.args):
+        yield from _tree(f"args[{index}]", value)
+    for field in ("kwargs", "params", "options", "constants"):
+        for name, value in getattr(call, field).items():
+            yield from _tree(f"{field}[{name!r}]", value)
+
+
+def _tree(where: str, value: Any, depth: int = 0) -> Iterator[tuple[str, object]]:
+    """Innermost values first, so that the path is as long as it can be."""
+    if depth < 20:
+        if type(value) in (list, tuple):
+            for index, member in enumerate(value):
+                yield from _tree(f"{where}[{index}]", member, depth + 1)
+        elif isinstance(value, Mapping):
+            for key, member in value.items():
+                yield from _tree(f"{where}[{key!r}]", member, depth + 1)
+    yield where, value

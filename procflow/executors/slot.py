@@ -1,0 +1,263 @@
+"""Slot: one worker process with its channel, its output pipe, and the attempt that runs there.
+
+A slot lives as long as its worker. This file starts the worker, sends to it, signals it and reaps it; it does not decide when:
+``processes.py`` drives it and makes the outcomes. Nothing here blocks.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from procflow.attempt import Attempt, Cause
+from procflow.executors import wire
+from procflow.executors.channel import Inbox, Outbox, frame
+from procflow.executors.family import TOKEN_NAME, WORKER_TOKEN_NAME, family, kill_family, signal_all
+from procflow.executors.payload import Payload
+
+__all__ = ["Death", "Slot", "Stage"]
+
+OUTPUT_CHUNK = 1 << 16
+OUTPUT_READS = 64
+"""At a final outcome what the pipe holds is read, and no more: a child left behind may print for ever."""
+TAIL_BYTES = 8192
+
+Stage = Literal["", "spawn", "dump", "term", "silent", "kill"]
+"""What a slot's clock is for. ``silent``: its worker closed the channel and should end. ``kill``: SIGKILL was sent."""
+
+
+@dataclass(frozen=True, slots=True)
+class Death:
+    """How a worker ended. ``exit_code`` is negative for a signal, None where somebody else reaped it."""
+
+    exit_code: int | None
+    cpu_s: float
+    peak_rss_bytes: int | None
+
+
+class Slot:
+    """One worker and the attempt that it runs, if any."""
+
+    __slots__ = (
+        "attempt",
+        "base_cpu_s",
+        "base_rss_bytes",
+        "began",
+        "cause",
+        "channel_fd",
+        "done_cpu_s",
+        "due",
+        "grace_s",
+        "inbox",
+        "known",
+        "outbox",
+        "output_fd",
+        "payload",
+        "peak_rss_bytes",
+        "pid",
+        "pidfd",
+        "process",
+        "ready",
+        "reported",
+        "stage",
+        "tail",
+        "token",
+        "trouble",
+        "unread",
+    )
+
+    def __init__(
+        self, name: str, token: str, run_token: str, env: Mapping[str, str], cpus: int, log_level: int
+    ) -> None:
+        """Start a worker; OSError where the system refuses."""
+        self.token = f"{WORKER_TOKEN_NAME}={token}"
+        self.inbox = Inbox()
+        self.outbox = Outbox()
+        self.known: dict[bytes, None] = {}
+        self.attempt: Attempt | None = None
+        self.payload: Payload | None = None
+        self.ready = False
+        self.stage: Stage = ""
+        self.due = 0.0
+        self.cause: Cause | None = None
+        self.grace_s = 0.0
+        self.tail = b""
+        self.trouble = ""
+        self.unread = False
+        self.reported: set[int] = set()
+        self.began = time.monotonic()
+        self.base_cpu_s = self.done_cpu_s = 0.0
+        self.base_rss_bytes = 0
+        self.peak_rss_bytes = 0
+        own = {WORKER_TOKEN_NAME: token, TOKEN_NAME: run_token}
+        self._start(name, {**env, **_blas(cpus), **own}, cpus, log_level)
+
+    def _start(self, name: str, env: Mapping[str, str], cpus: int, log_level: int) -> None:
+        from procflow import worker
+        from procflow.executors.launch import WorkerProcess
+
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        read_fd, write_fd = os.pipe()
+        pidfd = -1
+        try:
+            # Both ends below stay open in the child only: with a copy here, its death would never be seen.
+            args = (theirs.fileno(), os.getpid(), cpus, log_level)
+            self.process = WorkerProcess(worker.main, args, name, env, theirs.fileno(), write_fd)
+            self.process.start()
+            self.pid: int = self.process.pid
+            pidfd = os.pidfd_open(self.pid)
+        except BaseException:
+            ours.close()
+            os.close(read_fd)
+            raise
+        finally:
+            theirs.close()
+            os.close(write_fd)
+        ours.setblocking(False)
+        os.set_blocking(read_fd, False)
+        self.channel_fd, self.output_fd, self.pidfd = ours.detach(), read_fd, pidfd
+
+    def send_attempt(self) -> bool:
+        """Send the attempt, and its call if this worker does not know it; True where all of it is on its way.
+
+        OSError where the worker's end is gone, ExecutorError never.
+        """
+        attempt, payload = self.attempt, self.payload
+        assert attempt is not None
+        assert payload is not None
+        digest = payload.digest
+        data = frame(wire.plain_run(attempt, digest))
+        known = self.known
+        if digest not in known:
+            known[digest] = None
+            if len(known) > wire.KNOWN_CALLS:
+                del known[next(iter(known))]
+            data = frame((wire.PAYLOAD, digest, payload.folder, payload.data)) + data
+        self.began = time.monotonic()
+        return self.outbox.send(self.channel_fd, data)
+
+    def read_output(self) -> bool:
+        """Give one piece of the worker's output to the attempt's log; False at the end, True where there may be more.
+
+        BlockingIOError where nothing is there.
+        """
+        data = os.read(self.output_fd, OUTPUT_CHUNK)
+        if not data:
+            return False
+        if not self.ready:
+            self.tail = (self.tail + data)[-TAIL_BYTES:]
+        elif self.attempt is not None and self.attempt.log is not None:
+            self.attempt.log.write(data)
+        return True
+
+    def drain_output(self) -> None:
+        """Give all that the output pipe holds to the attempt's log."""
+        try:
+            for _ in range(OUTPUT_READS):
+                if not self.read_output():
+                    return
+        except OSError:
+            return
+
+    def signal(self, number: int) -> None:
+        """Signal the worker alone."""
+        try:
+            signal.pidfd_send_signal(self.pidfd, number)
+        except OSError:
+            return
+
+    def signal_group(self, number: int) -> None:
+        """Signal the worker's process group."""
+        try:
+            os.killpg(self.pid, number)
+        except OSError:
+            return
+
+    def terminate(self) -> None:
+        """SIGTERM to the worker's group and to those of its family that left the group."""
+        away = [pid for pid in family(self.pid, self.token) if _group(pid) != self.pid]
+        self.note_peak()
+        self.signal_group(signal.SIGTERM)
+        signal_all(away, signal.SIGTERM)
+
+    def kill(self) -> None:
+        """SIGKILL to the worker and its family, as far as it can be seen now; the rest after its death."""
+        members = family(self.pid, self.token)
+        self.note_peak()
+        self.signal(signal.SIGKILL)
+        signal_all(members, signal.SIGKILL)
+
+    def note_peak(self) -> None:
+        """Remember the worker's peak memory while it can be read."""
+        try:
+            with open(f"/proc/{self.pid}/status", "rb", buffering=0) as file:
+                status = file.read()
+        except OSError:
+            return
+        _, found, rest = status.partition(b"VmHWM:")
+        if found:
+            self.peak_rss_bytes = int(rest.split(None, 1)[0]) * 1024
+
+    @property
+    def dead(self) -> bool:
+        """Whether the worker has ended, reaped or not."""
+        try:
+            return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+        except ChildProcessError:
+            return True
+
+    def reap(self) -> Death:
+        """End what is left of a dead worker's family, collect its exit code, close its descriptors."""
+        # Before the worker is reaped, so that its pid still names its session and no other.
+        kill_family(self.pid, self.token)
+        code: int | None = None
+        cpu_s, peak = 0.0, self.peak_rss_bytes or None
+        try:
+            _, status, usage = os.wait4(self.pid, os.WNOHANG)
+            code = os.waitstatus_to_exitcode(status)
+            cpu_s = max(0.0, usage.ru_utime + usage.ru_stime - self.base_cpu_s - self.done_cpu_s)
+            # The kernel starts this figure at the parent's own peak: only growth says something about the worker.
+            if usage.ru_maxrss * 1024 > self.base_rss_bytes:
+                peak = max(peak or 0, usage.ru_maxrss * 1024)
+        except ChildProcessError:
+            pass
+        self.process._popen.reaped(code if code is not None else -1)
+        self.close()
+        return Death(code, cpu_s, peak)
+
+    def close(self) -> None:
+        """Close the descriptors; harmless when done before."""
+        for name in ("channel_fd", "output_fd", "pidfd"):
+            fd = getattr(self, name)
+            if fd >= 0:
+                os.close(fd)
+                setattr(self, name, -1)
+
+    def culprit(self) -> int | None:
+        """The item that the attempt was at, where that can be known."""
+        items = self.attempt.items if self.attempt is not None else None
+        if items is None:
+            return None
+        if len(items.indices) == 1:
+            return items.indices[0]
+        if self.attempt is not None and self.attempt.report_each:
+            return next((i for i in items.indices if i not in self.reported), None)
+        return None
+
+
+def _blas(cpus: int) -> dict[str, str]:
+    from procflow.worker import BLAS_NAMES
+
+    return {name: str(cpus) for name in BLAS_NAMES}
+
+
+def _group(pid: int) -> int:
+    try:
+        return os.getpgid(pid)
+    except OSError:
+        return -1

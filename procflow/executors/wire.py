@@ -1,0 +1,154 @@
+"""Wire: attempts and outcomes as plain tuples, and back.
+
+The first element of a message says what it is. To a worker: ``PAYLOAD`` (a pickled call, once) and ``RUN``. From a
+worker: ``HELLO``, ``PROGRESS``, ``RECORD`` (one of ``logging``) and the three ends ``SUCCEEDED``, ``SKIPPED``,
+``FAILED``. ``Lost`` never travels: only the parent can know. This file never touches a descriptor and imports nothing heavy.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from procflow.attempt import Attempt, Failed, Failure, Items, Progressed, Skipped, Succeeded, Usage
+from procflow.ref import Ref, from_plain
+
+__all__ = [
+    "FAILED",
+    "HELLO",
+    "KNOWN_CALLS",
+    "PAYLOAD",
+    "PROGRESS",
+    "RECORD",
+    "RUN",
+    "SKIPPED",
+    "SUCCEEDED",
+    "items_from",
+    "outcome_from",
+    "plain_outcome",
+    "plain_run",
+    "values_from",
+]
+
+KNOWN_CALLS = 256
+"""How many calls a worker remembers; the oldest is forgotten first, on both sides of the channel."""
+
+PAYLOAD, RUN = 1, 2
+HELLO, PROGRESS, RECORD, SUCCEEDED, SKIPPED, FAILED = 11, 12, 13, 14, 15, 16
+
+Message = tuple[Any, ...]
+
+
+def plain_run(attempt: Attempt, digest: bytes) -> Message:
+    """The message that starts an attempt; the call itself went before, under ``digest``."""
+    items = attempt.items
+    return (
+        RUN,
+        attempt.key,
+        digest,
+        {name: ref.plain() for name, ref in attempt.values.items()},
+        None if items is None else (items.page.plain(), items.first, _plain_indices(items.indices)),
+        attempt.number,
+        attempt.run_id,
+        attempt.report_each,
+        attempt.cpus,
+        attempt.labels,
+    )
+
+
+def values_from(plain: dict[str, Any]) -> dict[str, Ref]:
+    """The attempt's values by name."""
+    return {name: from_plain(ref) for name, ref in plain.items()}
+
+
+def items_from(plain: tuple[Any, ...] | None) -> Items | None:
+    """The attempt's items."""
+    return None if plain is None else Items(from_plain(plain[0]), plain[1], _indices(plain[2]))
+
+
+def plain_outcome(outcome: Succeeded | Skipped | Failed | Progressed) -> Message:
+    """An outcome as a message."""
+    if type(outcome) is Progressed:
+        return (PROGRESS, outcome.key, *_plain_items(outcome), outcome.done, outcome.total)
+    usage = outcome.usage  # type: ignore[union-attr]
+    used = (usage.wall_s, usage.cpu_s, usage.peak_rss_bytes)
+    if type(outcome) is Succeeded:
+        outputs = {name: ref.plain() for name, ref in outcome.outputs.items()}
+        if not (outcome.indices or outcome.failures or outcome.pages or outcome.metrics or outcome.cost):
+            return (SUCCEEDED, outcome.key, outputs, used)
+        pages = tuple((ref.plain(), length) for ref, length in outcome.pages)
+        more = (*_plain_items(outcome), pages, dict(outcome.metrics), outcome.cost)
+        return (SUCCEEDED, outcome.key, outputs, used, more)
+    if type(outcome) is Failed:
+        return (FAILED, outcome.key, _plain_failure(outcome.failure), used)
+    return (SKIPPED, outcome.key, used)
+
+
+def outcome_from(message: Message) -> Succeeded | Skipped | Failed | Progressed:
+    """The outcome that a message holds; ValueError, KeyError or TypeError where it holds none."""
+    kind = message[0]
+    if kind == SUCCEEDED:
+        outputs = {name: from_plain(ref) for name, ref in message[2].items()}
+        if len(message) == 4:
+            return Succeeded(message[1], outputs, Usage(*message[3]))
+        indices, chunk, failures, pages, metrics, cost = message[4]
+        return Succeeded(
+            message[1],
+            outputs,
+            Usage(*message[3]),
+            _indices(indices),
+            None if chunk is None else from_plain(chunk),
+            tuple((index, Failure(*failure)) for index, failure in failures),
+            tuple((from_plain(ref), length) for ref, length in pages),
+            metrics,
+            cost,
+        )
+    if kind == PROGRESS:
+        _, key, indices, chunk, failures, done, total = message
+        return Progressed(
+            key,
+            _indices(indices),
+            None if chunk is None else from_plain(chunk),
+            tuple((index, Failure(*failure)) for index, failure in failures),
+            done,
+            total,
+        )
+    if kind == FAILED:
+        return Failed(message[1], Failure(*message[2]), Usage(*message[3]))
+    if kind == SKIPPED:
+        return Skipped(message[1], Usage(*message[2]))
+    raise ValueError(f"unknown kind of message {kind!r}")
+
+
+def _plain_items(outcome: Succeeded | Progressed) -> Message:
+    chunk = outcome.chunk
+    return (
+        _plain_indices(outcome.indices),
+        None if chunk is None else chunk.plain(),
+        tuple((index, _plain_failure(failure)) for index, failure in outcome.failures),
+    )
+
+
+def _plain_failure(failure: Failure) -> Message:
+    return (
+        failure.cause,
+        failure.type,
+        failure.message,
+        failure.traceback,
+        failure.user_place,
+        failure.kinds,
+        failure.signal,
+        failure.exit_code,
+        failure.peak_rss_bytes,
+        failure.exception,
+    )
+
+
+def _plain_indices(indices: range | tuple[int, ...]) -> tuple[int, ...]:
+    # A range travels as (-1, start, stop): no item index is negative.
+    if isinstance(indices, range):
+        return (-1, indices.start, indices.stop) if indices.step == 1 else tuple(indices)
+    return indices
+
+
+def _indices(plain: tuple[int, ...]) -> range | tuple[int, ...]:
+    return range(plain[1], plain[2]) if plain and plain[0] == -1 else plain
