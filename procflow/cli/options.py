@@ -1,0 +1,164 @@
+"""Options that several commands share, and how their texts become values.
+
+``-p key=value`` takes YAML 1.2 scalars (``3``, ``true``, ``text``) and flow collections (``[1, 2]``); everything else is text as it stands, so
+that ``*.csv`` or ``a: b`` need no second quoting. Wrong text is a usage error (exit code 2) that names the option.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from procflow import units
+from procflow.errors import PipelineError
+from procflow.units import Share
+
+if TYPE_CHECKING:
+    from procflow.source import Tree
+
+__all__ = ["MEMORY", "TIMEOUT", "WORKERS", "limit_options", "param_options", "params_of"]
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+# Text with a meaning of its own in YAML; all other text is taken as it stands.
+_SCALAR = re.compile(r"[-+.~\w]+")
+_FLOW = ("[", "{", '"', "'")
+
+
+class _Workers(click.ParamType):
+    """``auto``, a number, or a share of the usable cores."""
+
+    name = "workers"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | str | Share:
+        text = str(value).strip()
+        if text == "auto":
+            return text
+        if text.endswith("%"):
+            return _read(self, units.share, text, param, ctx)
+        if not text.isdecimal() or not text.isascii() or not 1 <= int(text[:6]) <= 4096:
+            self.fail(f"{text!r} is not a number of workers; write auto, 1 to 4096, or a share such as 50%", param, ctx)
+        return int(text)
+
+
+class _Memory(click.ParamType):
+    """A size or a share of the machine's memory."""
+
+    name = "memory"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | Share:
+        read: Callable[[Any], int | Share] = units.share if str(value).strip().endswith("%") else units.size
+        return _read(self, read, value, param, ctx)
+
+
+class _Timeout(click.ParamType):
+    """A duration."""
+
+    name = "duration"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        return _read(self, units.duration, value, param, ctx)
+
+
+_Value = TypeVar("_Value")
+
+
+def _read(
+    kind: click.ParamType, read: Callable[[Any], _Value], value: Any, param: Any, ctx: click.Context | None
+) -> _Value:
+    try:
+        return read(value)
+    except ValueError as error:
+        kind.fail(str(error), param, ctx)
+
+
+WORKERS, MEMORY, TIMEOUT = _Workers(), _Memory(), _Timeout()
+
+
+def param_options(command: _Command) -> _Command:
+    """``-p`` and ``--params-file``; read them with ``params_of``."""
+    for option in (
+        click.option(
+            "--params-file", metavar="F", type=click.Path(dir_okay=False, path_type=Path), help="Parameters as a YAML or JSON mapping."
+        ),
+        click.option(
+            "-p", "--param", "param", metavar="KEY=VALUE", multiple=True, help="One parameter; repeat for more. Wins over the file."
+        ),
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
+def limit_options(command: _Command) -> _Command:
+    """What bounds a run: workers, memory, executor, timeout, and where its state is."""
+    for option in (
+        click.option("--state-dir", metavar="DIR", type=click.Path(file_okay=False), help="Folder of the journal and the runs."),
+        click.option("--timeout", metavar="T", type=TIMEOUT, help="Clock of the whole run, such as 90s or 2h."),
+        click.option(
+            "--executor", type=click.Choice(["processes", "threads", "inline"]), help="Where steps run that do not say so."
+        ),
+        click.option("--memory", metavar="SIZE", type=MEMORY, help="Budget of all running steps, such as 8GB or 80%."),
+        click.option("-j", "--workers", metavar="N", type=WORKERS, help="Workers: a number, auto, or 50% of the cores."),
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
+def params_of(given: tuple[str, ...], file: Path | None) -> dict[str, Any]:
+    """Parameters of the file with those of ``-p`` over them; ``click.UsageError`` for what can't be read."""
+    params = dict(_file_params(file)) if file is not None else {}
+    for text in given:
+        key, equals, value = text.partition("=")
+        if not equals or not key.strip():
+            raise click.UsageError(f"-p {text}: write -p key=value")
+        params[key.strip()] = scalar(value, f"-p {key.strip()}")
+    return params
+
+
+def scalar(text: str, name: str) -> Any:
+    """The value of a text on the command line; nothing after ``=`` is empty text."""
+    plain = text.strip()
+    if not plain.startswith(_FLOW) and (not _SCALAR.fullmatch(plain) or not plain.strip("-.")):
+        return text
+    return _parsed(name, lambda tree: _read_yaml(plain, tree))
+
+
+def _read_yaml(text: str, tree: Tree) -> None:
+    from procflow.yaml_source import read_yaml
+
+    read_yaml(text, tree)
+
+
+def _file_params(file: Path) -> Mapping[str, Any]:
+    try:
+        text = file.read_text("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise click.UsageError(f"--params-file {file}: {reason}") from None
+
+    def read(tree: Tree) -> None:
+        if file.suffix.lower() == ".json":
+            from procflow.json_source import read_json
+
+            read_json(text, tree)
+        else:
+            _read_yaml(text, tree)
+
+    value = _parsed(str(file), read)
+    if not isinstance(value, dict):
+        raise click.UsageError(f"--params-file {file}: it must hold a mapping of names to values")
+    return value
+
+
+def _parsed(name: str, read: Callable[[Tree], None]) -> Any:
+    from procflow.source import Tree
+
+    tree = Tree(name)
+    read(tree)
+    if tree.problems:
+        raise PipelineError(tree.problems)
+    return tree.value
