@@ -37,8 +37,8 @@ def _retry_conflicts(given: Given) -> Conflicts:
 
 
 def _tolerate_conflicts(given: Given) -> Conflicts:
-    if given.get("tolerate") is not None and given.get("on_error") not in (None, "continue"):
-        yield "tolerate", f"works only with on_error: continue, not with {str(given['on_error'])[:20]}"
+    if given.get("tolerate") is not None and given.get("on_error") in ("stop", "finish"):
+        yield "tolerate", f"works only with on_error: continue, not with {given['on_error']}"
 
 
 def _score_conflicts(given: Given) -> Conflicts:
@@ -465,8 +465,8 @@ class Pipeline(Record):
     description: str = ""
     type: Literal["sequence", "graph"] = "sequence"
     params: dict[Name, Annotated[Param, BeforeValidator(_param)]] = Field(default_factory=dict)
-    limits: Limits = Limits()
-    defaults: Defaults = Defaults()
+    limits: Limits = Field(default_factory=Limits)
+    defaults: Defaults = Field(default_factory=Defaults)
     on_error: OnError = "stop"
     tolerate: Tolerance | None = None
     show: Names = Field((), description="values that the run command prints when the run succeeded")
