@@ -1,8 +1,8 @@
 """Condition: the text of ``when``, parsed once and judged without ever being executed.
 
 Comparisons, ``and``, ``or``, ``not``, ``in``, ``is None``, ``len(x)``, constants, lists of them, and names with paths
-(``summary.count > 3``, ``rows.0.price``, ``rows[0]['price']``, ``${fetch-sales.count}``). The text is read by
-``ast`` and walked; everything else is refused. Pure: no clock, no files, no environment.
+(``summary.count > 3``, ``rows.0.price``, ``rows[0]['price']``, ``${fetch-sales.count}``). The text is read by ``ast``
+and walked; everything else is refused. Pure: no clock, no files, no environment.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Failure: what went wrong, as data that crosses processes.
 
-A live exception is user code (its ``__init__``, ``__str__`` and pickle may do anything), so it is turned into text where it
-was raised; the object itself goes along only if it was rebuilt here once. This file never raises because of what an
-exception does, and never decides whether to try again.
+A live exception is user code (its ``__init__``, ``__str__`` and pickle may do anything), so it is turned into text
+where it was raised; the object itself goes along only if it was rebuilt here once. This file never raises because of
+what an exception does, and never decides whether to try again.
 """
 
 from __future__ import annotations

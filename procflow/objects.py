@@ -1,9 +1,9 @@
 """Objects: values to refs and back.
 
 Workers pack what a step returned and open what it reads; the parent passes refs on without opening them. Pickle
-protocol 5 with out-of-band buffers: arrays are stored beside the pickle, and come back read-only, because their memory may
-be shared (a step that writes into one gets an error, never silent damage). Where plain pickle can't (lambdas, classes of
-``__main__``), cloudpickle does. This file never decides how long a value lives.
+protocol 5 with out-of-band buffers: arrays are stored beside the pickle, and come back read-only, because their
+memory may be shared (a step that writes into one gets an error, never silent damage). Where plain pickle can't
+(lambdas, classes of ``__main__``), cloudpickle does. This file never decides how long a value lives.
 """
 
 from __future__ import annotations

@@ -1,12 +1,14 @@
 """Perform: one attempt of one task, in the current thread. The heart that every executor shares.
 
-In this order: the pipeline's folder is importable, ``when`` is judged, values are opened as they are asked for, the kind
-of the call does its work (``procflow/steps/``), and what it returned is published as refs. Whatever the step
-does by raising, the answer is an outcome; this file never retries, never kills and never knows which executor it is in.
+In this order: the pipeline's folder is importable, ``when`` is judged, values are opened as they are asked for, the
+kind of the call does its work (``procflow/steps/``), and what it returned is published as refs. Whatever the step
+does by raising, the answer is an outcome; this file never retries, never kills and never knows which executor it is
+in.
 """
 
 from __future__ import annotations
 
+import os
 import re
 import resource
 import sys
@@ -96,6 +98,8 @@ def perform(
     items the outcome holds what was not yet sent: indices, chunk and failures since the last ``Progressed``.
     """
     clock = process_time if threading.get_ident() == _MAIN else thread_time
+    if call.kind == "shell":
+        clock = _with_children
     wall, cpu = perf_counter(), clock()
     scope = Values(values, call.constants)
     running = step.Running(key, run_id, number, send, lambda: dict(fill(call.params, scope)), labels)
@@ -127,6 +131,12 @@ def perform(
 def _load(kind: str) -> ModuleType:
     module = _kinds[kind] = import_module(f"procflow.steps.{kind}")
     return module
+
+
+def _with_children() -> float:
+    """CPU seconds of this thread and of processes that were waited for."""
+    times = os.times()
+    return thread_time() + times.children_user + times.children_system
 
 
 def _usage(call: StepCall, clock: Callable[[], float], wall: float, cpu: float) -> Usage:

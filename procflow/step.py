@@ -2,9 +2,9 @@
 
 ``step.progress(3, 10)``, ``step.metric("rows", 17)``, ``step.cost(0.02)``, ``step.heartbeat()``,
 ``step.log.info(...)``, ``step.params``, ``step.run_id``, ``step.attempt``, ``step.item``. Outside a run all of it is
-harmless, so a function can be tested alone. Import the module and read its attributes (``step.params``, not
-``from procflow.step import params``): they are those of the attempt that runs now.
-This file never talks to a pipe: ``perform`` gives it a function that does.
+harmless, so a function can be tested alone. Import the module and read its attributes (``step.params``, not ``from
+procflow.step import params``): they are those of the attempt that runs now. This file never talks to a pipe:
+``perform`` gives it a function that does.
 """
 
 from __future__ import annotations

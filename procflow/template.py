@@ -1,7 +1,7 @@
 """Template: text with ``${name.path}`` in it, as a tree of constants, ``Lookup`` and ``Text``.
 
-Strings are parsed once, before a run; workers only fill trees in. A reference is a name and a path, never an expression:
-nothing here evaluates, calls or imports anything. Pure: no clock, no files, no environment.
+Strings are parsed once, before a run; workers only fill trees in. A reference is a name and a path, never an
+expression: nothing here evaluates, calls or imports anything. Pure: no clock, no files, no environment.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Transform: call a Python function. ``StepCall.function`` with ``args`` and ``kwargs``; no options.
 
-``async def`` functions run to their end in an event loop of their own. A generator is refused as a result: it can't be
-sent anywhere, and running it here would hide where its time goes.
+``async def`` functions run to their end in an event loop of their own. A generator is refused as a result: it can't
+be sent anywhere, and running it here would hide where its time goes.
 """
 
 from __future__ import annotations
