@@ -1,7 +1,7 @@
 """Options that several commands share, and how their texts become values.
 
-``-p key=value`` takes YAML 1.2 scalars (``3``, ``true``, ``text``) and flow collections (``[1, 2]``); everything else is text as it stands, so
-that ``*.csv`` or ``a: b`` need no second quoting. Wrong text is a usage error (exit code 2) that names the option.
+``-p key=value`` takes YAML 1.2 scalars (``3``, ``true``, ``text``) and flow collections (``[1, 2]``); everything else is text as
+it stands, so that ``*.csv`` or ``a: b`` need no second quoting. Wrong text is a usage error (exit code 2) that names the option.
 """
 
 from __future__ import annotations
@@ -20,74 +20,54 @@ from procflow.units import Share
 if TYPE_CHECKING:
     from procflow.source import Tree
 
-__all__ = ["MEMORY", "TIMEOUT", "WORKERS", "limit_options", "param_options", "params_of"]
+__all__ = ["limit_options", "param_options", "params_of"]
 
+_FILE: Any = click.Path(dir_okay=False, path_type=Path)
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 # Text with a meaning of its own in YAML; all other text is taken as it stands.
 _SCALAR = re.compile(r"[-+.~\w]+")
+_NUMBER = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
 _FLOW = ("[", "{", '"', "'")
 
 
-class _Workers(click.ParamType):
+def _workers(text: str) -> int | str | Share:
     """``auto``, a number, or a share of the usable cores."""
-
-    name = "workers"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | str | Share:
-        text = str(value).strip()
-        if text == "auto":
-            return text
-        if text.endswith("%"):
-            return _read(self, units.share, text, param, ctx)
-        if not text.isdecimal() or not text.isascii() or not 1 <= int(text[:6]) <= 4096:
-            self.fail(f"{text!r} is not a number of workers; write auto, 1 to 4096, or a share such as 50%", param, ctx)
-        return int(text)
+    text = text.strip()
+    if text == "auto":
+        return text
+    if text.endswith("%"):
+        return _read(units.share, text)
+    if not text.isdecimal() or not text.isascii() or not 1 <= int(text[:6]) <= 4096:
+        raise click.BadParameter(f"{text!r} is not a number of workers; write auto, 1 to 4096, or a share such as 50%")
+    return int(text)
 
 
-class _Memory(click.ParamType):
+def _memory(text: str) -> int | Share:
     """A size or a share of the machine's memory."""
-
-    name = "memory"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | Share:
-        read: Callable[[Any], int | Share] = units.share if str(value).strip().endswith("%") else units.size
-        return _read(self, read, value, param, ctx)
+    return _read(units.share if text.strip().endswith("%") else units.size, text)
 
 
-class _Timeout(click.ParamType):
-    """A duration."""
-
-    name = "duration"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        return _read(self, units.duration, value, param, ctx)
+def _timeout(text: str) -> float:
+    """Seconds."""
+    return _read(units.duration, float(text) if _NUMBER.fullmatch(text.strip()) else text)
 
 
 _Value = TypeVar("_Value")
 
 
-def _read(
-    kind: click.ParamType, read: Callable[[Any], _Value], value: Any, param: Any, ctx: click.Context | None
-) -> _Value:
+def _read(read: Callable[[Any], _Value], value: Any) -> _Value:
     try:
         return read(value)
     except ValueError as error:
-        kind.fail(str(error), param, ctx)
-
-
-WORKERS, MEMORY, TIMEOUT = _Workers(), _Memory(), _Timeout()
+        raise click.BadParameter(str(error)) from None
 
 
 def param_options(command: _Command) -> _Command:
     """``-p`` and ``--params-file``; read them with ``params_of``."""
     for option in (
-        click.option(
-            "--params-file", metavar="F", type=click.Path(dir_okay=False, path_type=Path), help="Parameters as a YAML or JSON mapping."
-        ),
-        click.option(
-            "-p", "--param", "param", metavar="KEY=VALUE", multiple=True, help="One parameter; repeat for more. Wins over the file."
-        ),
+        click.option("--params-file", metavar="F", type=_FILE, help="Parameters as a YAML or JSON mapping."),
+        click.option("-p", "--param", metavar="KEY=VALUE", multiple=True, help="One parameter; repeat for more. Beats the file."),
     ):  # fmt: skip
         command = option(command)
     return command
@@ -97,12 +77,12 @@ def limit_options(command: _Command) -> _Command:
     """What bounds a run: workers, memory, executor, timeout, and where its state is."""
     for option in (
         click.option("--state-dir", metavar="DIR", type=click.Path(file_okay=False), help="Folder of the journal and the runs."),
-        click.option("--timeout", metavar="T", type=TIMEOUT, help="Clock of the whole run, such as 90s or 2h."),
+        click.option("--timeout", metavar="T", type=_timeout, help="Clock of the whole run, such as 90s or 2h."),
         click.option(
             "--executor", type=click.Choice(["processes", "threads", "inline"]), help="Where steps run that do not say so."
         ),
-        click.option("--memory", metavar="SIZE", type=MEMORY, help="Budget of all running steps, such as 8GB or 80%."),
-        click.option("-j", "--workers", metavar="N", type=WORKERS, help="Workers: a number, auto, or 50% of the cores."),
+        click.option("--memory", metavar="SIZE", type=_memory, help="Budget of all running steps, such as 8GB or 80%."),
+        click.option("-j", "--workers", metavar="N", type=_workers, help="Workers: a number, auto, or 50% of the cores."),
     ):  # fmt: skip
         command = option(command)
     return command
