@@ -9,16 +9,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import click
 
 from procflow import units
 from procflow.errors import PipelineError
 from procflow.units import Share
-
-if TYPE_CHECKING:
-    from procflow.source import Tree
 
 __all__ = ["limit_options", "param_options", "params_of"]
 
@@ -45,7 +42,7 @@ def _workers(text: str) -> int | str | Share:
 
 def _memory(text: str) -> int | Share:
     """A size or a share of the machine's memory."""
-    return _read(units.share if text.strip().endswith("%") else units.size, text)
+    return _read(units.share, text) if text.strip().endswith("%") else _read(units.size, text)
 
 
 def _timeout(text: str) -> float:
@@ -104,13 +101,7 @@ def scalar(text: str, name: str) -> Any:
     plain = text.strip()
     if not plain.startswith(_FLOW) and (not _SCALAR.fullmatch(plain) or not plain.strip("-.")):
         return text
-    return _parsed(name, lambda tree: _read_yaml(plain, tree))
-
-
-def _read_yaml(text: str, tree: Tree) -> None:
-    from procflow.yaml_source import read_yaml
-
-    read_yaml(text, tree)
+    return _tree_value(plain, name)
 
 
 def _file_params(file: Path) -> Mapping[str, Any]:
@@ -120,25 +111,16 @@ def _file_params(file: Path) -> Mapping[str, Any]:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise click.UsageError(f"--params-file {file}: {reason}") from None
 
-    def read(tree: Tree) -> None:
-        if file.suffix.lower() == ".json":
-            from procflow.json_source import read_json
-
-            read_json(text, tree)
-        else:
-            _read_yaml(text, tree)
-
-    value = _parsed(str(file), read)
+    value = _tree_value(text, str(file))
     if not isinstance(value, dict):
         raise click.UsageError(f"--params-file {file}: it must hold a mapping of names to values")
     return value
 
 
-def _parsed(name: str, read: Callable[[Tree], None]) -> Any:
-    from procflow.source import Tree
+def _tree_value(text: str, name: str) -> Any:
+    from procflow.loader import read_tree
 
-    tree = Tree(name)
-    read(tree)
+    tree, _ = read_tree(text, name, Path())
     if tree.problems:
         raise PipelineError(tree.problems)
     return tree.value
