@@ -10,11 +10,11 @@ functions of ``__main__``. This file only builds and hands on; ``procflow.launch
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from collections.abc import Sequence as SequenceOf
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -318,21 +318,7 @@ def _memory(value: int | str | Share) -> int | Share:
 
 
 def _problems(error: ValidationError, kind: type[model.Record], title: str) -> list[Problem]:
-    """What pydantic found, in our words: the place is dotted, an unknown key has a hint."""
-    found = []
-    for each in error.errors(include_url=False):
-        loc = tuple(part for part in each["loc"] if not _is_tag(part))
-        message, hint = each["msg"].removeprefix("Value error, "), ""
-        if each["type"] == "extra_forbidden":
-            names = [field.alias or name for name, field in kind.model_fields.items()]
-            near = difflib.get_close_matches(str(loc[-1]), names, 1)
-            message, hint = f"unknown key {loc[-1]!r}", f"did you mean {near[0]!r}?" if near else ""
-        elif each["type"] == "missing":
-            message = f"{loc[-1]!r} is missing"
-        found.append(Problem(f"{title}: {message}", loc, hint))
-    return found
+    """What is wrong in the words that a file would get, with the step's name in front."""
+    from procflow.validation import problems
 
-
-def _is_tag(part: int | str) -> bool:
-    """Pydantic names the branch of a union in its places; users never wrote that."""
-    return isinstance(part, str) and (part.startswith(("function-", "tuple[", "dict[", "literal[", "constrained-")))
+    return [replace(found, message=f"{title}: {found.message}") for found in problems(error, kind)]
