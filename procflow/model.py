@@ -7,19 +7,18 @@ the compiler's to check. The grammars of single keys are in ``grammar.py``. Work
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, ClassVar, Literal, Union
 
 from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, Tag, WithJsonSchema, field_validator
 
-from procflow import units
-
 from procflow.grammar import (  # isort: skip
-    MERGES, NAME, Amount, Budget, Command, Duration, Environment, Function, Inputs, Join, Name, Names, Outputs, Pause,
-    RateLimit, RetryOn, Score, Size, SplitStrategy, Stdin, Strategy, Text, Tolerance, When, Workers, is_name,
+    MERGES, NAME, Amount, Command, Duration, Environment, Function, Inputs, Join, Name, Names, Outputs, Pause,
+    RateLimit, Score, Size, SplitStrategy, Stdin, Strategy, Text, Tolerance, When,
 )  # fmt: skip
-from procflow.record import Conflicts, Given, Record
-from procflow.units import Share
+from procflow.record import (  # isort: skip
+    ITEMS_SCHEMA, Conflicts, Defaults, ExecutorName, Given, Items, Limits, Param, Record, Retry, items_of, param, retry_conflicts,
+)  # fmt: skip
 
 __all__ = [
     "MERGES", "NAME", "STEP_TYPES", "AnyStep", "Block", "Defaults", "Function", "Graph", "Items", "Limits", "Map", "Merge",
@@ -27,13 +26,7 @@ __all__ = [
     "step_tag",
 ]  # fmt: skip
 
-ExecutorName = Literal["processes", "threads", "inline"]
 OnError = Literal["stop", "finish", "continue"]
-
-
-def _retry_conflicts(given: Given) -> Conflicts:
-    if given.get("retries") is not None and given.get("retry") is not None:
-        yield "retry", "retries and retry exclude each other: keep one"
 
 
 def _tolerate_conflicts(given: Given) -> Conflicts:
@@ -47,36 +40,6 @@ def _score_conflicts(given: Given) -> Conflicts:
         yield "score", "works only with merge: best_quality"
     elif best and given.get("score") is None:
         yield "merge", "best_quality needs score: a key of the values, or module:name"
-
-
-class Retry(Record):
-    """When and how often a failed task runs again; ``retries`` are extra attempts."""
-
-    retries: int = Field(0, ge=0, le=1000, description="extra attempts after the first")
-    delay: Pause = Field(1.0, description="pause before the first extra attempt")
-    backoff: float = Field(2.0, ge=1, le=100, description="factor by which the pause grows")
-    max_delay: Pause = Field(300.0, description="longest pause")
-    jitter: bool = Field(True, description="spread pauses by up to half of themselves, from the run's seed")
-    on: RetryOn = Field(
-        ("error", "timeout", "crash", "oom"),
-        description="causes (error, timeout, idle, crash, oom, spawn) and names of exception classes",
-    )
-
-    @classmethod
-    def conflicts(cls, given: Given) -> Conflicts:
-        """The other keys without ``retries``, and a first pause that the longest one cuts."""
-        keys = cls.given_keys(given)
-        if "retries" not in given and keys:
-            yield keys[0], "works only with retries: the number of extra attempts"
-        try:
-            delay, longest = units.pause(given.get("delay", 1.0)), units.pause(given.get("max_delay", 300.0))
-        except ValueError:
-            return
-        if delay > longest and ("delay" in keys or "max_delay" in keys):
-            yield (
-                "delay" if "delay" in keys else "max_delay",
-                (f"the first pause ({delay:g} s) is longer than max_delay ({longest:g} s)"),
-            )
 
 
 class StepBase(Record):
@@ -112,7 +75,7 @@ class StepBase(Record):
         """Keys that exclude each other, and keys that this type of step can't honour."""
         if given.get("output") is not None and given.get("outputs") is not None:
             yield "outputs", "output and outputs exclude each other: keep one"
-        yield from _retry_conflicts(given)
+        yield from retry_conflicts(given)
         yield from cls.not_honoured(given, cls.refused)
         if given.get("on_error") == "finish" and not issubclass(cls, Block) and "on_error" not in cls.refused:
             yield "on_error", "finish is for blocks; a step says stop or continue"
@@ -293,66 +256,11 @@ class Graph(Block):
     steps: tuple[AnyStep, ...] = Field(min_length=1, strict=False)
 
 
-class Items(Record):
-    """Items of a map that are not a value: a range of numbers or files by pattern."""
-
-    range: tuple[Annotated[int, Field(ge=-(10**15), le=10**15)], ...] | None = Field(
-        None, min_length=1, max_length=3, description="[stop], [start, stop] or [start, stop, step]"
-    )
-    glob: Text | None = Field(None, description="files, sorted; ** descends; from the pipeline's folder")
-
-    @field_validator("range", mode="before")
-    @classmethod
-    def _bounds(cls, value: object) -> object:
-        return tuple(value) if isinstance(value, list) else value
-
-    @classmethod
-    def conflicts(cls, given: Given) -> Conflicts:
-        """Not exactly one of the two, or a range with step 0."""
-        bounds = given.get("range")
-        if (bounds is None) == (given.get("glob") is None):
-            yield "glob" if bounds is not None else "range", ITEMS_FORMS
-        if isinstance(bounds, (list, tuple)) and len(bounds) == 3 and bounds[2] == 0:
-            yield "range", "a step of 0 never ends"
-
-
-ITEMS_FORMS = "items are a list, ${name}, {range: [start, stop]} or {glob: pattern}"
-
-
-def _items(value: object) -> object:
-    if isinstance(value, dict):
-        return Items.model_validate(value)
-    if isinstance(value, str):
-        if "${" in value or is_name(value):
-            return value
-        raise ValueError(f"{ITEMS_FORMS}; {value[:60]!r} is none of them")
-    if isinstance(value, (Items, Iterable)):
-        return value
-    number = isinstance(value, int) and not isinstance(value, bool) and abs(value) < 10**15
-    raise ValueError(ITEMS_FORMS + (f"; write {{range: [{value}]}}" if number else ""))
-
-
-_ITEMS_SCHEMA: dict[str, Any] = {
-    "anyOf": [
-        {"type": "array"},
-        {"type": "string"},
-        {
-            "type": "object",
-            "properties": {
-                "range": {"type": "array", "items": {"type": "integer"}, "minItems": 1, "maxItems": 3},
-                "glob": {"type": "string"},
-            },
-            "additionalProperties": False,
-        },
-    ]
-}
-
-
 class Map(Block):
     """One call, or a list of steps, per item."""
 
     type: Literal["map"] = "map"
-    items: Annotated[Any, BeforeValidator(_items), WithJsonSchema(_ITEMS_SCHEMA)] = Field(
+    items: Annotated[Any, BeforeValidator(items_of), WithJsonSchema(ITEMS_SCHEMA)] = Field(
         description="a list, ${name}, {range: [0, 10]} or {glob: 'data/*.csv'}"
     )
     item_name: Name = Field("item", alias="as", description="name under which the steps read the item")
@@ -409,62 +317,13 @@ AnyStep = Annotated[
 ]
 
 
-class Limits(Record):
-    """What a run may use of the machine."""
-
-    workers: Workers = Field("auto", description="slots; auto is the usable cores")
-    memory: Budget = Field(Share(0.8), description="budget for all running steps, as a size or a share")
-    timeout: Duration | None = Field(None, description="clock of the whole run")
-    resources: dict[Name, Amount] = Field(default_factory=dict, description="named resources that steps may ask for")
-
-
-class Defaults(Record):
-    """Keys that every leaf step inherits unless it sets them itself."""
-
-    executor: ExecutorName | None = None
-    cpus: int | None = Field(None, ge=1, le=4096)
-    memory: Size | None = None
-    timeout: Duration | None = None
-    idle_timeout: Duration | None = None
-    kill_grace: Pause | None = None
-    retries: int | None = Field(None, ge=0, le=1000)
-    retry: Retry | None = None
-
-    @classmethod
-    def conflicts(cls, given: Given) -> Conflicts:
-        """``retries`` beside ``retry``."""
-        return _retry_conflicts(given)
-
-
-class Param(Record):
-    """A parameter with a default and a text for people; without a default it must be given."""
-
-    default: Any = None
-    required: bool = False
-    help: str = ""
-
-    @classmethod
-    def conflicts(cls, given: Given) -> Conflicts:
-        """A default that could never be used."""
-        if given.get("required") is True and given.get("default") is not None:
-            yield "required", "a parameter with a default is not required: keep one"
-
-
-def _param(spec: object) -> object:
-    if isinstance(spec, Param):
-        return spec
-    if isinstance(spec, dict) and {"default", "help", "required"} & spec.keys():
-        return {"required": True, **spec} if "default" not in spec else spec
-    return Param(default=spec)
-
-
 class Pipeline(Record):
     """A declared pipeline. Its top steps are a sequence unless ``type: graph``."""
 
     name: Name
     description: str = ""
     type: Literal["sequence", "graph"] = "sequence"
-    params: dict[Name, Annotated[Param, BeforeValidator(_param)]] = Field(default_factory=dict)
+    params: dict[Name, Annotated[Param, BeforeValidator(param)]] = Field(default_factory=dict)
     limits: Limits = Field(default_factory=Limits)
     defaults: Defaults = Field(default_factory=Defaults)
     on_error: OnError = "stop"

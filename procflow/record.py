@@ -1,21 +1,39 @@
-"""Record: the base of everything declared; frozen, strict, and with all its faults named at once.
+"""Records: the base of everything declared, and the small ones: retry, items, limits, defaults, params.
 
-Owns how a record finds keys that contradict each other. It knows no key by name.
+The base is frozen and strict, and names all faults at once: those of single keys, and keys that contradict each other. Steps
+and pipelines are in ``model.py``, which also passes these names on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ModelWrapValidatorHandler, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-__all__ = ["Conflicts", "Given", "Record"]
+from procflow import units
+from procflow.grammar import Amount, Budget, Duration, Name, Pause, RetryOn, Size, Text, Workers, is_name
+from procflow.units import Share
+
+__all__ = [
+    "ITEMS_SCHEMA", "Conflicts", "Defaults", "ExecutorName", "Given", "Items", "Limits", "Param", "Record", "Retry", "items_of",
+    "param", "retry_conflicts",
+]  # fmt: skip
 
 Given = Mapping[str, Any]
 Conflicts = Iterator["tuple[str, str]"]
 """Keys that can't stand as given, each with the reason."""
+
+ExecutorName = Literal["processes", "threads", "inline"]
 
 
 class Record(BaseModel):
@@ -68,3 +86,145 @@ def _again(
     # ``{reason}`` keeps braces of the message from being read as fields of a template.
     error = PydanticCustomError(kind, "{reason}", {**about, "reason": message})
     return InitErrorDetails(type=error, loc=loc, input=value)
+
+
+def retry_conflicts(given: Given) -> Conflicts:
+    """``retries`` and ``retry`` together."""
+    if given.get("retries") is not None and given.get("retry") is not None:
+        yield "retry", "retries and retry exclude each other: keep one"
+
+
+class Retry(Record):
+    """When and how often a failed task runs again; ``retries`` are extra attempts."""
+
+    retries: int = Field(0, ge=0, le=1000, description="extra attempts after the first")
+    delay: Pause = Field(1.0, description="pause before the first extra attempt")
+    backoff: float = Field(2.0, ge=1, le=100, description="factor by which the pause grows")
+    max_delay: Pause = Field(300.0, description="longest pause")
+    jitter: bool = Field(True, description="spread pauses by up to half of themselves, from the run's seed")
+    on: RetryOn = Field(
+        ("error", "timeout", "crash", "oom"),
+        description="causes (error, timeout, idle, crash, oom, spawn) and names of exception classes",
+    )
+
+    @classmethod
+    def conflicts(cls, given: Given) -> Conflicts:
+        """The other keys without ``retries``, and a first pause that the longest one cuts."""
+        keys = cls.given_keys(given)
+        if "retries" not in given and keys:
+            yield keys[0], "works only with retries: the number of extra attempts"
+        try:
+            delay, longest = units.pause(given.get("delay", 1.0)), units.pause(given.get("max_delay", 300.0))
+        except ValueError:
+            return
+        if delay > longest and ("delay" in keys or "max_delay" in keys):
+            yield (
+                "delay" if "delay" in keys else "max_delay",
+                (f"the first pause ({delay:g} s) is longer than max_delay ({longest:g} s)"),
+            )
+
+
+class Items(Record):
+    """Items of a map that are not a value: a range of numbers or files by pattern."""
+
+    range: tuple[Annotated[int, Field(ge=-(10**15), le=10**15)], ...] | None = Field(
+        None, min_length=1, max_length=3, description="[stop], [start, stop] or [start, stop, step]"
+    )
+    glob: Text | None = Field(None, description="files, sorted; ** descends; from the pipeline's folder")
+
+    @field_validator("range", mode="before")
+    @classmethod
+    def _bounds(cls, value: object) -> object:
+        return tuple(value) if isinstance(value, list) else value
+
+    @classmethod
+    def conflicts(cls, given: Given) -> Conflicts:
+        """Not exactly one of the two, or a range with step 0."""
+        bounds = given.get("range")
+        if (bounds is None) == (given.get("glob") is None):
+            yield "glob" if bounds is not None else "range", ITEMS_FORMS
+        if isinstance(bounds, (list, tuple)) and len(bounds) == 3 and bounds[2] == 0:
+            yield "range", "a step of 0 never ends"
+
+
+ITEMS_FORMS = "items are a list, ${name}, {range: [start, stop]} or {glob: pattern}"
+
+
+def items_of(value: object) -> object:
+    """What a map goes over, checked: a list, text with a reference, any iterable, or ``Items``."""
+    if isinstance(value, dict):
+        return Items.model_validate(value)
+    if isinstance(value, str):
+        if "${" in value or is_name(value):
+            return value
+        raise ValueError(f"{ITEMS_FORMS}; {value[:60]!r} is none of them")
+    if isinstance(value, (Items, Iterable)):
+        return value
+    number = isinstance(value, int) and not isinstance(value, bool) and abs(value) < 10**15
+    raise ValueError(ITEMS_FORMS + (f"; write {{range: [{value}]}}" if number else ""))
+
+
+ITEMS_SCHEMA: dict[str, Any] = {
+    "anyOf": [
+        {"type": "array"},
+        {"type": "string"},
+        {
+            "type": "object",
+            "properties": {
+                "range": {"type": "array", "items": {"type": "integer"}, "minItems": 1, "maxItems": 3},
+                "glob": {"type": "string"},
+            },
+            "additionalProperties": False,
+        },
+    ]
+}
+
+
+class Limits(Record):
+    """What a run may use of the machine."""
+
+    workers: Workers = Field("auto", description="slots; auto is the usable cores")
+    memory: Budget = Field(Share(0.8), description="budget for all running steps, as a size or a share")
+    timeout: Duration | None = Field(None, description="clock of the whole run")
+    resources: dict[Name, Amount] = Field(default_factory=dict, description="named resources that steps may ask for")
+
+
+class Defaults(Record):
+    """Keys that every leaf step inherits unless it sets them itself."""
+
+    executor: ExecutorName | None = None
+    cpus: int | None = Field(None, ge=1, le=4096)
+    memory: Size | None = None
+    timeout: Duration | None = None
+    idle_timeout: Duration | None = None
+    kill_grace: Pause | None = None
+    retries: int | None = Field(None, ge=0, le=1000)
+    retry: Retry | None = None
+
+    @classmethod
+    def conflicts(cls, given: Given) -> Conflicts:
+        """``retries`` beside ``retry``."""
+        return retry_conflicts(given)
+
+
+class Param(Record):
+    """A parameter with a default and a text for people; without a default it must be given."""
+
+    default: Any = None
+    required: bool = False
+    help: str = ""
+
+    @classmethod
+    def conflicts(cls, given: Given) -> Conflicts:
+        """A default that could never be used."""
+        if given.get("required") is True and given.get("default") is not None:
+            yield "required", "a parameter with a default is not required: keep one"
+
+
+def param(spec: object) -> object:
+    """A parameter as declared: its default alone, or a mapping with ``default``, ``help``, ``required``."""
+    if isinstance(spec, Param):
+        return spec
+    if isinstance(spec, dict) and {"default", "help", "required"} & spec.keys():
+        return {"required": True, **spec} if "default" not in spec else spec
+    return Param(default=spec)
