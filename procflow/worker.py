@@ -166,7 +166,7 @@ def _limit_blas(cpus: int) -> None:
             return
         if not any(library in maps for library in BLAS_LIBRARIES):
             return
-    import threadpoolctl
+    import threadpoolctl  # type: ignore[import-untyped]
 
     threadpoolctl.threadpool_limits(limits=cpus)
 
@@ -197,7 +197,7 @@ class Surroundings:
         sys.stdout, sys.stderr = self._stdout, self._stderr
 
     def _text(self, fd: int) -> TextIO:
-        return open(fd, "w", encoding="utf-8", errors="backslashreplace", buffering=1, closefd=False)  # noqa: SIM115
+        return open(fd, "w", encoding="utf-8", errors="backslashreplace", buffering=1, closefd=False)
 
     def flush(self) -> None:
         """Put what Python still buffers into the pipe."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import Literal, Protocol
 
 from procflow.attempt import Attempt, Cause, Outcome
+from procflow.call import StepCall
 
 __all__ = ["CAPABILITIES", "Capability", "Executor"]
 
@@ -35,7 +36,21 @@ class Executor(Protocol):
     capabilities: frozenset[str]
 
     def fileno(self) -> int:
-        """A descriptor that is readable when ``wait`` has something to return at once."""
+        """A descriptor that is readable when ``wait`` has something to do or to return at once."""
+
+    def deadline(self) -> float | None:
+        """When ``wait`` must be called even though ``fileno`` is not readable (``time.monotonic``), because a clock runs
+        there: a kill on its way, a worker that does not start. None where none does.
+        """
+
+    def watch(self, fd: int) -> None:
+        """From now on ``wait`` also returns, perhaps with nothing, when ``fd`` is readable; the caller empties it."""
+
+    def unwatch(self, fd: int) -> None:
+        """Undo ``watch``, before the descriptor is closed."""
+
+    def check(self, call: StepCall) -> None:
+        """Raise the ``ExecutorError`` that ``submit`` would raise for this call; to be asked before the run."""
 
     def submit(self, attempt: Attempt) -> None:
         """Start the attempt. The caller keeps at most ``slots`` attempts out at any time.

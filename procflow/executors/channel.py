@@ -44,10 +44,15 @@ def exact(value: Any) -> Any:
         return {exact(k): exact(v) for k, v in value.items()}
     if isinstance(value, (tuple, list)):
         return tuple(exact(v) for v in value)
-    for kind in (bool, int, float, bytes, str):
-        if isinstance(value, kind):
-            return kind(value) if kind is not str else str.__str__(value)
-    return value if value is None else str(value)
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, str):
+        return str.__str__(value)
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        return bytes(value)
+    if isinstance(value, int):
+        return int(value)
+    return float(value) if isinstance(value, float) else str(value)
 
 
 class Inbox:

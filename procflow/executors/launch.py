@@ -18,8 +18,8 @@ from multiprocessing import process
 from multiprocessing.context import set_spawning_popen
 from typing import Any
 
-from loky.backend import get_context, reduction
-from loky.backend.popen_loky_posix import Popen as LokyPopen
+from loky.backend import get_context, reduction  # type: ignore[import-untyped]
+from loky.backend.popen_loky_posix import Popen as LokyPopen  # type: ignore[import-untyped]
 
 __all__ = ["WorkerProcess"]
 
@@ -94,13 +94,14 @@ class WorkerProcess(LokyProcess):  # type: ignore[misc]
 def _preparation(name: str) -> dict[str, Any]:
     # What loky's child needs of its parent, without the two resource trackers that loky would start and share: where a
     # step needs one, its worker starts its own, which then cleans up as soon as that worker is gone.
+    folder: str = process.ORIGINAL_DIR  # type: ignore[attr-defined]
     return {
         "log_to_stderr": False,
         "authkey": bytes(process.current_process().authkey),
         "name": name,
-        "sys_path": [p if p != "" else process.ORIGINAL_DIR for p in sys.path],
+        "sys_path": [p or folder for p in sys.path],
         "sys_argv": sys.argv,
-        "orig_dir": process.ORIGINAL_DIR,
+        "orig_dir": folder,
         "dir": os.getcwd(),
     }
 

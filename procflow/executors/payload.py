@@ -61,7 +61,7 @@ def _payload(call: StepCall) -> Payload:
 
 
 def _pickle(value: object) -> bytes:
-    import cloudpickle
+    import cloudpickle  # type: ignore[import-untyped]
 
     data: bytes = cloudpickle.dumps(value, protocol=5)
     return data
