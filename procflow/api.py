@@ -274,8 +274,8 @@ def _block(kind: type[_Record], steps: SequenceOf[Any], name: str | None, keys: 
 
 
 def _members(steps: Iterable[Any]) -> tuple[Any, ...]:
-    """The steps, with bare functions made steps under their own names."""
-    return tuple(step if isinstance(step, model.StepBase) else _bare(step) for step in steps)
+    """The steps, with bare functions made steps under their own names; mappings are taken as a file's steps would be."""
+    return tuple(step if isinstance(step, (model.StepBase, dict)) else _bare(step) for step in steps)
 
 
 def _bare(step: Any) -> Any:
