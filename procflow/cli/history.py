@@ -1,0 +1,297 @@
+"""``procflow history``, ``show`` and ``logs``: what ran, how it went, and what it printed.
+
+This file owns how the journal looks as text and as JSON. It only reads: it never writes to a state folder, and it works while a run
+is going on. Tables are plain text, so that they can be piped and mailed.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict
+from datetime import datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from procflow import units
+from procflow.cli.output import out
+from procflow.history import STATUSES, History, RunRow, StepRow, UnknownRun
+from procflow.plaintext import clean, clean_lines, counted, shortened
+from procflow.state_folder import StateFolder, locate
+
+__all__ = ["history", "logs", "show"]
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+READ_BYTES = 1 << 20
+
+
+def _state_option(command: _Command) -> _Command:
+    return click.option(
+        "--state-dir",
+        metavar="DIR",
+        type=click.Path(file_okay=False),
+        help="State folder; default PROCFLOW_STATE_DIR, else .procflow here.",
+    )(command)
+
+
+def _format_option(command: _Command) -> _Command:
+    return click.option(
+        "--format", "form", type=click.Choice(["table", "json"]), default="table", help="How to print it."
+    )(command)
+
+
+def _duration(text: str) -> float:
+    try:
+        return units.duration(text)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
+
+
+@click.command()
+@click.option("--last", metavar="T", type=_duration, help="Only runs that started in the last 7d, 12h, 30m.")
+@click.option("--status", type=click.Choice(STATUSES), help="Only runs that ended so.")
+@click.option("--pipeline", metavar="NAME", help="Only runs of this pipeline.")
+@click.option("--limit", metavar="N", type=click.IntRange(1), default=20, show_default=True, help="At most N runs.")
+@_format_option
+@_state_option
+def history(
+    last: float | None, status: str | None, pipeline: str | None, limit: int, form: str, state_dir: str | None
+) -> None:
+    """List the runs of a state folder, newest first."""
+    with _opened(state_dir) as past:
+        runs = past.runs(last_s=last, status=status, pipeline=pipeline, limit=limit)
+        if form == "json":
+            out(_json([asdict(run) for run in runs]))
+        elif runs:
+            rows = [
+                (r.run_id, r.pipeline, r.status, _local(r.started), _time(r.wall_s), str(_tasks(r)), _bad(r))
+                for r in runs
+            ]
+            for line in _table(
+                ("RUN", "PIPELINE", "STATUS", "STARTED", "TIME", "ATTEMPTS", "FAILURES"), rows, right=(4, 5, 6)
+            ):
+                out(line)
+        else:
+            out(f"no runs in {clean(past.folder.path)}" + (" that match" if last or status or pipeline else " yet"))
+
+
+@click.command()
+@click.argument("run", required=False)
+@_format_option
+@_state_option
+def show(run: str | None, form: str, state_dir: str | None) -> None:
+    """Show one run and its steps: RUN is an id or its beginning, without it the last run."""
+    with _opened(state_dir) as past:
+        found = _found(past, run)
+        if form == "json":
+            out(_json(_whole(past, found)))
+            return
+        for line in _header(found):
+            out(line)
+        out("")
+        rows = [_step_cells(row) for row in past.steps(found.run_id)]
+        for line in _table(("STEP", "ITEM", "TRY", "KIND", "STATUS", "TIME", "MEMORY", "WHY"), rows, right=(2, 5, 6)):
+            out(line)
+        for row in past.failures(found.run_id):
+            for line in _failure_lines(past, row):
+                out(line)
+
+
+@click.command()
+@click.argument("run", required=False)
+@click.argument("step", required=False)
+@click.option("--item", metavar="I", help="Only this item of a map, as show prints it.")
+@click.option("--attempt", metavar="N", type=click.IntRange(1), help="Only this attempt.")
+@click.option("--tail", metavar="N", type=click.IntRange(1), help="Only the last N lines of each log.")
+@_state_option
+def logs(
+    run: str | None, step: str | None, item: str | None, attempt: int | None, tail: int | None, state_dir: str | None
+) -> None:
+    """Print the logs of a run, or of one of its steps.
+
+    RUN is an id or its beginning, or the word last. STEP is a label as show prints it (fetch/sales) or the last part of one.
+    """
+    with _opened(state_dir) as past:
+        found = _found(past, None if run == "last" else run)
+        label = _label(past, found, step) if step is not None else None
+        rows = [
+            row
+            for row in past.steps(found.run_id, label=label)
+            if (item is None or row.item == item) and (attempt is None or row.attempt == attempt)
+        ]
+        if not rows and (item is not None or attempt is not None):
+            raise click.UsageError(_nothing(past, found, label, item))
+        # Tasks that gate or merge a block share its label, and so its log.
+        paths = dict.fromkeys(path for path in map(past.log, rows) if path is not None)
+        if not paths:
+            what = f"step {label}" if label is not None else f"run {found.run_id}"
+            click.echo(f"{clean(what)} wrote no log", err=True)
+        root = past.folder.run(found.run_id)
+        for path in paths:
+            if len(paths) > 1:
+                out(f"==> {clean(path.relative_to(root))} <==")
+            _print_log(path, tail)
+
+
+def _opened(state_dir: str | None) -> History:
+    return History.open(StateFolder.open(locate(state_dir), create=False))
+
+
+def _found(past: History, run: str | None) -> RunRow:
+    try:
+        return past.run(run)
+    except UnknownRun as error:
+        raise click.UsageError(str(error)) from None
+
+
+def _label(past: History, run: RunRow, step: str) -> str:
+    """The one label that is meant: a whole one, or one whose last part it is."""
+    labels = past.labels(run.run_id)
+    if step in labels:
+        return step
+    ends = [label for label in labels if label.rpartition("/")[2] == step]
+    if len(ends) == 1:
+        return ends[0]
+    if ends:
+        raise click.UsageError(f"step {step!r} may be {', '.join(ends[:8])}; write the whole label")
+    names = {label.rpartition("/")[2]: label for label in labels} | {label: label for label in labels}
+    near = list(dict.fromkeys(names[n] for n in difflib.get_close_matches(step, list(names), 3)))
+    hint = f"did you mean {', '.join(near)}?" if near else f"it has {', '.join(labels[:20]) or 'none'}"
+    raise click.UsageError(f"run {run.run_id} has no step {step!r}; {hint}")
+
+
+def _nothing(past: History, run: RunRow, label: str | None, item: str | None) -> str:
+    rows = list(past.steps(run.run_id, label=label))
+    if item is not None and all(row.item != item for row in rows):
+        items = list(dict.fromkeys(row.item for row in rows if row.item))
+        near = difflib.get_close_matches(item, items, 3) or items[:10]
+        return f"there is no item {item!r}; " + (f"items are {', '.join(near)}" if near else "this step has no items")
+    tries = sorted({str(row.attempt) for row in rows if row.attempt and (item is None or row.item == item)})
+    return f"there is no such attempt; there are {', '.join(tries[:20]) or 'none'}"
+
+
+def _print_log(path: Path, tail: int | None) -> None:
+    """The bytes as they are to a file or a pipe; to a terminal with control characters spelled out."""
+    from procflow.errors import StoreError
+
+    try:
+        lines: Iterable[bytes] = _last_lines(path, tail) if tail is not None else _chunks(path)
+        if sys.stdout.isatty():
+            for line in lines:
+                out("\n".join(clean_lines(line.decode("utf-8", "backslashreplace"))))
+        else:
+            for line in lines:
+                out(line.decode("utf-8", "surrogateescape").removesuffix("\n"))
+    except OSError as error:
+        raise StoreError(f"{path}: can't be read: {error.strerror or error}") from error
+
+
+def _chunks(path: Path) -> Iterator[bytes]:
+    """Lines, none longer than ``READ_BYTES``: a log may be one line of many megabytes."""
+    with open(path, "rb") as file:
+        while line := file.readline(READ_BYTES):
+            yield line
+
+
+def _last_lines(path: Path, count: int) -> list[bytes]:
+    """The last lines of a file, read from its end."""
+    with open(path, "rb") as file:
+        at = file.seek(0, 2)
+        data = b""
+        while at > 0 and data.rstrip(b"\n").count(b"\n") < count:
+            size = min(at, 65536)
+            at = file.seek(at - size)
+            data = file.read(size) + data
+    return data.splitlines(keepends=True)[-count:]
+
+
+def _whole(past: History, run: RunRow) -> dict[str, Any]:
+    steps = []
+    for row in past.steps(run.run_id):
+        log = past.log(row)
+        steps.append(asdict(row) | {"log": str(log) if log is not None else None})
+    metrics = [
+        {"label": label, "item": item, "attempt": attempt, "name": name, "value": value}
+        for label, item, attempt, name, value in past.metrics(run.run_id)
+    ]
+    return asdict(run) | {"step_executions": steps, "metrics": metrics}
+
+
+def _header(run: RunRow) -> Iterator[str]:
+    ended = f", exit code {run.exit_code}" if run.exit_code is not None else ""
+    yield f"run       {clean(run.run_id)}  {run.status}{ended}"
+    yield f"pipeline  {clean(run.pipeline)}" + (f"  ({clean(run.file)})" if run.file else "")
+    yield f"started   {_local(run.started)}  on {clean(run.host)}, pid {run.pid}" + (
+        f", session {run.sessions}" if run.sessions > 1 else ""
+    )
+    work = f", work {_time(run.work_s)}" if run.work_s else ""
+    faster = f", {run.work_s / run.wall_s:.1f} times as fast as one by one" if run.work_s and run.wall_s else ""
+    yield f"time      {_time(run.wall_s)}{work}{faster}  ({clean(run.executor)}, {counted(run.workers, 'worker')})"
+    kinds = ("succeeded", "failed", "lost", "skipped", "cancelled")
+    yield "attempts  " + (", ".join(f"{getattr(run, k)} {k}" for k in kinds if getattr(run, k)) or "none")
+    if run.params:
+        yield "params    " + ", ".join(f"{clean(k)}={shortened(json.dumps(v), 60)}" for k, v in run.params.items())
+    if run.reason:
+        yield f"reason    {clean(run.reason)}"
+
+
+def _step_cells(row: StepRow) -> tuple[str, ...]:
+    memory = units.size_text(row.peak_rss_bytes) if row.peak_rss_bytes else ""
+    why = row.message or row.reason or ""
+    if row.members is not None and not why:
+        why = f"{row.count or 0} of {row.members} succeeded"
+    if row.tolerated:
+        why = f"tolerated: {why}"
+    attempt = str(row.attempt) if row.attempt else ""
+    return (row.label, row.item, attempt, row.kind, row.status, _time(row.wall_s), memory, shortened(why, 100))
+
+
+def _failure_lines(past: History, row: StepRow) -> Iterator[str]:
+    if row.members is not None or row.failure is None:
+        return
+    item = f" item {clean(row.item)}" if row.item else ""
+    yield ""
+    yield f"{clean(row.label)}{item} {row.status} ({row.cause}), attempt {row.attempt}"
+    text = str(row.failure.get("traceback") or row.message or "")
+    yield from ("    " + line for line in clean_lines(text))
+    log = past.log(row)
+    if log is not None:
+        yield f"    log: {clean(log)}"
+
+
+def _tasks(run: RunRow) -> int:
+    return run.succeeded + run.failed + run.lost + run.skipped + run.cancelled
+
+
+def _bad(run: RunRow) -> str:
+    return str(run.failures) if run.failures is not None else ""
+
+
+def _time(seconds: float | None) -> str:
+    return units.duration_text(seconds) if seconds is not None else ""
+
+
+def _local(utc: str) -> str:
+    try:
+        return datetime.fromisoformat(utc.replace("Z", "+00:00")).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+    except ValueError:
+        return clean(utc)
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence[int]) -> Iterator[str]:
+    """Columns as wide as their widest cell (the last one hangs over), those in ``right`` flush right."""
+    cells = [tuple(head), *(tuple(clean(cell) for cell in row) for row in rows)]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(head))]
+    for row in cells:
+        yield "  ".join(
+            cell.rjust(width) if i in right else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, indent=2, default=str)

@@ -1,0 +1,426 @@
+"""RunResult: what a run came to, as the Python API returns it; and the Recorder that makes it from events.
+
+The Recorder is an observer: ``handle`` every event, then ``result``. Its memory is bounded by the declared
+steps and by the failures it keeps (``MAX_FAILURES``), never by the items of a map. Values are opened only when asked for.
+This file never reads the journal and never decides anything about a run.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from procflow import events as ev
+from procflow.attempt import Failure
+from procflow.errors import RunFailed
+from procflow.graph import MapUnit, ScopeUnit, TaskGraph, Unit, walk
+from procflow.ref import Ref
+
+__all__ = [
+    "BlockRecord",
+    "FailureRecord",
+    "LazyValues",
+    "Recorder",
+    "RunMetrics",
+    "RunResult",
+    "StepRecord",
+    "critical_path_s",
+    "exit_code",
+]
+
+MAX_FAILURES = 1000
+"""Failures kept with their tracebacks; further ones are counted (all of them are in the journal)."""
+
+_EXIT_CODES = {"succeeded": 0, "failed": 1, "partial": 3, "timed_out": 4}
+
+
+def exit_code(status: str, reason: str = "") -> int:
+    """The process exit code for how a run ended; a cancelled run has 143 for SIGTERM, else 130."""
+    if status == "cancelled":
+        return 143 if "SIGTERM" in reason else 130
+    return _EXIT_CODES[status]
+
+
+@dataclass(frozen=True, slots=True)
+class FailureRecord:
+    """A step or an item that did not succeed. ``log`` is its last attempt's log, from the run's folder."""
+
+    label: str
+    path: str
+    item: str
+    attempts: int
+    failure: Failure
+    log: str | None
+    tolerated: bool
+
+    @property
+    def exception(self) -> BaseException | None:
+        """The step's exception where it could be pickled, else None; unpickling it runs its class's code."""
+        if self.failure.exception is None:
+            return None
+        try:
+            found = pickle.loads(self.failure.exception)
+        except Exception:
+            return None
+        return found if isinstance(found, BaseException) else None
+
+    def __str__(self) -> str:
+        item = f" item {self.item}" if self.item else ""
+        tries = f" after {self.attempts} attempts" if self.attempts > 1 else ""
+        return f"{self.label}{item}: {self.failure.cause}{tries}: {self.failure}"
+
+
+@dataclass(frozen=True, slots=True)
+class BlockRecord:
+    """The result record of a block; times in seconds."""
+
+    kind: str
+    status: str
+    members: int
+    successful_count: int
+    failed_count: int
+    wall_s: float
+    work_s: float
+    saved_s: float
+    cost: float
+    produced: tuple[str, ...] = ()
+
+
+@dataclass(slots=True)
+class StepRecord:
+    """What one declared step came to, all its items and attempts together.
+
+    ``status`` is ``running`` until the step ends. ``attempts`` counts tries, ``lost`` those whose worker died; ``wall_s`` is
+    the sum of attempts' times, ``final_s`` of those that no other attempt followed. ``count`` is the number of items (1 for a
+    plain step) that ended well, ``failures`` of those that did not. ``metrics`` holds the last value of each. A block's record
+    also counts the hidden tasks that decide its ``when``, list its items or merge its results.
+    """
+
+    label: str
+    path: str
+    kind: str = "task"
+    status: str = "running"
+    attempts: int = 0
+    lost: int = 0
+    wall_s: float = 0.0
+    final_s: float = 0.0
+    cpu_s: float = 0.0
+    peak_rss_bytes: int = 0
+    cost: float = 0.0
+    count: int = 0
+    failures: int = 0
+    reason: str = ""
+    metrics: dict[str, float] = field(default_factory=dict)
+    block: BlockRecord | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RunMetrics:
+    """Figures of a run; times in seconds.
+
+    ``work_s`` is the sum of all attempts' times, ``saved_s`` what running them together saved, ``speedup`` work over wall,
+    ``efficiency`` speedup over workers, ``critical_path_s`` the longest chain of final attempts (None without the graph): no
+    number of workers makes the run shorter. ``startup_s`` is the time until the first attempt was handed out.
+    """
+
+    wall_s: float
+    work_s: float
+    saved_s: float
+    speedup: float
+    efficiency: float
+    workers: int
+    critical_path_s: float | None
+    startup_s: float
+    attempts: int
+    retries: int
+    lost: int
+    cpu_s: float
+    peak_rss_bytes: int
+    cost: float
+
+
+class LazyValues(Mapping[str, Any]):
+    """Values by name, each opened from its ref at its first access and kept."""
+
+    def __init__(self, refs: Mapping[str, Ref], open_ref: Callable[[Ref], Any] | None = None) -> None:
+        self._refs = dict(refs)
+        self._open = open_ref
+        self._values: dict[str, Any] = {}
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self._values:
+            ref = self._refs[name]
+            if self._open is None:
+                from procflow.objects import unpack
+
+                self._open = unpack
+            self._values[name] = self._open(ref)
+        return self._values[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._refs)
+
+    def __len__(self) -> int:
+        return len(self._refs)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._refs
+
+    def refs(self) -> Mapping[str, Ref]:
+        """The refs themselves."""
+        return dict(self._refs)
+
+    def __repr__(self) -> str:
+        return f"<values {', '.join(self._refs) or 'none'}>"
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run came to.
+
+    ``status`` is succeeded, partial (tolerated failures), failed, timed_out or cancelled. ``outputs`` opens values on access.
+    ``steps`` has a record per label, ``failures`` the steps and items that failed (the first 1000; ``failure_count`` counts all).
+    """
+
+    status: str
+    run_id: str
+    pipeline: str
+    reason: str
+    outputs: Mapping[str, Any]
+    steps: Mapping[str, StepRecord]
+    metrics: RunMetrics
+    failures: tuple[FailureRecord, ...]
+    failure_count: int
+    tolerated_count: int
+
+    @property
+    def exit_code(self) -> int:
+        """What the command line exits with: 0, 1, 3 (tolerated failures), 4 (timed out), 130 or 143."""
+        return exit_code(self.status, self.reason)
+
+    @property
+    def ok(self) -> bool:
+        """Whether the run succeeded, tolerated failures allowed."""
+        return self.status in ("succeeded", "partial")
+
+    def raise_for_status(self) -> None:
+        """Raise ``RunFailed`` unless the run succeeded or only had tolerated failures; its cause is the step's own exception."""
+        if self.ok:
+            return
+        bad = [f for f in self.failures if not f.tolerated]
+        lines = [f"run {self.run_id} {self.status}" + (f": {self.reason}" if self.reason else "")]
+        lines += [f"  {f}" for f in bad[:10]]
+        more = self.failure_count - self.tolerated_count - min(len(bad), 10)
+        if more > 0:
+            lines.append(f"  and {more} more")
+        raise RunFailed("\n".join(lines)) from (bad[0].exception if bad else None)
+
+
+class Recorder:
+    """Follows a run's events and makes its result. ``workers`` is the number of slots, ``graph`` gives the critical path."""
+
+    def __init__(self, workers: int = 1, graph: TaskGraph | None = None) -> None:
+        self._workers = max(1, workers)
+        self._graph = graph
+        self._steps: dict[str, StepRecord] = {}
+        self._failures: list[FailureRecord] = []
+        self._failure_count = self._tolerated_count = 0
+        self._attempts = self._retries = self._lost = 0
+        self._started: ev.RunStarted | None = None
+        self._finished: ev.RunFinished | None = None
+        self._startup_s = 0.0
+        self._last = 0.0
+        self._handlers: dict[type, Callable[[Any], None]] = {
+            ev.RunStarted: self._run_started,
+            ev.AttemptStarted: self._attempt_started,
+            ev.AttemptFinished: self._attempt_finished,
+            ev.StepFinished: self._step_finished,
+            ev.BlockStarted: self._block_started,
+            ev.BlockFinished: self._block_finished,
+            ev.RunFinished: self._run_finished,
+        }
+
+    def handle(self, event: ev.Event) -> None:
+        """Take one event."""
+        handler = self._handlers.get(type(event))
+        if handler is not None:
+            self._last = event.at
+            handler(event)
+
+    def result(
+        self, outputs: Mapping[str, Ref] | None = None, open_ref: Callable[[Ref], Any] | None = None
+    ) -> RunResult:
+        """The result so far; ``outputs`` are the run's final values, which ``open_ref`` opens (``objects.unpack``)."""
+        end, started = self._finished, self._started
+        return RunResult(
+            status=end.status if end is not None else "failed",
+            run_id=started.run_id if started is not None else end.run_id if end is not None else "",
+            pipeline=started.pipeline if started is not None else "",
+            reason=end.reason if end is not None else "the run did not reach its end",
+            outputs=LazyValues(outputs or {}, open_ref),
+            steps=dict(self._steps),
+            metrics=self._metrics(),
+            failures=tuple(self._failures),
+            failure_count=self._failure_count,
+            tolerated_count=self._tolerated_count,
+        )
+
+    def _metrics(self) -> RunMetrics:
+        end, records = self._finished, self._steps.values()
+        work_s = sum(r.wall_s for r in records)
+        wall_s = end.wall_s if end is not None else self._last
+        speedup = work_s / wall_s if wall_s > 0 else 1.0
+        durations = {r.label: r.block.wall_s if r.block and r.kind == "map" else r.final_s for r in records}
+        return RunMetrics(
+            wall_s=wall_s,
+            work_s=work_s,
+            saved_s=max(0.0, work_s - wall_s),
+            speedup=speedup,
+            efficiency=speedup / self._workers,
+            workers=self._workers,
+            critical_path_s=critical_path_s(self._graph, durations) if self._graph is not None else None,
+            startup_s=self._startup_s,
+            attempts=self._attempts,
+            retries=self._retries,
+            lost=self._lost,
+            cpu_s=sum(r.cpu_s for r in records),
+            peak_rss_bytes=max((r.peak_rss_bytes for r in records), default=0),
+            cost=sum(r.cost for r in records),
+        )
+
+    def _step(self, path: str, label: str) -> StepRecord:
+        found = self._steps.get(label)
+        if found is None:
+            found = self._steps[label] = StepRecord(label, path)
+        return found
+
+    def _run_started(self, e: ev.RunStarted) -> None:
+        self._started = e
+
+    def _attempt_started(self, e: ev.AttemptStarted) -> None:
+        if not self._attempts:
+            self._startup_s = e.at
+        self._attempts += 1
+        self._step(e.path, e.label).attempts += 1
+
+    def _attempt_finished(self, e: ev.AttemptFinished) -> None:
+        step, usage = self._step(e.path, e.label), e.usage
+        step.wall_s += usage.wall_s
+        step.cpu_s += usage.cpu_s
+        step.cost += e.cost
+        if usage.peak_rss_bytes > step.peak_rss_bytes:
+            step.peak_rss_bytes = usage.peak_rss_bytes
+        if e.retry_in_s is None:
+            step.final_s += usage.wall_s
+        else:
+            self._retries += 1
+        if e.status == "succeeded":
+            step.count += e.count
+            # An item of a map has no event of its own for ending well.
+            if step.status == "running":
+                step.status = "succeeded"
+        elif e.status == "lost":
+            step.lost += 1
+            self._lost += 1
+        if e.metrics:
+            step.metrics.update(e.metrics)
+
+    def _step_finished(self, e: ev.StepFinished) -> None:
+        step = self._step(e.path, e.label)
+        if e.status == "failed":
+            step.status = "failed"
+        elif not e.item or step.status == "running":
+            step.status = e.status
+        if e.reason:
+            step.reason = e.reason
+        if e.status != "failed" or e.failure is None:
+            return
+        step.failures += 1
+        self._failure_count += 1
+        self._tolerated_count += e.tolerated
+        if len(self._failures) < MAX_FAILURES:
+            from procflow.attempt_log import log_path
+
+            log = log_path(e.label, e.item, e.attempts) if e.attempts else None
+            self._failures.append(FailureRecord(e.label, e.path, e.item, e.attempts, e.failure, log, e.tolerated))
+
+    def _block_started(self, e: ev.BlockStarted) -> None:
+        self._step(e.path, e.label).kind = e.kind
+
+    def _block_finished(self, e: ev.BlockFinished) -> None:
+        step = self._step(e.path, e.label)
+        before = step.block
+        # The body of a map opens once per item: its times add up, the rest is the last one's.
+        wall_s = e.wall_s + (before.wall_s if before is not None and e.item else 0.0)
+        step.kind, step.reason = e.kind, e.reason or step.reason
+        if not (e.item and step.status == "failed"):
+            step.status = e.status
+        step.block = BlockRecord(
+            *(
+                e.kind,
+                e.status,
+                e.members,
+                e.successful_count,
+                e.failed_count,
+                wall_s,
+                e.work_s,
+                e.saved_s,
+                e.cost,
+                e.produced,
+            )
+        )
+
+    def _run_finished(self, e: ev.RunFinished) -> None:
+        self._finished = e
+        self._failure_count = max(self._failure_count, e.failures)
+        self._tolerated_count = max(self._tolerated_count, e.tolerated)
+
+
+def critical_path_s(graph: TaskGraph, durations: Mapping[str, float]) -> float:
+    """The longest chain of dependent work in seconds, given durations by label.
+
+    A leaf's duration is that of its final attempts, a map's its own wall time, another block's that of the tasks that decide its
+    ``when`` or merge its results. A sequence adds its members up, a parallel block or a graph takes its longest chain by
+    ``after``. Labels that are missing did not run and count 0. More workers don't make a run shorter than this.
+    """
+    length: dict[int, float] = {}
+    # Inner units come after outer ones in walk, so backwards every member is known before its block.
+    for unit in reversed(list(walk(graph.root))):
+        length[id(unit)] = _unit_length(unit, durations, length)
+    return length[id(graph.root)]
+
+
+def _unit_length(unit: Unit, durations: Mapping[str, float], length: Mapping[int, float]) -> float:
+    if isinstance(unit, MapUnit) or not isinstance(unit, ScopeUnit):
+        return durations.get(unit.label, 0.0)
+    around = durations.get(unit.label, 0.0)  # its gate and its merger bear its label
+    members = [length[id(m)] for m in unit.members]
+    if unit.kind in ("sequence", "pipeline"):
+        return around + sum(members)
+    return around + _longest_chain(unit.members, members)
+
+
+def _longest_chain(members: tuple[Unit, ...], lengths: list[float]) -> float:
+    """The heaviest path through the members, in one pass over them in topological order."""
+    place = {m.index: i for i, m in enumerate(members)}
+    before = [[place[i] for i in m.after if i in place] for m in members]
+    after: list[list[int]] = [[] for _ in members]
+    for i, needs in enumerate(before):
+        for j in needs:
+            after[j].append(i)
+    waiting = [len(needs) for needs in before]
+    ready = [i for i, count in enumerate(waiting) if count == 0]
+    begins = [0.0] * len(members)
+    longest = 0.0
+    while ready:
+        i = ready.pop()
+        ends = begins[i] + lengths[i]
+        longest = max(longest, ends)
+        for j in after[i]:
+            begins[j] = max(begins[j], ends)
+            waiting[j] -= 1
+            if waiting[j] == 0:
+                ready.append(j)
+    return longest

@@ -1,0 +1,395 @@
+"""The store: the journal of runs, written by the parent alone.
+
+``record`` only buffers; ``commit`` writes all that is buffered in one transaction, which is durable when it returns (WAL,
+``synchronous=FULL``). The engine announces nothing before its commit returned. After a commit that failed, the buffer is whole:
+calling ``commit`` again is safe, and nothing that was committed before is touched. ``StepProgress`` is not journalled.
+
+Two pipelines of one folder may run at once, so every transaction holds the folder's writer lock: at any instant at most one
+connection writes or checkpoints. This file owns the writing side; ``history.py`` reads. It never unpickles a value.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import platform
+import socket
+import sqlite3
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from typing import Any, Protocol
+
+from procflow import __version__
+from procflow.errors import StoreError
+from procflow.events import Event
+from procflow.state_folder import StateFolder, is_network_mount, try_flock
+from procflow.store_rows import PLAIN_COLUMNS, Rows, storable
+from procflow.store_schema import COLUMNS, connect_writer, create_database, told
+
+__all__ = ["Journal", "MemoryStore", "NullStore", "RunRecord", "Store", "utc_now"]
+
+ID_BITS = 32
+"""Row ids are ``runs.seq << 32`` and up, so the rows of two runs that go on together never meet."""
+LOCK_WAIT_S = 30.0
+
+_INSERT_STEP = {
+    columns: f"INSERT OR REPLACE INTO step_executions ({','.join(columns)}) VALUES ({','.join('?' * len(columns))})"
+    for columns in (COLUMNS, PLAIN_COLUMNS)
+}
+_INSERT_OUTPUT = "INSERT OR REPLACE INTO outputs VALUES (?,?,?,?,?,?)"
+_INSERT_METRIC = "INSERT OR REPLACE INTO metrics (execution_id, name, run_id, value) VALUES (?,?,?,?)"
+_UPDATE_RUN = """
+UPDATE runs SET steps = coalesce(:steps, steps), status = coalesce(:status, status), reason = coalesce(:reason, reason),
+    ended = coalesce(:ended, ended), exit_code = coalesce(:exit_code, exit_code), failures = coalesce(:failures, failures),
+    tolerated = coalesce(:tolerated, tolerated), wall_s = coalesce(:wall_s, wall_s), work_s = coalesce(:work_s, work_s),
+    succeeded = :succeeded, failed = :failed, lost = :lost, skipped = :skipped, cancelled = :cancelled
+WHERE seq = :seq
+"""
+_UPDATED = ("steps", "status", "reason", "ended", "exit_code", "failures", "tolerated", "wall_s", "work_s")
+
+
+def utc_now() -> str:
+    """The wall clock as UTC ISO text, for display only: ``2026-11-20T08:00:00.123Z``."""
+    return datetime.now(timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+@dataclass(frozen=True, slots=True)
+class RunRecord:
+    """What is known of a run when it begins.
+
+    ``params`` are shown by ``procflow show``: mask secrets before. ``lock`` is the name of the run's lock (``lock_name``), by which
+    readers see whether it lives; None where it has none.
+    """
+
+    run_id: str
+    pipeline: str
+    file: str | None = None
+    lock: str | None = None
+    params: Mapping[str, Any] = field(default_factory=dict)
+    executor: str = "processes"
+    workers: int = 1
+    started: str = field(default_factory=utc_now)
+    pid: int = field(default_factory=os.getpid)
+    host: str = field(default_factory=socket.gethostname)
+    procflow_version: str = __version__
+    python_version: str = field(default_factory=platform.python_version)
+
+
+class Journal(Protocol):
+    """What the engine needs of a store; ``Store``, ``MemoryStore`` and ``NullStore`` have it."""
+
+    @property
+    def pending(self) -> int:
+        """Events recorded since the last commit."""
+
+    @property
+    def oldest_pending_s(self) -> float:
+        """Seconds since the oldest uncommitted event was recorded; 0 with nothing pending."""
+
+    def begin(self, run: RunRecord) -> None:
+        """Record a run's beginning, or a new session of a run that is resumed; durable when it returns."""
+
+    def record(self, event: Event) -> None:
+        """Buffer an event."""
+
+    def commit(self) -> None:
+        """Make all that is buffered durable. StoreError leaves the buffer whole."""
+
+    def close(self) -> None:
+        """Commit what is left and let go."""
+
+
+class NullStore:
+    """Keeps nothing: for ``Pipeline.run()`` without a state folder."""
+
+    pending = 0
+    oldest_pending_s = 0.0
+
+    def begin(self, run: RunRecord) -> None:
+        """Nothing."""
+
+    def record(self, event: Event) -> None:
+        """Nothing."""
+
+    def commit(self) -> None:
+        """Nothing."""
+
+    def close(self) -> None:
+        """Nothing."""
+
+
+class _Buffer:
+    """The part that all keeping stores share: rows of the current run, and when the oldest came."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._rows: Rows | None = None
+        self._pending = 0
+        self._oldest: float | None = None
+
+    @property
+    def pending(self) -> int:
+        """Events recorded since the last commit."""
+        return self._pending
+
+    @property
+    def oldest_pending_s(self) -> float:
+        """Seconds since the oldest uncommitted event was recorded; 0 with nothing pending."""
+        return 0.0 if self._oldest is None else self._clock() - self._oldest
+
+    def record(self, event: Event) -> None:
+        """Buffer an event; a few microseconds, no system call."""
+        rows = self._rows
+        if rows is None:
+            raise StoreError("an event came before the run began")
+        if rows.add(event):
+            self._pending += 1
+            if self._oldest is None:
+                self._oldest = self._clock()
+
+    def _committed(self) -> None:
+        assert self._rows is not None
+        self._rows.clear()
+        self._pending = 0
+        self._oldest = None
+
+
+class MemoryStore(_Buffer):
+    """A store for tests: what was committed is in ``runs``, ``steps``, ``outputs`` and ``metrics``, and goes with the object."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__(clock)
+        self.runs: dict[str, dict[str, Any]] = {}
+        self.steps: dict[int, dict[str, Any]] = {}
+        self.outputs: list[tuple[int, str, str, str, str, bytes]] = []
+        self.metrics: list[tuple[int, str, str, float]] = []
+        self.commits = 0
+
+    def begin(self, run: RunRecord) -> None:
+        """Record a run's beginning."""
+        sessions = self.runs.get(run.run_id, {"sessions": 0})["sessions"]
+        self.runs[run.run_id] = {"run_id": run.run_id, "status": "running", "sessions": sessions + 1}
+        self._rows = Rows(run.run_id, max(self.steps, default=0) + 1)
+
+    def commit(self) -> None:
+        """Move what is buffered to what is committed."""
+        if not self._pending or self._rows is None:
+            return
+        rows = self._rows
+        for columns, batch in rows.batches():
+            self.steps.update({row[0]: dict.fromkeys(COLUMNS) | dict(zip(columns, row, strict=True)) for row in batch})
+        self.outputs += rows.outputs
+        self.metrics += rows.metrics
+        self.runs[rows.run_id].update(rows.run | rows.counts)
+        self.commits += 1
+        self._committed()
+
+    def close(self) -> None:
+        """Commit what is left."""
+        self.commit()
+
+
+class Store(_Buffer):
+    """The journal in ``procflow.db``; make one with ``Store.open``. One thread, one process, one run at a time."""
+
+    def __init__(self, folder: StateFolder, db: sqlite3.Connection, lock_fd: int, clock: Callable[[], float]) -> None:
+        super().__init__(clock)
+        self._folder = folder
+        self._db: sqlite3.Connection | None = db
+        self._lock_fd = lock_fd
+        found = folder.db.stat()
+        self._identity = (found.st_dev, found.st_ino)
+        self._seq = 0
+
+    @classmethod
+    def open(cls, folder: StateFolder, clock: Callable[[], float] = time.monotonic) -> Store:
+        """Open the folder's journal for writing, making it where there is none.
+
+        StoreError where it is damaged (it is left as it is), of a newer procflow, not writable, or locked for too long.
+        """
+        try:
+            fd = os.open(folder.writer_lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        except OSError as error:
+            raise told(folder.writer_lock, error, "can't be opened") from error
+        try:
+            with _writer_lock(fd, folder):
+                create_database(folder.db)
+                db = connect_writer(folder.db, is_network_mount(folder.path))
+            return cls(folder, db, fd, clock)
+        except BaseException:
+            os.close(fd)
+            raise
+
+    def begin(self, run: RunRecord) -> None:
+        """Record a run's beginning; durable when it returns.
+
+        A run id that is there is a run resumed: its rows stay, and what its last session left running becomes ``lost``. The same
+        goes for other runs of this lock that never ended: the caller holds that lock, so they are dead.
+        """
+        with self._transaction("the run can't be recorded") as db:
+            self._bury(db, run)
+            row = db.execute("SELECT seq FROM runs WHERE run_id = ?", (run.run_id,)).fetchone()
+            values = (
+                *(
+                    storable(run.pipeline),
+                    run.file and storable(run.file),
+                    run.lock,
+                    _json(run.params),
+                    run.executor,
+                    run.workers,
+                ),
+                *(run.started, run.pid, storable(run.host), run.procflow_version, run.python_version),
+            )
+            if row is None:
+                seq = db.execute(_INSERT_RUN, (run.run_id, *values)).lastrowid or 0
+                first, counts = (seq << ID_BITS) + 1, None
+            else:
+                seq = row[0]
+                db.execute(_RESUME_RUN, (*values, run.run_id))
+                first = db.execute(
+                    "SELECT max(id) FROM step_executions WHERE id BETWEEN ? AND ?",
+                    (seq << ID_BITS, ((seq + 1) << ID_BITS) - 1),
+                ).fetchone()[0]
+                first = (first or seq << ID_BITS) + 1
+                counts = db.execute(
+                    "SELECT succeeded, failed, lost, skipped, cancelled FROM runs WHERE seq = ?", (seq,)
+                ).fetchone()
+        self._seq = seq
+        self._rows = Rows(run.run_id, first)
+        if counts is not None:
+            self._rows.counts.update(zip(("succeeded", "failed", "lost", "skipped", "cancelled"), counts, strict=True))
+
+    def commit(self) -> None:
+        """One transaction with all that is buffered; durable when it returns.
+
+        StoreError names the path and the cause (full disk, I/O, a lock, a folder that is gone) and leaves the buffer whole.
+        """
+        rows = self._rows
+        if rows is None or not self._pending:
+            return
+        with self._transaction("what happened can't be recorded") as db:
+            for columns, batch in rows.batches():
+                db.executemany(_INSERT_STEP[columns], batch)
+            if rows.outputs:
+                db.executemany(_INSERT_OUTPUT, rows.outputs)
+            if rows.metrics:
+                db.executemany(_INSERT_METRIC, rows.metrics)
+            if rows.run:
+                self._update_run(db, rows)
+        self._committed()
+
+    def close(self) -> None:
+        """Commit what is left and close; idempotent. StoreError where that commit fails; it is closed all the same."""
+        if self._db is None:
+            return
+        try:
+            self.commit()
+        finally:
+            db, self._db = self._db, None
+            # Closing the last connection checkpoints, so it takes the writer lock as well.
+            try:
+                with contextlib.suppress(StoreError), _writer_lock(self._lock_fd, self._folder):
+                    db.close()
+            finally:
+                with contextlib.suppress(sqlite3.Error):
+                    db.close()
+                os.close(self._lock_fd)
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _bury(self, db: sqlite3.Connection, run: RunRecord) -> None:
+        """Mark what earlier sessions left running; only runs of this run's lock can be known to be dead."""
+        dead = db.execute(
+            "SELECT seq, run_id FROM runs WHERE status = 'running' AND (run_id = ? OR lock = ?)", (run.run_id, run.lock)
+        ).fetchall()
+        for seq, run_id in dead:
+            db.execute(
+                "UPDATE step_executions SET status = 'lost', cause = 'crash', reason = 'procflow itself was killed' "
+                "WHERE id BETWEEN ? AND ? AND status = 'running'",
+                (seq << ID_BITS, ((seq + 1) << ID_BITS) - 1),
+            )
+            db.execute("UPDATE runs SET status = 'killed' WHERE run_id = ?", (run_id,))
+
+    def _update_run(self, db: sqlite3.Connection, rows: Rows) -> None:
+        values = dict.fromkeys(_UPDATED) | rows.run | rows.counts
+        if values["status"] is not None:
+            values["ended"] = utc_now()
+        db.execute(_UPDATE_RUN, values | {"seq": self._seq})
+
+    @contextlib.contextmanager
+    def _transaction(self, doing: str) -> Iterator[sqlite3.Connection]:
+        """BEGIN IMMEDIATE to COMMIT under the writer lock; rolled back and told as StoreError on any error."""
+        db = self._db
+        if db is None:
+            raise StoreError(f"{self._folder.db}: {doing}: the store is closed")
+        try:
+            with _writer_lock(self._lock_fd, self._folder):
+                try:
+                    db.execute("BEGIN IMMEDIATE")
+                    yield db
+                    db.execute("COMMIT")
+                except BaseException:
+                    with contextlib.suppress(sqlite3.Error):
+                        db.execute("ROLLBACK")
+                    raise
+            self._check_place(doing)
+        except sqlite3.Error as error:
+            raise told(self._folder.db, error, doing) from error
+        except (OSError, OverflowError, UnicodeError) as error:
+            raise told(self._folder.db, error, doing) from error
+
+    def _check_place(self, doing: str) -> None:
+        """Writing to a file that was removed succeeds, so its place is looked at after every commit."""
+        try:
+            found = self._folder.db.stat()
+        except OSError as error:
+            raise told(
+                self._folder.db, error, f"{doing}: the journal was removed while the run was going on"
+            ) from error
+        if (found.st_dev, found.st_ino) != self._identity:
+            raise StoreError(
+                f"{self._folder.db}: {doing}: the journal was replaced by another file while the run was going on"
+            )
+
+
+_INSERT_RUN = """
+INSERT INTO runs (run_id, pipeline, file, lock, params, executor, workers, started, pid, host, procflow_version,
+    python_version, status)
+VALUES (?,?,?,?,?,?,?,?,?,?,?,?,'running')
+"""
+_RESUME_RUN = """
+UPDATE runs SET pipeline = ?, file = ?, lock = ?, params = ?, executor = ?, workers = ?, started = ?, pid = ?, host = ?,
+    procflow_version = ?, python_version = ?, status = 'running', reason = NULL, ended = NULL, exit_code = NULL,
+    failures = NULL, tolerated = NULL, wall_s = NULL, work_s = NULL, sessions = sessions + 1
+WHERE run_id = ?
+"""
+
+
+def _json(value: Mapping[str, Any]) -> str:
+    return json.dumps({str(k): v for k, v in value.items()}, default=repr, skipkeys=True)
+
+
+@contextlib.contextmanager
+def _writer_lock(fd: int, folder: StateFolder, wait_s: float = LOCK_WAIT_S) -> Iterator[None]:
+    """Hold the folder's writer lock; StoreError when another run keeps it for ``wait_s``."""
+    if not try_flock(fd, fcntl.LOCK_EX):
+        deadline, pause_s = time.monotonic() + wait_s, 0.0002
+        while not try_flock(fd, fcntl.LOCK_EX):
+            if time.monotonic() > deadline:
+                raise StoreError(
+                    f"{folder.writer_lock}: another run of this folder has been writing for {wait_s:g} s; is it stopped?"
+                )
+            time.sleep(pause_s)
+            pause_s = min(pause_s * 2, 0.02)
+    try:
+        yield
+    finally:
+        fcntl.flock(fd, fcntl.LOCK_UN)

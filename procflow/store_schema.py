@@ -1,0 +1,241 @@
+"""The journal's database: its tables, its version, and how a connection to it is opened and its errors are told.
+
+This file owns the SQL text of the tables and the checks at open. A damaged, foreign or newer database is refused with its
+path and is never changed, moved or deleted. It never writes rows.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+from pathlib import Path
+
+from procflow.errors import StoreError
+
+__all__ = ["COLUMNS", "SCHEMA_VERSION", "connect_reader", "connect_writer", "create_database", "told"]
+
+SCHEMA_VERSION = 1
+APPLICATION_ID = 0x70726366  # "prcf"
+BUSY_MS = 10_000
+# A larger journal is not read through at every start; SQLite still checks each page that it uses.
+CHECKED_BYTES = 8 << 20
+
+_STEP_COLUMNS: tuple[tuple[str, str], ...] = (
+    ("id", "INTEGER PRIMARY KEY"),  # runs.seq * 2**32 + n, so the rows of a run lie together and need no index
+    ("run_id", "TEXT NOT NULL"),
+    ("key", "INTEGER"),  # the attempt's key in its run; NULL for blocks and for rows without an attempt
+    ("path", "TEXT NOT NULL"),
+    ("label", "TEXT NOT NULL"),
+    ("name", "TEXT NOT NULL"),
+    ("item", "TEXT NOT NULL"),
+    ("attempt", "INTEGER NOT NULL"),  # from 1; 0 where the step never started
+    ("kind", "TEXT NOT NULL"),  # task, item (a failed item of a batch), or the kind of block
+    ("status", "TEXT NOT NULL"),  # running, succeeded, skipped, failed, lost, cancelled
+    ("cause", "TEXT"),
+    ("reason", "TEXT"),
+    ("message", "TEXT"),
+    ("parent_step_id", "TEXT"),  # path of the enclosing block; NULL at the top
+    ("branch_name", "TEXT"),  # member of the nearest parallel block
+    ("join_policy", "TEXT"),  # of the block itself, or of the parallel block that the branch belongs to
+    ("executor", "TEXT"),
+    ("started", "REAL"),  # seconds since the run began
+    ("ended", "REAL"),
+    ("wall_s", "REAL"),
+    ("cpu_s", "REAL"),
+    ("peak_rss_bytes", "INTEGER"),
+    ("cost", "REAL"),
+    ("count", "INTEGER"),  # items finished; successful members for a block
+    ("output_ref", "TEXT"),  # names published; their refs are in outputs under the same id
+    ("log", "TEXT"),  # from the run's folder; the file exists only where the attempt wrote something
+    ("failure", "TEXT"),  # JSON: type, message, traceback, user_place, kinds, signal, exit_code, peak_rss_bytes
+    ("tolerated", "INTEGER"),
+    ("retry_in_s", "REAL"),  # pause before the next attempt; NULL where none follows
+    ("members", "INTEGER"),  # these four only for blocks
+    ("failed_count", "INTEGER"),
+    ("work_s", "REAL"),
+    ("saved_s", "REAL"),
+)
+COLUMNS = tuple(name for name, _ in _STEP_COLUMNS)
+"""The columns of ``step_executions``, in the order of a row."""
+
+_TABLES = (
+    """CREATE TABLE runs (
+        seq INTEGER PRIMARY KEY AUTOINCREMENT,
+        run_id TEXT NOT NULL UNIQUE,
+        pipeline TEXT NOT NULL,
+        file TEXT,
+        lock TEXT,
+        params TEXT NOT NULL,
+        executor TEXT NOT NULL,
+        workers INTEGER NOT NULL,
+        status TEXT NOT NULL,
+        reason TEXT,
+        started TEXT NOT NULL,
+        ended TEXT,
+        exit_code INTEGER,
+        pid INTEGER NOT NULL,
+        host TEXT NOT NULL,
+        procflow_version TEXT NOT NULL,
+        python_version TEXT NOT NULL,
+        sessions INTEGER NOT NULL DEFAULT 1,
+        steps INTEGER,
+        succeeded INTEGER NOT NULL DEFAULT 0,
+        failed INTEGER NOT NULL DEFAULT 0,
+        lost INTEGER NOT NULL DEFAULT 0,
+        skipped INTEGER NOT NULL DEFAULT 0,
+        cancelled INTEGER NOT NULL DEFAULT 0,
+        failures INTEGER,
+        tolerated INTEGER,
+        wall_s REAL,
+        work_s REAL
+    )""",
+    "CREATE TABLE step_executions (" + ", ".join(f"{name} {kind}" for name, kind in _STEP_COLUMNS) + ")",
+    """CREATE TABLE outputs (
+        execution_id INTEGER NOT NULL,
+        name TEXT NOT NULL,
+        run_id TEXT NOT NULL,
+        path TEXT NOT NULL,
+        item TEXT NOT NULL,
+        ref BLOB NOT NULL,
+        PRIMARY KEY (execution_id, name)
+    )""",
+    """CREATE TABLE metrics (
+        execution_id INTEGER NOT NULL,
+        name TEXT NOT NULL,
+        run_id TEXT NOT NULL,
+        value REAL,
+        PRIMARY KEY (execution_id, name)
+    )""",
+)
+
+
+def told(path: Path, error: Exception, doing: str) -> StoreError:
+    """The StoreError for what SQLite or the system said, with the path and what to do."""
+    cause = str(error)
+    low = cause.lower()
+    hint = ""
+    if "full" in low or "no space" in low:
+        hint = "the disk is full; free some space, then resume: what was recorded before is safe"
+    elif "not a database" in low or "malformed" in low or "corrupt" in low:
+        hint = f"the journal is damaged; it was left as it is: move {path} away to start a new one"
+    elif "locked" in low or "busy" in low:
+        hint = "another process kept it locked; is a run stopped, or a copy in progress?"
+    elif "readonly" in low or "read-only" in low:
+        hint = "make it writable, or name another folder with --state-dir"
+    elif "unable to open" in low or "disk i/o" in low:
+        hint = "was the state folder removed, or does its disk fail?"
+    return StoreError(f"{path}: {doing}: {cause}" + (f" ({hint})" if hint else ""))
+
+
+def connect_writer(path: Path, network: bool) -> sqlite3.Connection:
+    """The one writing connection: WAL with full syncs, or a rollback journal on a network file system.
+
+    The caller holds the writer lock. StoreError for a damaged, foreign or newer database.
+    """
+    try:
+        db = sqlite3.connect(f"{path.as_uri()}?mode=rw", uri=True, isolation_level=None, timeout=BUSY_MS / 1000)
+    except sqlite3.Error as error:
+        raise told(path, error, "can't be opened") from error
+    try:
+        _check_header(db, path)
+        db.execute(f"PRAGMA journal_mode={'TRUNCATE' if network else 'WAL'}").fetchone()
+        db.execute("PRAGMA synchronous=FULL")
+        db.execute("PRAGMA wal_autocheckpoint=2000")
+        _check_pages(db, path)
+    except sqlite3.Error as error:
+        db.close()
+        raise told(path, error, "can't be opened") from error
+    except StoreError:
+        db.close()
+        raise
+    return db
+
+
+def connect_reader(path: Path) -> sqlite3.Connection:
+    """A connection that can't write or checkpoint, and never makes the writer wait (in WAL mode)."""
+    try:
+        if path.stat().st_size == 0:
+            raise _truncated(path)
+        db = sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, isolation_level=None, timeout=2.0)
+    except (sqlite3.Error, OSError) as error:
+        raise told(path, error, "can't be opened") from error
+    try:
+        db.execute("PRAGMA query_only=1")
+        _check_header(db, path)
+    except sqlite3.Error as error:
+        db.close()
+        raise told(path, error, "can't be read") from error
+    except StoreError:
+        db.close()
+        raise
+    return db
+
+
+def create_database(path: Path) -> None:
+    """Make the database where there is none, whole or not at all; the caller holds the writer lock.
+
+    It is built beside its place and renamed, so an empty file in its place is damage and never a beginning.
+    """
+    if path.exists():
+        if path.stat().st_size == 0:
+            raise _truncated(path)
+        return
+    new = path.with_name(path.name + ".new")
+    try:
+        new.unlink(missing_ok=True)
+        os.close(os.open(new, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+        with contextlib.closing(sqlite3.connect(new, isolation_level=None)) as db:
+            db.execute("BEGIN IMMEDIATE")
+            for table in _TABLES:
+                db.execute(table)
+            db.execute(f"PRAGMA application_id={APPLICATION_ID}")
+            db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+            db.execute("COMMIT")
+        # Side files of a database that was removed would be read into the new one.
+        for suffix in ("-wal", "-shm", "-journal"):
+            path.with_name(path.name + suffix).unlink(missing_ok=True)
+        os.replace(new, path)
+        _sync_folder(path.parent)
+    except (sqlite3.Error, OSError) as error:
+        raise told(path, error, "can't be made") from error
+
+
+def _sync_folder(folder: Path) -> None:
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _truncated(path: Path) -> StoreError:
+    return StoreError(f"{path}: is empty, so the journal was cut off; it was left as it is: move it away to start anew")
+
+
+def _check_header(db: sqlite3.Connection, path: Path) -> None:
+    application = db.execute("PRAGMA application_id").fetchone()[0]
+    version = db.execute("PRAGMA user_version").fetchone()[0]
+    if application != APPLICATION_ID:
+        raise StoreError(f"{path}: is not a procflow journal; move it away, or name another folder with --state-dir")
+    if version > SCHEMA_VERSION:
+        raise StoreError(
+            f"{path}: was written by a newer procflow (journal version {version}, this one knows {SCHEMA_VERSION}); "
+            "upgrade procflow, or name another folder with --state-dir"
+        )
+    if version < SCHEMA_VERSION:
+        raise StoreError(
+            f"{path}: journal version {version} is not one that procflow ever wrote; the journal is damaged"
+        )
+
+
+def _check_pages(db: sqlite3.Connection, path: Path) -> None:
+    if path.stat().st_size > CHECKED_BYTES:
+        return
+    found = db.execute("PRAGMA quick_check(3)").fetchall()
+    if found != [("ok",)]:
+        said = "; ".join(str(row[0]) for row in found)
+        raise StoreError(
+            f"{path}: the journal is damaged ({said}); it was left as it is: move it away to start a new one, or "
+            "restore a copy"
+        )
