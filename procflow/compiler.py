@@ -52,7 +52,9 @@ def compile_pipeline(
     scope = Scope(
         set(), False, {}, known, environ or {}, {"id": run_id, "name": pipeline.name}, problems
     )  # fmt: skip
-    compiler = _Compiler(pipeline.defaults, folder, executor or pipeline.defaults.executor or "processes", load, problems)
+    compiler = _Compiler(
+        pipeline.defaults, folder, executor or pipeline.defaults.executor or "processes", load, problems
+    )
     root = compiler.top(pipeline, scope)
     for i, name in enumerate(pipeline.show):
         if name not in scope.names and not scope.is_open:
@@ -187,7 +189,11 @@ class _Compiler:
                 self.note(f"blocks are nested more than {MAX_DEPTH} deep", loc)
                 raise PipelineError(self.problems)
             try:
-                return self.subpipeline(step, scope, shared) if isinstance(step, Subpipeline) else self.block(step, scope, shared)
+                return (
+                    self.subpipeline(step, scope, shared)
+                    if isinstance(step, Subpipeline)
+                    else self.block(step, scope, shared)
+                )
             finally:
                 self.depth -= 1
         when, constants = self.condition(step.when, scope, loc)
@@ -328,7 +334,11 @@ class _Compiler:
         if isinstance(items, str):
             tree = bind(items, loc)
             if isinstance(tree, str):
-                self.note(f"{items!r} is text, not items", loc, f"write ${{{items}}} for a value of that name, or {{glob: ...}} for files")
+                self.note(
+                    f"{items!r} is text, not items",
+                    loc,
+                    f"write ${{{items}}} for a value of that name, or {{glob: ...}} for files",
+                )
             return tree
         return bind(list(items), loc) if isinstance(items, (list, tuple)) else items
 
@@ -344,7 +354,11 @@ class _Compiler:
             if isinstance(target, Lookup) and not target.path:
                 imports[key] = target.name
             else:
-                self.note(f"input {key!r} of a pipeline step must be a whole value", (*loc, "inputs"), "pass constants as params")
+                self.note(
+                    f"input {key!r} of a pipeline step must be a whole value",
+                    (*loc, "inputs"),
+                    "pass constants as params",
+                )
         given = bind(step.params, (*loc, "params"))
         if any(True for _ in template.lookups(given)):
             self.note("params of a pipeline step must be constants", (*loc, "params"), "pass values through inputs")
@@ -352,7 +366,9 @@ class _Compiler:
         pipeline, folder = self.load(str(file), (*loc, "file"))
         first = len(self.problems)
         known = parameters(pipeline, given, self.problems)
-        inner = Scope(set(imports), False, {}, known, scope.environ, {**scope.run, "name": pipeline.name}, self.problems)
+        inner = Scope(
+            set(imports), False, {}, known, scope.environ, {**scope.run, "name": pipeline.name}, self.problems
+        )
         below = _Compiler(
             pipeline.defaults, folder, step.executor or pipeline.defaults.executor or self.executor, self.load, self.problems,
             self.executors, self.depth,
@@ -361,13 +377,19 @@ class _Compiler:
         for i in range(first, len(self.problems)):
             found = self.problems[i]
             if found.place is None and found.loc[:1] in (("steps",), ("params",)):
-                self.problems[i] = Problem(f"in {file}: {'.'.join(map(str, found.loc))}: {found.message}", (*loc, "file"), found.hint)
+                self.problems[i] = Problem(
+                    f"in {file}: {'.'.join(map(str, found.loc))}: {found.message}", (*loc, "file"), found.hint
+                )
         kept: tuple[str, ...] | Any = step.outputs
         for i, name in enumerate(kept if isinstance(kept, tuple) else ()):
             if name not in inner.names and not inner.is_open:
                 self.note(f"{file} publishes no {name!r}", (*loc, "outputs", i))
         when, constants = self.condition(step.when, scope, loc)
-        gate = StepCall("gate", shared["path"], shared["name"], when=when, constants=constants) if when is not None else None
+        gate = (
+            StepCall("gate", shared["path"], shared["name"], when=when, constants=constants)
+            if when is not None
+            else None
+        )
         return ScopeUnit(
             kind="pipeline", members=members, isolated=True, imports=imports, kept=kept, **shared,
             retry=self.retry(step, inherit=False), merge=MergeSpec("update", None if kept else step.output or shared["name"]),
@@ -416,7 +438,10 @@ class _Compiler:
 
 def keys_of(keys: Mapping[str, Any]) -> dict[str, Any]:
     """The keys of a plain unit among those of a scope."""
-    return {k: keys[k] for k in ("index", "name", "path", "label", "loc", "priority", "timeout_s", "after", "strict", "writes", "rate")}
+    return {
+        k: keys[k]
+        for k in ("index", "name", "path", "label", "loc", "priority", "timeout_s", "after", "strict", "writes", "rate")
+    }
 
 
 def _reads(call: StepCall) -> tuple[str, ...]:
@@ -453,7 +478,9 @@ def _hide_siblings(view: Scope, i: int, faces: Mapping[int, Any], names: list[st
     for j, face in faces.items():
         for name in face.writes or ():
             if j != i and name not in view.names:
-                view.hidden[name] = f"{names[j]!r} writes it in the same parallel block; use type: graph, or a step after the block"
+                view.hidden[name] = (
+                    f"{names[j]!r} writes it in the same parallel block; use type: graph, or a step after the block"
+                )
 
 
 def _hide_own(view: Scope, name: str, own: tuple[str, ...] | None, outer: Scope) -> None:

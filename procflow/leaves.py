@@ -31,7 +31,9 @@ def call_of(
     if isinstance(step, Transform):
         return _function(step.function, step, bind, loc, shared)
     if isinstance(step, Map):
-        call = _function(step.function, step, bind, loc, {**shared, "item_name": step.item_name}, Lookup(step.item_name))
+        call = _function(
+            step.function, step, bind, loc, {**shared, "item_name": step.item_name}, Lookup(step.item_name)
+        )
         return call
     if isinstance(step, Shell):
         return _shell(step, bind, loc, shared)

@@ -122,7 +122,5 @@ def one(ref: Ref) -> ListOf:
 
 def errors(failures: dict[int, Failure]) -> Inline:
     """Failed items as a list of plain records, for ``collect_all``."""
-    rows = [
-        {"item": i, "type": f.type, "message": f.message, "cause": f.cause} for i, f in sorted(failures.items())
-    ]
+    rows = [{"item": i, "type": f.type, "message": f.message, "cause": f.cause} for i, f in sorted(failures.items())]
     return Inline(pickle.dumps(rows, protocol=5))

@@ -20,7 +20,12 @@ Edges = dict[int, set[int]]
 
 
 def order(
-    steps: Sequence[AnyStep], names: list[str], faces: Mapping[int, Surface], kind: str, loc: Loc, problems: list[Problem]
+    steps: Sequence[AnyStep],
+    names: list[str],
+    faces: Mapping[int, Surface],
+    kind: str,
+    loc: Loc,
+    problems: list[Problem],
 ) -> tuple[Edges, Edges]:
     """For every kept member: members that must settle first, and those among them that must succeed (``depends_on``).
 
@@ -36,7 +41,9 @@ def order(
                 hint = f"did you mean {near[0]!r}?" if near else "depends_on names steps of the same block"
                 problems.append(Problem(f"there is no step {name!r} in this block", at, hint))
             elif kind == "parallel":
-                problems.append(Problem("members of a parallel block run at once", at, "use type: graph for depends_on"))
+                problems.append(
+                    Problem("members of a parallel block run at once", at, "use type: graph for depends_on")
+                )
             elif kind == "sequence" and place[name] >= i:
                 problems.append(Problem(f"{name!r} does not come before this step in its sequence", at))
             elif place[name] == i:

@@ -47,15 +47,12 @@ def ranked(scope: ScopeUnit, durations: Mapping[str, float], tail: float = 0.0) 
         _ranked(member, durations, paths[member.index] - weight(member, durations) + tail) for member in scope.members
     )
     total = max(paths.values(), default=0.0) + tail
-    hidden = {
-        "gate": _task(scope.gate, total),
-        "merger": _task(scope.merger, tail + 1.0),
-    }
+    gate, merger = _task(scope.gate, total), _task(scope.merger, tail + 1.0)
     if isinstance(scope, MapUnit):
         body = _ranked(scope.body, durations, tail)
         expand = replace(scope.expand, rank=body.rank + 1.0)
-        return replace(scope, members=members, body=body, expand=expand, rank=body.rank + 1.0, **hidden)
-    return replace(scope, members=members, rank=total, **hidden)
+        return replace(scope, members=members, body=body, expand=expand, rank=body.rank + 1.0, gate=gate, merger=merger)
+    return replace(scope, members=members, rank=total, gate=gate, merger=merger)
 
 
 def _ranked(unit: Unit, durations: Mapping[str, float], tail: float) -> Unit:

@@ -21,9 +21,13 @@ Role = Literal["member", "gate", "expand", "merger", "batch"]
 
 
 class UnitRun:
-    """A unit of one scope instance. ``unmet`` counts members before it that have not settled."""
+    """A unit of one scope instance.
 
-    __slots__ = ("failure", "labels", "published", "reason", "scope", "seq", "state", "unit", "unmet")
+    ``unmet`` counts members before it that have not settled. ``after`` is the number of records that had been made when nothing
+    held it back any more: those must be durable before it starts.
+    """
+
+    __slots__ = ("after", "failure", "labels", "published", "reason", "scope", "seq", "state", "unit", "unmet")
 
     unit: Unit
 
@@ -37,6 +41,7 @@ class UnitRun:
         self.published: dict[str, Ref] = {}
         self.failure: Failure | None = None
         self.reason = ""
+        self.after = 0
 
     @property
     def item(self) -> str:
@@ -57,7 +62,7 @@ class TaskRun(UnitRun):
     """A task. ``number`` is the current attempt; ``charges`` counts failures by cause; ``doomed`` is why it is being stopped."""
 
     __slots__ = (
-        "after", "charges", "clock", "doomed", "idle_clock", "items", "key", "number", "role", "started_at",
+        "charges", "clock", "doomed", "idle_clock", "items", "key", "number", "reported", "role", "started_at",
     )  # fmt: skip
 
     unit: TaskUnit
@@ -74,8 +79,8 @@ class TaskRun(UnitRun):
         self.idle_clock: float | None = None
         self.charges: dict[str, int] | None = None
         self.doomed: Cause | None = None
-        self.after = 0
         self.items: Items | None = None
+        self.reported: set[int] | None = None
 
     @property
     def item_label(self) -> str:
@@ -87,12 +92,14 @@ class TaskRun(UnitRun):
 class ScopeRun(UnitRun):
     """A block. ``active`` members hold one of its ``max_parallelism`` places, ``parked`` ones wait for one.
 
-    ``ending`` is why it ends before its members do: ``enough`` (join), ``failed`` (on_error: stop), ``timeout`` or ``cancelled``.
+    ``holds`` says that it takes a place in its own block. ``hidden`` is the gate, expand or merger at work. ``forgiven`` counts failed members that
+    said ``on_error: continue``. ``ending`` is why it ends before its members do: ``enough`` (join), ``failed`` (on_error: stop),
+    ``timeout`` or ``cancelled``.
     """
 
     __slots__ = (
-        "active", "attempt", "clock", "cost", "ending", "failed", "gated", "members", "merging", "opened_at", "parked",
-        "successes", "unsettled", "values", "work_s",
+        "active", "attempt", "clock", "cost", "ending", "failed", "forgiven", "gated", "hidden", "holds", "members", "opened_at",
+        "parked", "successes", "unsettled", "values", "work_s",
     )  # fmt: skip
 
     unit: ScopeUnit
@@ -110,7 +117,9 @@ class ScopeRun(UnitRun):
         self.opened_at = 0.0
         self.clock: float | None = None
         self.ending: Literal["enough", "failed", "timeout", "cancelled"] | None = None
-        self.merging = False
+        self.forgiven = 0
+        self.hidden: TaskRun | None = None
+        self.holds = False
         self.gated = False
         self.work_s = 0.0
         self.cost = 0.0
@@ -119,6 +128,11 @@ class ScopeRun(UnitRun):
     def total(self) -> int:
         """Number of members."""
         return len(self.members)
+
+    @property
+    def done(self) -> bool:
+        """Nothing below is left to settle."""
+        return self.unsettled == 0
 
     @property
     def full(self) -> bool:
@@ -163,12 +177,13 @@ class MapRun(ScopeRun):
     """A map. Its items are counted, not kept: a run of items is one batch task, or one open scope an item.
 
     ``pages`` are ``(first, count, ref)``; ``cursor`` is the next item never started; ``again`` are items to run again; ``alone`` those of
-    them that must run in a batch of their own, because one of them took its worker down. ``failures`` are final.
+    them that must run in a batch of their own, because one of them took its worker down. ``failures`` are final. ``head`` is the batch that
+    waits for its start (it takes its items only then), ``live`` are the open iterations by item.
     """
 
     __slots__ = (
-        "again", "alone", "charges", "chunks", "cursor", "expanded", "failures", "head", "item_s", "measured", "page", "pages",
-        "pausing", "size",
+        "again", "alone", "charges", "chunks", "cursor", "expanded", "failures", "head", "item_s", "live", "measured", "page",
+        "pages", "size",
     )  # fmt: skip
 
     unit: MapUnit
@@ -182,7 +197,7 @@ class MapRun(ScopeRun):
         self.page = 0
         self.again: list[int] = []
         self.alone: set[int] = set()
-        self.pausing = 0
+        self.live: dict[int, ScopeRun] = {}
         self.charges: dict[int, dict[str, int]] = {}
         self.failures: dict[int, Failure] = {}
         self.chunks: list[tuple[range | tuple[int, ...], Ref]] = []
@@ -193,6 +208,12 @@ class MapRun(ScopeRun):
     @property
     def total(self) -> int:
         return self.size
+
+    @property
+    def done(self) -> bool:
+        if self.ending is not None or not self.expanded:
+            return self.active == 0
+        return self.successes + len(self.failures) >= self.size
 
 
 def instantiate(unit: ScopeUnit, scope: ScopeRun | None, seq: int, labels: tuple[str, ...]) -> ScopeRun:

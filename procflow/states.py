@@ -40,6 +40,7 @@ TRANSITIONS: dict[tuple[State, State], str] = {
     ("running", "cancelled"): "its block stopped it",
     ("retrying", "ready"): "its pause is over",
     ("retrying", "cancelled"): "its block ended",
+    ("retrying", "failed"): "its block's clock ran out during the pause",
     ("failed", "waiting"): "its block runs again",
     ("skipped", "waiting"): "its block runs again",
     ("cancelled", "waiting"): "its block runs again",

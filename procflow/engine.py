@@ -1,0 +1,182 @@
+"""Engine: the one loop that joins scheduler, executors, store and observers.
+
+    scheduler ── actions ──> submit, kill, record
+        ^                          │
+        └── outcomes <── wait <── executors
+
+Clock, executors, store and observers are passed in; the engine decides nothing. Records are stored in groups: at the latest
+``COMMIT_S`` after the first, and always before an attempt starts that builds on them. Observers hear of a record only once it
+is durable, so what was announced stays true after any crash. Observers may fail without harm; the store may not.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Protocol
+
+from procflow.actions import Action, Kill, Record, StopAsked, Submit, Tick
+from procflow.attempt import Attempt, AttemptLog, Outcome
+from procflow.errors import InternalError
+from procflow.events import Event
+from procflow.executors.base import Executor
+from procflow.scheduler import Scheduler
+
+__all__ = ["COMMIT_S", "Engine", "Journal", "Observer", "Waiter"]
+
+COMMIT_S = 0.02
+"""Longest time that a record waits to be made durable."""
+
+
+class Journal(Protocol):
+    """What the engine needs of a store."""
+
+    def record(self, event: Event) -> None:
+        """Buffer an event."""
+
+    def commit(self) -> None:
+        """Make all that is buffered durable."""
+
+
+class Observer(Protocol):
+    """Anything that wants to hear of events."""
+
+    def handle(self, event: Event) -> None:
+        """Take one event, in order, after it is durable."""
+
+
+class Waiter(Protocol):
+    """What the loop sleeps on: an executor, or several behind one face."""
+
+    def wait(self, until: float | None) -> list[Outcome]:
+        """Outcomes in order of arrival, none when ``until`` came first."""
+
+
+class Engine:
+    """Drives one run to its end.
+
+    ``executors`` are by name, ``waiter`` waits for all of them. ``open_log`` makes the log of an attempt from label, item and
+    number. ``failed_observers`` are those that raised and were dropped, with the error.
+    """
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        executors: Mapping[str, Executor],
+        waiter: Waiter,
+        journal: Journal,
+        *,
+        observers: Sequence[Observer] = (),
+        open_log: Callable[[str, str, int], AttemptLog] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.scheduler = scheduler
+        self.failed_observers: list[tuple[Observer, Exception]] = []
+        self._executors = executors
+        self._waiter = waiter
+        self._journal = journal
+        self._observers = list(observers)
+        self._open_log = open_log
+        self._clock = clock
+        self._recorded = 0
+        self._durable = 0
+        self._commit_at: float | None = None
+        self._waiting: list[Event] = []
+        self._asked: list[str] = []
+
+    def stop(self, reason: str) -> None:
+        """Ask the run to end; may be called from a signal handler. The loop takes it up when it wakes."""
+        self._asked.append(reason)
+
+    def run(self) -> None:
+        """Run to the end."""
+        for _ in self.turns():
+            pass
+
+    def turns(self) -> Iterator[list[Event]]:
+        """Run to the end, handing out events as they become durable, in groups."""
+        scheduler, clock = self.scheduler, self._clock
+        self._perform(scheduler.start(clock()))
+        while not scheduler.finished:
+            if self._commit_at is not None and clock() >= self._commit_at:
+                yield self._commit()
+            outcomes = self._waiter.wait(self._until())
+            now = clock()
+            for outcome in outcomes:
+                self._perform(scheduler.handle(outcome, now))
+            while self._asked and not scheduler.finished:
+                self._perform(scheduler.handle(StopAsked(self._asked.pop(0)), now))
+            if not outcomes and not scheduler.finished:
+                self._perform(scheduler.handle(Tick(), now))
+        yield self._commit()
+
+    def _until(self) -> float | None:
+        """When the loop must wake without an outcome."""
+        deadline = self.scheduler.next_deadline()
+        if self._commit_at is not None:
+            return self._commit_at if deadline is None else min(deadline, self._commit_at)
+        if deadline is None and not self.scheduler.running:
+            raise InternalError("nothing runs, nothing is due and the run is not over", self.scheduler.story())
+        return deadline
+
+    def _perform(self, actions: list[Action]) -> None:
+        for action in actions:
+            if isinstance(action, Record):
+                self._record(action.event)
+            elif isinstance(action, Submit):
+                if action.after > self._durable:
+                    self._settle_debt()
+                self._submit(action)
+            else:
+                assert isinstance(action, Kill)
+                self._executors[action.executor].kill(action.key, action.cause, action.grace_s)
+
+    def _record(self, event: Event) -> None:
+        self._journal.record(event)
+        self._waiting.append(event)
+        self._recorded += 1
+        if self._commit_at is None:
+            self._commit_at = self._clock() + COMMIT_S
+
+    def _submit(self, submit: Submit) -> None:
+        unit = submit.unit
+        log = None
+        if self._open_log is not None:
+            own = submit.items.label if submit.items is not None else ""
+            item = "/".join((*submit.labels, own)) if own else "/".join(submit.labels)
+            log = self._open_log(unit.label, item, submit.number)
+        self._executors[unit.executor].submit(
+            Attempt(
+                submit.key,
+                unit.call,
+                submit.number,
+                submit.values,
+                submit.items,
+                submit.labels,
+                unit.cpus,
+                unit.memory_bytes,
+                submit.report_each,
+                self.scheduler.run_id,
+                log,
+            )
+        )
+
+    def _settle_debt(self) -> None:
+        """Make everything recorded so far durable; observers hear of it in the next turn."""
+        self._journal.commit()
+        self._durable = self._recorded
+
+    def _commit(self) -> list[Event]:
+        """Make everything recorded so far durable, then tell the observers."""
+        self._settle_debt()
+        self._commit_at = None
+        events, self._waiting = self._waiting, []
+        for observer in list(self._observers):
+            try:
+                for event in events:
+                    observer.handle(event)
+            except Exception as error:
+                # A broken display must not end a night's work.
+                self._observers.remove(observer)
+                self.failed_observers.append((observer, error))
+        return events

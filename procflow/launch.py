@@ -1,0 +1,242 @@
+"""Launch: puts the parts of a run together, and takes them apart again.
+
+    prepare:  Pipeline ─ compile ─ check against machine and executors ─> Prepared
+    launch:   Prepared ─ state folder, lock, store, executors ─ engine ─> RunResult
+
+The Python API and the command line both run through here. It owns the order in which things are opened and closed, the
+checks that need to know machine and executors, and the signals of a run; it decides nothing about steps.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from procflow import model
+from procflow.compiler import compile_pipeline
+from procflow.engine import Engine, Observer
+from procflow.errors import Loc, PipelineError, Problem
+from procflow.events import Event
+from procflow.executors import open_executor, open_waiter
+from procflow.graph import TaskGraph
+from procflow.preflight import check
+from procflow.resources import Machine, budget, probe
+from procflow.resources import workers as workers_of
+from procflow.result import Recorder, RunResult
+from procflow.scheduler import Scheduler
+from procflow.state_folder import StateFolder, fresh_run_id, locate, lock_name
+from procflow.units import Share
+
+if TYPE_CHECKING:
+    from procflow.source import Source
+
+__all__ = ["Prepared", "Run", "iterate", "launch", "prepare"]
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A pipeline that may run: compiled, and checked against the machine and the executors."""
+
+    pipeline: model.Pipeline
+    graph: TaskGraph
+    machine: Machine
+    workers: int
+    memory_bytes: int
+    run_id: str
+    source: Source | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What an observer may know of a run before its first event: ``observer.begin(run)`` is called where it exists."""
+
+    prepared: Prepared
+    folder: StateFolder
+
+    @property
+    def run_id(self) -> str:
+        return self.prepared.run_id
+
+
+def prepare(
+    pipeline: model.Pipeline,
+    *,
+    params: Mapping[str, Any] | None = None,
+    source: Source | None = None,
+    executor: str | None = None,
+    workers: int | str | Share | None = None,
+    memory: int | Share | None = None,
+    timeout: float | None = None,
+    run_id: str | None = None,
+) -> Prepared:
+    """Everything up to and excluding the run; raises ``PipelineError`` with all problems, each with its place."""
+    run_id = run_id or fresh_run_id()
+    machine = probe()
+    if timeout is not None:
+        pipeline = pipeline.model_copy(update={"limits": pipeline.limits.model_copy(update={"timeout": timeout})})
+    folder = str(source.folder) if source is not None else os.getcwd()
+    slots = _workers(machine, workers if workers is not None else pipeline.limits.workers)
+    memory_bytes = budget(machine, memory if memory is not None else pipeline.limits.memory)
+    try:
+        graph = compile_pipeline(
+            pipeline,
+            params=params,
+            environ=os.environ,
+            run_id=run_id,
+            folder=folder,
+            executor=executor,
+            load=_loader(folder) if source is not None else None,
+        )
+        problems = check(graph, slots=slots, memory_bytes=memory_bytes)
+        if problems:
+            raise PipelineError(problems)
+    except PipelineError as error:
+        if source is None:
+            raise
+        raise PipelineError(source.locate(list(error.problems))) from None
+    return Prepared(pipeline, graph, machine, slots, memory_bytes, run_id, source)
+
+
+def _workers(machine: Machine, declared: int | str | Share) -> int:
+    if isinstance(declared, Share):
+        return max(1, int(machine.cpus * declared.fraction))
+    return workers_of(machine, declared if isinstance(declared, int) else "auto")
+
+
+def _loader(folder: str) -> Callable[[str, Loc], tuple[model.Pipeline, str]]:
+    """Loads the files of ``type: pipeline`` steps, relative to the file that names them; a file that runs itself is refused."""
+    stack: list[str] = []
+
+    def load(file: str, loc: Loc) -> tuple[model.Pipeline, str]:
+        from procflow.loader import load_pipeline
+
+        path = os.path.realpath(os.path.join(folder, file))
+        if stack.count(path) > 8:
+            raise PipelineError([Problem(f"{file} runs itself", loc)])
+        stack.append(path)
+        loaded = load_pipeline(path, model.Pipeline)
+        return loaded.pipeline, str(loaded.source.folder)
+
+    return load
+
+
+def launch(pipeline: model.Pipeline, **options: Any) -> RunResult:
+    """Run a pipeline to its end; options as for ``prepare``, and as for ``iterate``.
+
+    Raises ``PipelineError`` before anything runs, ``LockHeld`` where the pipeline is running already, ``StoreError`` where state
+    can't be kept. A failed step raises nothing: see ``RunResult.status``.
+    """
+    events = iterate(pipeline, **options)
+    while True:
+        try:
+            next(events)
+        except StopIteration as end:
+            result: RunResult = end.value
+            return result
+
+
+def iterate(
+    pipeline: model.Pipeline,
+    *,
+    state_dir: str | os.PathLike[str] | None = None,
+    observers: Sequence[Observer] = (),
+    lock_wait_s: float = 0.0,
+    **options: Any,
+) -> Generator[Event, None, RunResult]:
+    """Run a pipeline, yielding events as they become durable; the generator's value is the ``RunResult``.
+
+    Closing the generator stops the run.
+    """
+    prepared = prepare(pipeline, **options)
+    from procflow.attempt_log import LogFolder
+    from procflow.store import RunRecord, Store
+
+    source, graph = prepared.source, prepared.graph
+    file = source.path if source is not None else None
+    with ExitStack() as stack:
+        folder = StateFolder.open(locate(state_dir, file))
+        name = lock_name(file, pipeline.name)
+        lock = folder.lock(name)
+        lock.acquire(prepared.run_id, lock_wait_s)
+        stack.callback(lock.release)
+        folder.new_run(prepared.run_id)
+        store = Store.open(folder)
+        stack.callback(store.close)
+        executor = next(iter(graph.executors)) if len(graph.executors) == 1 else "mixed"
+        store.begin(
+            RunRecord(
+                prepared.run_id,
+                pipeline.name,
+                file=str(file) if file is not None else None,
+                lock=name,
+                params=dict(graph.params),
+                executor=executor,
+                workers=prepared.workers,
+            )
+        )
+        executors = {}
+        for each in sorted(graph.executors):
+            executors[each] = open_executor(each, prepared.workers, run_id=prepared.run_id)
+            stack.callback(executors[each].close)
+        waiter = open_waiter(executors)
+        recorder = Recorder(prepared.workers, graph)
+        run = Run(prepared, folder)
+        for observer in observers:
+            begin = getattr(observer, "begin", None)
+            if begin is not None:
+                begin(run)
+        logs = LogFolder(folder.run(prepared.run_id), on_line=_lines_to(observers))
+        scheduler = Scheduler(
+            graph,
+            slots={name: each.slots for name, each in executors.items()},
+            memory_bytes=prepared.memory_bytes,
+            run_id=prepared.run_id,
+        )
+        engine = Engine(scheduler, executors, waiter, store, observers=(recorder, *observers), open_log=logs.open)
+        with _signals(engine, waiter):
+            for events in engine.turns():
+                yield from events
+        return recorder.result(scheduler.outputs)
+
+
+def _lines_to(observers: Sequence[Observer]) -> Callable[[Any], None] | None:
+    """A function that shows log lines to every observer that takes them (``observer.line(line)``)."""
+    takers = [observer.line for observer in observers if hasattr(observer, "line")]
+    if not takers:
+        return None
+
+    def tell(line: Any) -> None:
+        for take in takers:
+            take(line)
+
+    return tell
+
+
+@contextmanager
+def _signals(engine: Engine, waiter: Any) -> Iterator[None]:
+    """SIGINT and SIGTERM ask the run to stop, and wake the loop; only where this is the main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+
+    def asked(number: int, frame: object) -> None:
+        engine.stop(signal.Signals(number).name)
+
+    before = {number: signal.signal(number, asked) for number in (signal.SIGINT, signal.SIGTERM)}
+    wakeup = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    waiter.watch(reader)
+    try:
+        yield
+    finally:
+        waiter.unwatch(reader)
+        signal.set_wakeup_fd(wakeup)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        os.close(reader)
+        os.close(writer)
