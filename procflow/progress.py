@@ -29,8 +29,10 @@ from procflow.events import (
     StepProgress,
 )
 from procflow.graph import MapUnit, ScopeUnit, TaskGraph
+from procflow.log_tail import finder, short_path
 from procflow.plaintext import clean, counted, shortened
 from procflow.plan import leaf_count, outline
+from procflow.state_folder import locate
 from procflow.units import duration_text, size_text
 
 __all__ = ["Detail", "LineProgress", "Notes", "notes_of"]
@@ -121,6 +123,13 @@ class LineProgress:
         self.state_dir = state_dir
         self.find_log = find_log
 
+    def begin(self, run: Any) -> None:
+        """Learn what events do not say, from the ``Run`` that ``launch`` hands to observers before the first event."""
+        self.notes = notes_of(run.prepared.graph, run.prepared.workers)
+        self.find_log = self.find_log or finder(run.folder.run(run.run_id))
+        if self.state_dir is None and run.folder.path != locate():
+            self.state_dir = short_path(run.folder.path)
+
     def handle(self, event: Event) -> None:
         """Take one event, in order."""
         _HANDLERS[type(event)](self, event)
@@ -160,7 +169,7 @@ class LineProgress:
             counts = [f"{self._ended[k]:,} {word}" for k, word in kinds if self._ended.get(k)]
             steps = f"{steps} ({', '.join(counts)})" if counts else steps
         items = f", {counted(self._items, 'item')}" if self._items else ""
-        speed = f", {event.work_s / event.wall_s:.1f}x" if event.wall_s > 0 and event.work_s > 0 else ""
+        speed = f", {event.work_s / event.wall_s:.1f}x" if event.work_s > event.wall_s > 0 else ""
         workers = f", {counted(self.notes.workers, 'worker')}" if self.notes.workers else ""
         return (
             f"run {clean(event.run_id)} {_ending(event)}: {steps}{items} in {duration_text(event.wall_s)}; "

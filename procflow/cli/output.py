@@ -15,7 +15,7 @@ from typing import TextIO
 from procflow.errors import PipelineError, Problem
 from procflow.plaintext import clean, clean_lines, counted
 
-__all__ = ["clean_text", "describe_problems", "err", "failed_outlets", "finish", "out", "problem_lines"]
+__all__ = ["clean_text", "describe_problems", "err", "failed_outlets", "finish", "out", "problem_lines", "refused"]
 
 failed_outlets: set[str] = set()
 """``stdout`` or ``stderr`` where writing failed once; nothing more is written there."""
@@ -76,4 +76,11 @@ def describe_problems(error: PipelineError, file: str, ending: str = "nothing wa
     """All problems of a file, then a line that counts them: ``2 problems in nightly.yaml; nothing was run``."""
     count = counted(len(error.problems), "problem")
     where = f" in {clean_lines(file)[0]}" if file else ""
-    return [*problem_lines(error.problems), f"{count}{where}; {ending}"]
+    return [*problem_lines(error.problems), f"{count}{where}" + (f"; {ending}" if ending else "")]
+
+
+def refused(error: PipelineError, file: str, ending: str = "nothing was run") -> int:
+    """Tell all problems of a file on stderr; the exit code that goes with them."""
+    for line in describe_problems(error, file, ending):
+        err(line)
+    return error.exit_code

@@ -1,0 +1,168 @@
+"""``procflow run``: one run of a pipeline file, its progress on stderr, its shown values on stdout.
+
+This file joins the options with ``procflow.launch``; it decides what is printed and what the exit code is, nothing about steps.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from procflow import units
+from procflow.cli.options import limit_options, param_options, params_of
+from procflow.cli.output import err, out, refused
+from procflow.errors import LockHeld, PipelineError
+from procflow.plaintext import clean, shortened
+from procflow.units import Share
+
+if TYPE_CHECKING:
+    from procflow.result import RunResult
+
+__all__ = ["run"]
+
+LONGEST_WAIT_S = 24 * 3600.0
+"""So long does ``--if-running wait`` wait without a time of its own."""
+
+
+def _if_running(text: str) -> tuple[str, float]:
+    """``fail``, ``skip``, ``wait`` or ``wait=10m`` to what to do and how many seconds to wait."""
+    word, equals, duration = text.partition("=")
+    if word not in ("fail", "skip", "wait") or (equals and word != "wait"):
+        raise click.BadParameter(f"{text!r} is not known; write fail, skip, wait or wait=10m")
+    try:
+        wait_s = units.duration(duration) if equals else LONGEST_WAIT_S
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
+    return word, wait_s if word == "wait" else 0.0
+
+
+def _run_id(text: str) -> str:
+    from procflow.state_folder import is_safe_id
+
+    if not is_safe_id(text):
+        raise click.BadParameter(
+            f"{text!r} can't be a run id: 1 to 128 of letters, digits, '_', '-' and '.', no dot first"
+        )
+    return text
+
+
+@click.command()
+@click.argument("file", type=click.Path())
+@param_options
+@limit_options
+@click.option(
+    "--if-running",
+    metavar="fail|skip|wait[=T]",
+    type=_if_running,
+    default="fail",
+    help="When a run of this file is going on: fail (exit 75), skip (exit 0), or wait for it, a day at most.",
+)
+@click.option("-n", "--dry-run", is_flag=True, help="Show the plan and run nothing.")
+@click.option(
+    "--progress",
+    type=click.Choice(["auto", "plain", "none"]),
+    default="auto",
+    help="auto and plain: a line a change; none: only the end.",
+)
+@click.option(
+    "--log-format", type=click.Choice(["text", "json"]), default="text", help="Lines for people or JSON objects."
+)
+@click.option("-q", "--quiet", is_flag=True, help="Say nothing unless something failed.")
+@click.option("--run-id", metavar="ID", type=_run_id, help="Name of the run; default date, time and three letters.")
+def run(
+    file: str,
+    param: tuple[str, ...],
+    params_file: Path | None,
+    workers: int | str | Share | None,
+    memory: int | Share | None,
+    executor: str | None,
+    timeout: float | None,
+    state_dir: str | None,
+    if_running: tuple[str, float],
+    dry_run: bool,
+    progress: str,
+    log_format: str,
+    quiet: bool,
+    run_id: str | None,
+) -> int:
+    """Run the pipeline in FILE.
+
+    Progress goes to stderr. stdout holds only the values that the file names under show.
+    """
+    limits = {"workers": workers, "memory": memory, "executor": executor, "timeout": timeout}
+    if dry_run:
+        from procflow.cli.plan import print_plan
+
+        return print_plan(file, params_of(param, params_file), limits, state_dir, as_json=log_format == "json")
+    detail = "failures" if quiet else "summary" if progress == "none" else "steps"
+    action, wait_s = if_running
+    try:
+        options = {**limits, "params": params_of(param, params_file), "state_dir": state_dir, "run_id": run_id}
+        return _run(file, {**options, "lock_wait_s": wait_s}, log_format, detail)
+    except PipelineError as error:
+        return refused(error, file)
+    except LockHeld as error:
+        if action != "skip":
+            raise
+        err(f"skipped: {clean(error)}")
+        return 0
+
+
+def _run(file: str, options: dict[str, Any], log_format: str, detail: Any) -> int:
+    from procflow.launch import launch
+    from procflow.loader import load_pipeline
+    from procflow.model import Pipeline
+
+    loaded = load_pipeline(file, Pipeline)
+    result = launch(loaded.pipeline, source=loaded.source, observers=(_observer(log_format, detail),), **options)
+    shown = True
+    if result.ok and loaded.pipeline.show:
+        from procflow.functions import add_folder
+
+        # Values may be of classes that the pipeline's own modules define.
+        add_folder(str(loaded.source.folder))
+        shown = show_values(result, loaded.pipeline.show)
+    return result.exit_code or int(not shown)
+
+
+def _observer(log_format: str, detail: Any) -> Any:
+    if log_format == "json":
+        from procflow.progress_json import JsonProgress
+
+        return JsonProgress(err, detail=detail)
+    from procflow.progress import LineProgress
+
+    return LineProgress(err, detail=detail, command=_command())
+
+
+def _command() -> str:
+    """How this process was called, for the commands that messages suggest."""
+    context = click.get_current_context(silent=True)
+    path = context.find_root().info_name if context is not None else None
+    return path or "procflow"
+
+
+def show_values(result: RunResult, names: tuple[str, ...]) -> bool:
+    """Print values to stdout, text as it is and others as Python writes them; False where one could not be opened."""
+    well = True
+    for name in names:
+        if name not in result.outputs:
+            err(f"show: {clean(name)} has no value: the step that writes it was skipped")
+            continue
+        try:
+            value = result.outputs[name]
+            text = value if isinstance(value, str) else _pretty(value)
+        except Exception as error:
+            err(f"show: {clean(name)} can't be opened here: {type(error).__name__}: {shortened(error)}")
+            well = False
+        else:
+            out(text.removesuffix("\n"))
+    return well
+
+
+def _pretty(value: object) -> str:
+    from pprint import pformat
+
+    return pformat(value, width=100, sort_dicts=False)
