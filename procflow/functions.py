@@ -133,20 +133,19 @@ def find(target: str, folder: str | None = None) -> str | None:
 
 def _spec(module_name: str, target: str, folder: str | None) -> tuple[ModuleSpec | None, str | None]:
     """The place of a module, or a message that says which part of its name is missing, or neither."""
-    path = [os.path.abspath(folder), *sys.path] if folder is not None else list(sys.path)
+    path = [os.path.abspath(folder)] if folder is not None else []
     spec: ModuleSpec | None = None
     done = ""
     for part in module_name.split("."):
         done = f"{done}.{part}" if done else part
-        if spec is None and (part in sys.builtin_module_names or part in sys.modules):
-            # Already there, or built in: importing it would not look at files, so neither do we.
-            found = getattr(sys.modules.get(part), "__spec__", None)
+        found = PathFinder.find_spec(done, path) if path else None
+        if found is None and (done in sys.builtin_module_names or done in sys.modules):
+            # Built in, or there already: importing it would not look at files, so neither do we.
+            found = getattr(sys.modules.get(done), "__spec__", None)
             if not isinstance(found, ModuleSpec):
                 return None, None
-        else:
-            found = PathFinder.find_spec(done, path)
         if found is None and spec is None:
-            found = _other_finders(part)
+            found = PathFinder.find_spec(part, sys.path) or _other_finders(part)
         if found is None:
             return None, _no_module(done, target, folder)
         spec = found
