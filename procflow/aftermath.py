@@ -7,6 +7,7 @@ cost nothing) and tells them as lines. It reads no file: the end of a step's log
 from __future__ import annotations
 
 import shlex
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -60,14 +61,24 @@ class Story:
 
 @dataclass(slots=True)
 class Aftermath:
-    """What went wrong in a run, bounded however much it was."""
+    """What went wrong in a run, bounded however much it was: some stories, and counts by path."""
 
     stories: list[Story] = field(default_factory=list)
     tolerated: list[Story] = field(default_factory=list)
-    failed_count: int = 0
-    tolerated_count: int = 0
     not_run: list[str] = field(default_factory=list)
     not_run_count: int = 0
+    _failed: Counter[str] = field(default_factory=Counter)
+    _tolerated: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def failed_count(self) -> int:
+        """Steps and items that failed and were not tolerated."""
+        return self._failed.total()
+
+    @property
+    def tolerated_count(self) -> int:
+        """Steps and items whose failure was allowed."""
+        return self._tolerated.total()
 
     def note_step(self, event: StepFinished) -> None:
         """Take in the end of a leaf step or of an item."""
@@ -78,37 +89,56 @@ class Aftermath:
             self._leave_out(event.label)
 
     def note_block(self, event: BlockFinished) -> None:
-        """Take in the end of a block; it counts as a failure of its own only where no member of it failed."""
+        """Take in the end of a block.
+
+        It counts as a failure of its own only where no member of it failed. Where it runs again, what failed in it has not
+        failed for good; where it succeeded, what failed in it was tolerated.
+        """
         if event.retry_in_s is not None:
-            self._forget_below(event.path)
+            self._take(event)
+        elif event.status == "succeeded":
+            stories, counts = self._take(event)
+            self.tolerated = (self.tolerated + stories)[: FULL + BRIEF]
+            self._tolerated.update(counts)
         elif event.status == "failed":
-            inside = f"{event.path}." if event.path else ""
-            known = any(s.path.startswith(inside) or s.path == event.path for s in (*self.stories, *self.tolerated))
+            known = any(_inside(s, event) for s in (*self.stories, *self.tolerated))
             if not known or (event.failure is not None and event.failure.cause in ("timeout", "idle")):
                 self._add(Story(event.path, event.label, event.item, event.attempt, event.failure, True), False)
-        elif not event.item and event.status in ("skipped", "cancelled") and not by_condition(event.reason):
+        elif not event.item and not by_condition(event.reason):
             self._leave_out(event.label)
 
     def _add(self, story: Story, tolerated: bool) -> None:
-        kept = self.tolerated if tolerated else self.stories
-        if tolerated:
-            self.tolerated_count += 1
-        else:
-            self.failed_count += 1
+        kept, counts = (self.tolerated, self._tolerated) if tolerated else (self.stories, self._failed)
+        counts[story.path] += 1
         if len(kept) < FULL + BRIEF:
             kept.append(story)
+
+    def _take(self, event: BlockFinished) -> tuple[list[Story], Counter[str]]:
+        """Remove the failures inside a block: the stories kept of them, and their counts by path."""
+        gone = [s for s in self.stories if _inside(s, event)]
+        paths = [path for path in self._failed if _below(path, event.path)]
+        if event.item:
+            # A block inside an item of a map: counts by path are of all items together, so only what is known goes.
+            counts = Counter(s.path for s in gone)
+            if not gone and event.failed_count and paths:
+                counts[paths[0]] = min(event.failed_count, self._failed[paths[0]])
+        else:
+            counts = Counter({path: self._failed[path] for path in paths})
+        if gone:
+            self.stories = [s for s in self.stories if not _inside(s, event)]
+        self._failed -= counts
+        return gone, counts
 
     def _leave_out(self, label: str) -> None:
         self.not_run_count += 1
         if len(self.not_run) < NOT_RUN:
             self.not_run.append(label)
 
-    def _forget_below(self, path: str) -> None:
-        """The block runs again, so what failed in it has not yet failed for good."""
-        inside = f"{path}." if path else ""
-        gone = [s for s in self.stories if s.path == path or s.path.startswith(inside)]
-        self.stories = [s for s in self.stories if s not in gone]
-        self.failed_count -= len(gone)
+    def tolerate_all(self) -> None:
+        """The run finished in spite of its failures: the pipeline itself tolerates them."""
+        self.tolerated = (self.tolerated + self.stories)[: FULL + BRIEF]
+        self._tolerated.update(self._failed)
+        self.stories, self._failed = [], Counter()
 
     def lines(self, run_id: str, *, command: str, state_dir: str | None, find_log: FindLog | None) -> list[str]:
         """The block as lines, first cause first; empty when nothing failed."""
@@ -138,6 +168,16 @@ class Aftermath:
             lines.append(f"    {command} logs {run_id} {shlex.quote(clean(with_log.label))}{item}{where}")
         lines.append(f"    {command} show {run_id}{where}")
         return lines
+
+
+def _below(path: str, block: str) -> bool:
+    return not block or path == block or path.startswith(f"{block}.")
+
+
+def _inside(story: Story, block: BlockFinished) -> bool:
+    """Did it fail in this block, and in the same item where the block is one of an item?"""
+    same = not block.item or story.item == block.item or story.item.startswith(f"{block.item}/")
+    return same and _below(story.path, block.path)
 
 
 def by_condition(reason: str) -> bool:

@@ -155,6 +155,8 @@ class LineProgress:
 
     def _run_finished(self, event: RunFinished) -> None:
         well = event.status == "succeeded"
+        if event.status == "partial":
+            self._aftermath.tolerate_all()
         if self._detail != "failures" or not well:
             for line in self._aftermath.lines(
                 event.run_id, command=self._command, state_dir=self.state_dir, find_log=self.find_log
@@ -213,14 +215,15 @@ class LineProgress:
         if self._undeclared(event.path):
             return
         self._paces.pop(event.path, None)
-        self._count(event.status)
+        never = event.status == "cancelled" and not event.attempts
+        self._count("skipped" if never else event.status)
         attempt = self._usage.pop(event.path, None)
         if event.status == "succeeded":
             text = _succeeded(event, attempt)
         elif event.status == "failed":
             text = _failed(event)
         else:
-            text = f"{event.status}: {shortened(event.reason)}" if event.reason else event.status
+            text = _left_out("not run" if never else event.status, event.reason)
         self._step(event.at, event.path, event.label, "", text)
 
     def _count(self, status: str) -> None:
@@ -345,19 +348,22 @@ def _block_text(event: BlockFinished) -> str:
     if event.retry_in_s is not None:
         return f"attempt {event.attempt} failed: {_reason(event)}; {_next(event.retry_in_s)}"
     if event.status in ("skipped", "cancelled"):
-        return f"{event.status}: {shortened(event.reason)}" if event.reason else event.status
+        return _left_out("not run" if event.status == "cancelled" and not event.attempt else event.status, event.reason)
     saved = f", {duration_text(event.saved_s)} saved" if event.saved_s > 0 else ""
     cost = f", cost {event.cost:g}" if event.cost else ""
-    text = (
-        f"in {duration_text(event.wall_s)}: {event.successful_count:,} of {counted(event.members, noun)}; "
-        f"{duration_text(event.work_s)} of work{saved}{cost}"
-    )
+    done = f"{event.successful_count:,} of {counted(event.members, noun)}"
+    work = f"{duration_text(event.work_s)} of work{saved}{cost}"
     if event.status == "failed":
-        return f"FAILED {text}; {event.failed_count:,} failed: {_reason(event)}"
+        return f"FAILED in {duration_text(event.wall_s)}: {_reason(event)}; {done} succeeded; {work}"
     failed = f"; {event.failed_count:,} failed" if event.failed_count else ""
     names = ", ".join(clean(name) for name in event.produced[:20])
     more = f" and {len(event.produced) - 20:,} more" if len(event.produced) > 20 else ""
-    return f"succeeded {text}{failed}" + (f"; produced {names}{more}" if names else "")
+    produced = f"; produced {names}{more}" if names else ""
+    return f"succeeded in {duration_text(event.wall_s)}: {done}; {work}{failed}{produced}"
+
+
+def _left_out(word: str, reason: str) -> str:
+    return f"{word}: {shortened(reason)}" if reason else word
 
 
 def _reason(event: BlockFinished) -> str:

@@ -135,6 +135,7 @@ def test_a_retry_says_which_attempt_failed_why_and_when_the_next_one_is() -> Non
         (step_finished(1, "skipped", reason="its condition is false"), "skipped: its condition is false"),
         (step_finished(1, "cancelled", reason="its block ended"), "cancelled: its block ended"),
         (step_finished(1, "cancelled"), "cancelled"),
+        (step_finished(1, "cancelled", attempts=0, reason="fetch failed"), "not run: fetch failed"),
         (step_finished(1, "failed", failure=BAD_ROW, tolerated=True), "failed (tolerated): ValueError: bad row at jobs/x.py:88"),
         (step_finished(1, "succeeded", attempts=2), "succeeded on attempt 2"),
     ],
@@ -185,7 +186,7 @@ def test_a_block_that_failed_says_why_and_one_that_runs_again_says_when() -> Non
     failed = block_finished(7, "failed", successful_count=2, failed_count=1, failure=BAD_ROW, saved_s=0.0, work_s=6.1)
     again = block_finished(7, "failed", failure=BAD_ROW, retry_in_s=2.0)
     lines = lines_of([STARTED, failed, again])
-    assert lines[1].endswith("FAILED in 6.1 s: 2 of 3 steps; 6.1 s of work; 1 failed: ValueError: bad row")
+    assert lines[1].endswith("FAILED in 6.1 s: ValueError: bad row; 2 of 3 steps succeeded; 6.1 s of work")
     assert lines[2].endswith("attempt 1 failed: ValueError: bad row; next in 2.0 s")
 
 
@@ -356,6 +357,33 @@ def test_what_failed_in_a_block_that_then_succeeded_is_no_failure() -> None:
         run_finished(),
     ]
     assert not any(line.startswith("FAILED") for line in lines_of(events))
+
+
+def test_items_that_failed_in_a_map_that_succeeded_were_tolerated() -> None:
+    failed = [step_finished(1, "failed", path="2", label="features", item=str(i), failure=BAD_ROW) for i in range(35)]
+    end = block_finished(2, path="2", label="features", kind="map", members=100, successful_count=65, failed_count=35)
+    lines = lines_of([STARTED, *failed, end, run_finished("partial", failures=35, tolerated=35)])
+    assert not any(line.startswith("FAILED") for line in lines)
+    assert lines.count("tolerated step 2 (features), item 0: ValueError: bad row at jobs/x.py:88") == 1
+    assert "... and 25 more tolerated failures" in lines
+    assert "run k3f finished with 35 tolerated failures: " in lines[-1]
+
+
+def test_failures_at_the_top_of_a_run_that_finished_were_tolerated() -> None:
+    lines = lines_of(
+        [STARTED, step_finished(1, "failed", failure=BAD_ROW), run_finished("partial", failures=1, tolerated=1)]
+    )
+    assert "tolerated step 0 (fetch): ValueError: bad row at jobs/x.py:88" in lines
+
+
+def test_a_retried_block_of_one_item_forgets_the_failures_of_that_item_only() -> None:
+    def in_item(item: str) -> Event:
+        return step_finished(1, "failed", path="2.0.0", label="features/each/parse", item=item, failure=BAD_ROW)
+
+    again = block_finished(2, "failed", path="2.0", label="features/each", item="7", failed_count=1, retry_in_s=0.0)
+    lines = lines_of([STARTED, in_item("7"), in_item("70"), again, run_finished("failed", failures=1)])
+    told = [line for line in lines if line.startswith("FAILED")]
+    assert told == ["FAILED step 2.0.0 (features/each/parse), item 70"]
 
 
 # -- how much is said --------------------------------------------------------------------------------------------------

@@ -69,7 +69,7 @@ def _run_id(text: str) -> str:
 @click.option(
     "--log-format", type=click.Choice(["text", "json"]), default="text", help="Lines for people or JSON objects."
 )
-@click.option("-q", "--quiet", is_flag=True, help="Say nothing unless something failed.")
+@click.option("-q", "--quiet", is_flag=True, help="No progress; only what failed, if anything did.")
 @click.option("--run-id", metavar="ID", type=_run_id, help="Name of the run; default date, time and three letters.")
 def run(
     file: str,
@@ -165,4 +165,4 @@ def show_values(result: RunResult, names: tuple[str, ...]) -> bool:
 def _pretty(value: object) -> str:
     from pprint import pformat
 
-    return pformat(value, width=100, sort_dicts=False)
+    return pformat(value, width=100, compact=True, sort_dicts=False)
