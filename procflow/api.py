@@ -73,7 +73,7 @@ class Pipeline(model.Pipeline):
         self,
         *,
         executor: str | None = None,
-        workers: int | str | None = None,
+        workers: int | str | Share | None = None,
         memory: int | str | Share | None = None,
         timeout: float | str | None = None,
         state_dir: str | os.PathLike[str] | None = None,
@@ -82,8 +82,8 @@ class Pipeline(model.Pipeline):
     ) -> RunResult:
         """Run it to its end; the result tells how it went, and a failed step raises nothing.
 
-        ``params`` override declared ones. ``executor`` is processes (default), threads or inline; ``workers`` a number or
-        ``auto``; ``memory`` bytes, ``"8GB"`` or ``"80%"``; ``timeout`` seconds or ``"1h"``. Each of ``observers`` has
+        ``params`` override declared ones. ``executor`` is processes (default), threads or inline; ``workers`` a number,
+        ``auto`` or ``"50%"``; ``memory`` bytes, ``"8GB"`` or ``"80%"``; ``timeout`` seconds or ``"1h"``. Each of ``observers`` has
         ``handle(event)``. State is kept in ``state_dir``, else ``PROCFLOW_STATE_DIR``, else ``.procflow`` beside the file it was
         loaded from, else ``.procflow`` in the current folder. Raises ``PipelineError`` before anything runs, ``LockHeld``
         where this pipeline is running there already, ``StoreError`` where state can't be kept.
@@ -97,7 +97,7 @@ class Pipeline(model.Pipeline):
         self,
         *,
         executor: str | None = None,
-        workers: int | str | None = None,
+        workers: int | str | Share | None = None,
         memory: int | str | Share | None = None,
         timeout: float | str | None = None,
         state_dir: str | os.PathLike[str] | None = None,
@@ -115,7 +115,7 @@ class Pipeline(model.Pipeline):
     def _wanted(
         self,
         executor: str | None,
-        workers: int | str | None,
+        workers: int | str | Share | None,
         memory: int | str | Share | None,
         timeout: float | str | None,
         state_dir: str | os.PathLike[str] | None,
@@ -125,8 +125,8 @@ class Pipeline(model.Pipeline):
         return {
             "params": dict(params),
             "source": self._source,
-            "executor": executor,
-            "workers": workers,
+            "executor": _checked("executor", _executor, executor),
+            "workers": _checked("workers", _workers, workers),
             "memory": _checked("memory", _memory, memory),
             "timeout": _checked("timeout", units.duration, timeout),
             "state_dir": os.fspath(state_dir) if state_dir is not None else None,
@@ -308,6 +308,24 @@ def _checked(name: str, read: Callable[[Any], Any], value: Any) -> Any:
         return None if value is None else read(value)
     except ValueError as error:
         raise PipelineError([Problem(str(error), (name,))]) from None
+
+
+def _executor(value: str) -> str:
+    from procflow.executors import NAMES
+
+    if value not in NAMES:
+        raise ValueError(f"there is no executor {value!r}; write {', '.join(NAMES)}")
+    return value
+
+
+def _workers(value: int | str | Share) -> int | str | Share:
+    """A number of slots, ``auto``, or a share of the usable cores."""
+    if isinstance(value, str) and value.strip().endswith("%"):
+        return units.share(value)
+    is_number = isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 4096
+    if not is_number and not isinstance(value, Share) and value != "auto":
+        raise ValueError(f"{value!r} is not a number of workers; write auto, 1 to 4096, or a share such as 50%")
+    return value
 
 
 def _memory(value: int | str | Share) -> int | Share:
