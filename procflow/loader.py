@@ -117,17 +117,19 @@ def _read(file: Path, name: str) -> bytes:
         descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
     except OSError as error:
         _fail(name, *_unreadable(file, error))
-    with open(descriptor, "rb") as opened:
+    try:
         about = os.fstat(descriptor)
         if not stat.S_ISREG(about.st_mode):
             kind = "a folder" if stat.S_ISDIR(about.st_mode) else "not a plain file"
             _fail(name, f"this is {kind}", "name a pipeline file")
         if about.st_size > MAX_FILE_BYTES:
             _fail(name, _too_large(about.st_size))
-        try:
+        with open(descriptor, "rb", closefd=False) as opened:
             data = opened.read(MAX_FILE_BYTES + 1)
-        except OSError as error:
-            _fail(name, *_unreadable(file, error))
+    except OSError as error:
+        _fail(name, *_unreadable(file, error))
+    finally:
+        os.close(descriptor)
     if len(data) > MAX_FILE_BYTES:
         _fail(name, _too_large(len(data)))
     return data

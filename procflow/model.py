@@ -83,6 +83,8 @@ class StepBase(Record):
     @classmethod
     def not_honoured(cls, given: Given, refused: Mapping[str, str]) -> Conflicts:
         """The given keys among ``refused``."""
+        if refused.keys().isdisjoint(given):
+            return
         kind = {"Subpipeline": "pipeline"}.get(cls.__name__, cls.__name__.lower())
         for key in cls.given_keys(given):
             if key in refused:

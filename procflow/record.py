@@ -141,7 +141,8 @@ class Items(Record):
     def conflicts(cls, given: Given) -> Conflicts:
         """Not exactly one of the two, or a range with step 0."""
         bounds = given.get("range")
-        if (bounds is None) == (given.get("glob") is None):
+        misspelt = given.keys() - cls.model_fields.keys()
+        if (bounds is None) == (given.get("glob") is None) and not misspelt:
             yield "glob" if bounds is not None else "range", ITEMS_FORMS
         if isinstance(bounds, (list, tuple)) and len(bounds) == 3 and bounds[2] == 0:
             yield "range", "a step of 0 never ends"

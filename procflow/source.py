@@ -224,7 +224,8 @@ class Tree:
             self.value, self.spot = value, spot
             return
         into = self._stack[-1]
-        into.height = max(into.height, height + 1)
+        if height >= into.height:
+            into.height = height + 1
         assert into.spot.members is not None
         if isinstance(into.value, dict):
             if into.wanted:
