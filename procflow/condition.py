@@ -170,7 +170,7 @@ class _Reader:
             return self.compare(node, depth)
         if isinstance(node, ast.Call):
             return self.length(node, depth)
-        if isinstance(node, (ast.Name, ast.Subscript)):
+        if isinstance(node, (ast.Name, ast.Subscript, ast.Attribute)):
             return self.lookup(node)
         value = self.constant(node, depth)
         return lambda values: value
@@ -232,11 +232,11 @@ class _Reader:
 
         return length
 
-    def lookup(self, node: ast.Name | ast.Subscript) -> _Judge:
+    def lookup(self, node: ast.Name | ast.Subscript | ast.Attribute) -> _Judge:
         path: list[str | int] = []
         at: ast.expr = node
-        while isinstance(at, ast.Subscript):
-            part = self.constant(at.slice, 0)
+        while isinstance(at, (ast.Subscript, ast.Attribute)):
+            part = at.attr if isinstance(at, ast.Attribute) else self.constant(at.slice, 0)
             if isinstance(part, bool) or not isinstance(part, (str, int)):
                 raise self.refuse(at, "a subscript is a whole number or a text")
             path.append(part)
@@ -246,7 +246,7 @@ class _Reader:
             return lambda values: value
         named = self.names.get(self.column(at) - 1 - self.indent) if isinstance(at, ast.Name) else None
         if named is None:
-            raise self.refuse(at, "only names have subscripts")
+            raise self.refuse(at, "a path starts with a name")
         whole = Lookup(named.name, (*named.path, *reversed(path)))
         self.found.append(whole)
         return lambda values: follow(values(whole.name), whole.path, whole) if whole.path else values(whole.name)
@@ -271,7 +271,6 @@ class _Reader:
 
 _REFUSED: dict[type[ast.expr], str] = {
     ast.BinOp: "arithmetic is not done here; a name with a dash is written ${the-name}",
-    ast.Attribute: "a path starts with a name",
     ast.Call: "only len(x) can be called",
     ast.JoinedStr: "write the text without f",
     ast.Name: "a list here holds constants only",

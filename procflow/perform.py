@@ -272,10 +272,18 @@ def _each(
     indices, first = items.indices, items.first
     if not len(indices):
         return
-    if isinstance(indices, range):
-        taken = pages.take(items.page, range(indices.start - first, indices.stop - first))
-    else:
-        taken = pages.take(items.page, [i - first for i in indices])
+    places = (
+        range(indices.start - first, indices.stop - first)
+        if isinstance(indices, range)
+        else [i - first for i in indices]
+    )
+    try:
+        taken = pages.take(items.page, places)
+    except MemoryError:
+        raise
+    except BaseException as exc:
+        text = f"{type(exc).__name__}: {exc}".rstrip(": ")
+        raise objects.UnpackError(f"the items from {first} on can't be opened: {text[:2000]}") from exc
     body = _body(call, kind, scope, judged)
     send, interval = running.send, chunk.interval
     last = len(indices) - 1

@@ -33,6 +33,7 @@ def holds(text: str) -> bool:
         "1 < summary.count <= 5",
         "rows.0.price == 2.5",
         "rows[0]['price'] == 2.5",
+        "rows[0].price == 2.5 and rows.0['price'] == 2.5",
         'rows[-1]["a b"] == 1',
         "params.mode == 'full'",
         "params.mode in ['full', 'half']",
@@ -114,7 +115,7 @@ def test_conditions_that_do_not_hold(text: str) -> None:
         "await a",
         "*a",
         "'a'[0] == 'a'",
-        "(a.b).c == 1",
+        "'a'.b == 1",
     ],
 )
 def test_everything_else_is_refused(text: str) -> None:

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from procflow import functions, objects, pages
+from procflow import functions, objects, pages, step
 from procflow.attempt import Failed, Items, Progressed, Skipped, Succeeded
 from procflow.call import Lookup, StepCall, Text
 from procflow.objects import pack, unpack
@@ -90,6 +90,18 @@ def test_async_functions_run_and_generators_are_refused() -> None:
     assert outputs(succeeded(transform(work))) == {"out": 4}
     assert "return list(...)" in failed(transform(lambda: (i for i in range(3))))
     assert "return list(...)" in failed(transform(stream))
+
+
+def test_async_functions_run_where_an_event_loop_runs_already() -> None:
+    import asyncio
+
+    async def work() -> str:
+        return step.run_id
+
+    async def notebook() -> Succeeded:
+        return succeeded(transform(work), run_id="r7")
+
+    assert outputs(asyncio.run(notebook())) == {"out": "r7"}
 
 
 # -- when ------------------------------------------------------------------------------------------------------

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 import types
 from collections import Counter, OrderedDict
-from collections.abc import Iterator
 from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
@@ -169,9 +168,6 @@ def test_arrays_concatenate_along_the_first_axis() -> None:
     assert whole.tolist() == [[0, 1], [2, 3], [0, 1]]
 
 
-JOINED = st.lists(st.integers()) | st.text() | st.integers() | st.dictionaries(st.sampled_from("abc"), st.integers())
-
-
 @given(st.data())
 def test_combining_is_associative(data: st.DataObject) -> None:
     kind = data.draw(
@@ -218,9 +214,8 @@ class SubTally(Tally):
 
 
 @pytest.fixture
-def registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def registry(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(combine_module, "_registered", {})
-    yield
 
 
 @pytest.mark.usefixtures("registry")

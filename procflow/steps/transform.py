@@ -43,13 +43,26 @@ def call_function(function: Callable[..., Any], *args: Any, **kwargs: Any) -> An
 def settle(value: Any) -> Any:
     """The result of a coroutine; ``ResultError`` for a generator."""
     if isinstance(value, CoroutineType):
-        import asyncio
-
-        value = asyncio.run(value)
+        value = _awaited(value)
     if isinstance(value, (GeneratorType, AsyncGeneratorType)):
         name = getattr(value, "__qualname__", "the function")
         raise ResultError(f"{name} returned a generator, which can't be a value: return list(...) of it instead")
     return value
+
+
+def _awaited(coroutine: Any) -> Any:
+    import asyncio
+
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(coroutine)
+    # This thread is inside an event loop (a notebook, say), so the step gets a thread of its own.
+    from concurrent.futures import ThreadPoolExecutor
+    from contextvars import copy_context
+
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(copy_context().run, asyncio.run, coroutine).result()
 
 
 def body(call: StepCall, values: Any) -> Callable[[Any, int], Any]:
