@@ -278,8 +278,7 @@ class Store(_Buffer):
                 db.executemany(_INSERT_OUTPUT, rows.outputs)
             if rows.metrics:
                 db.executemany(_INSERT_METRIC, rows.metrics)
-            if rows.run:
-                self._update_run(db, rows)
+            self._update_run(db, rows)
         self._committed()
 
     def close(self) -> None:
@@ -308,15 +307,13 @@ class Store(_Buffer):
     def _bury(self, db: sqlite3.Connection, run: RunRecord) -> None:
         """Mark what earlier sessions left running; only runs of this run's lock can be known to be dead."""
         dead = db.execute(
-            "SELECT seq, run_id FROM runs WHERE status = 'running' AND (run_id = ? OR lock = ?)", (run.run_id, run.lock)
+            "SELECT seq FROM runs WHERE status = 'running' AND (run_id = ? OR lock = ?)", (run.run_id, run.lock)
         ).fetchall()
-        for seq, run_id in dead:
-            db.execute(
-                "UPDATE step_executions SET status = 'lost', cause = 'crash', reason = 'procflow itself was killed' "
-                "WHERE id BETWEEN ? AND ? AND status = 'running'",
-                (seq << ID_BITS, ((seq + 1) << ID_BITS) - 1),
-            )
-            db.execute("UPDATE runs SET status = 'killed' WHERE run_id = ?", (run_id,))
+        for (seq,) in dead:
+            own = (seq << ID_BITS, ((seq + 1) << ID_BITS) - 1)
+            lost = db.execute(_BURY_STEPS + "AND kind = 'task'", own).rowcount
+            db.execute(_BURY_STEPS, own)
+            db.execute("UPDATE runs SET status = 'killed', lost = lost + ? WHERE seq = ?", (lost, seq))
 
     def _update_run(self, db: sqlite3.Connection, rows: Rows) -> None:
         values = dict.fromkeys(_UPDATED) | rows.run | rows.counts
@@ -371,6 +368,10 @@ UPDATE runs SET pipeline = ?, file = ?, lock = ?, params = ?, executor = ?, work
     failures = NULL, tolerated = NULL, wall_s = NULL, work_s = NULL, sessions = sessions + 1
 WHERE run_id = ?
 """
+_BURY_STEPS = """
+UPDATE step_executions SET status = 'lost', cause = 'crash', reason = 'procflow itself was killed'
+WHERE id BETWEEN ? AND ? AND status = 'running'
+"""
 
 
 def _json(value: Mapping[str, Any]) -> str:
@@ -378,10 +379,11 @@ def _json(value: Mapping[str, Any]) -> str:
 
 
 @contextlib.contextmanager
-def _writer_lock(fd: int, folder: StateFolder, wait_s: float = LOCK_WAIT_S) -> Iterator[None]:
-    """Hold the folder's writer lock; StoreError when another run keeps it for ``wait_s``."""
+def _writer_lock(fd: int, folder: StateFolder) -> Iterator[None]:
+    """Hold the folder's writer lock; StoreError when another run keeps it for ``LOCK_WAIT_S``."""
     if not try_flock(fd, fcntl.LOCK_EX):
-        deadline, pause_s = time.monotonic() + wait_s, 0.0002
+        wait_s, pause_s = LOCK_WAIT_S, 0.0002
+        deadline = time.monotonic() + wait_s
         while not try_flock(fd, fcntl.LOCK_EX):
             if time.monotonic() > deadline:
                 raise StoreError(

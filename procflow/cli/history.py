@@ -19,6 +19,7 @@ import click
 
 from procflow import units
 from procflow.cli.output import out
+from procflow.errors import StoreError
 from procflow.history import STATUSES, History, RunRow, StepRow, UnknownRun
 from procflow.plaintext import clean, clean_lines, counted, shortened
 from procflow.state_folder import StateFolder, locate
@@ -93,7 +94,7 @@ def show(run: str | None, form: str, state_dir: str | None) -> None:
         for line in _header(found):
             out(line)
         out("")
-        rows = [_step_cells(row) for row in past.steps(found.run_id)]
+        rows = _step_table(past.steps(found.run_id))
         for line in _table(("STEP", "ITEM", "TRY", "KIND", "STATUS", "TIME", "MEMORY", "WHY"), rows, right=(2, 5, 6)):
             out(line)
         for row in past.failures(found.run_id):
@@ -175,17 +176,13 @@ def _nothing(past: History, run: RunRow, label: str | None, item: str | None) ->
 
 
 def _print_log(path: Path, tail: int | None) -> None:
-    """The bytes as they are to a file or a pipe; to a terminal with control characters spelled out."""
-    from procflow.errors import StoreError
-
+    """As it is to a file or a pipe (bytes that are not UTF-8 spelled out); to a terminal with control characters spelled out."""
     try:
         lines: Iterable[bytes] = _last_lines(path, tail) if tail is not None else _chunks(path)
-        if sys.stdout.isatty():
-            for line in lines:
-                out("\n".join(clean_lines(line.decode("utf-8", "backslashreplace"))))
-        else:
-            for line in lines:
-                out(line.decode("utf-8", "surrogateescape").removesuffix("\n"))
+        terminal = sys.stdout.isatty()
+        for line in lines:
+            text = line.decode("utf-8", "backslashreplace").removesuffix("\n")
+            out("\n".join(clean_lines(text)) if terminal else text)
     except OSError as error:
         raise StoreError(f"{path}: can't be read: {error.strerror or error}") from error
 
@@ -237,6 +234,30 @@ def _header(run: RunRow) -> Iterator[str]:
         yield "params    " + ", ".join(f"{clean(k)}={shortened(json.dumps(v), 60)}" for k, v in run.params.items())
     if run.reason:
         yield f"reason    {clean(run.reason)}"
+
+
+def _step_table(rows: Iterable[StepRow]) -> list[tuple[str, ...]]:
+    """A line a row; the items of a map that went well share one line, since there may be a million of them."""
+    lines: list[tuple[str, ...]] = []
+    well: dict[str, list[float]] = {}
+    place: dict[str, int] = {}
+    for row in rows:
+        if not row.item or row.status != "succeeded" or row.members is not None:
+            lines.append(_step_cells(row))
+            continue
+        if row.label not in well:
+            well[row.label], place[row.label] = [0, 0, 0.0, 0], len(lines)
+            lines.append(())
+        sums = well[row.label]
+        sums[0] += row.count or 0
+        sums[1] += 1
+        sums[2] += row.wall_s or 0.0
+        sums[3] = max(sums[3], row.peak_rss_bytes or 0)
+    for label, (items, attempts, work_s, peak) in well.items():
+        memory = units.size_text(peak) if peak else ""
+        why = f"{counted(int(items), 'item')} in {counted(int(attempts), 'attempt')}"
+        lines[place[label]] = (label, "*", "", "task", "succeeded", _time(work_s), memory, why)
+    return lines
 
 
 def _step_cells(row: StepRow) -> tuple[str, ...]:
