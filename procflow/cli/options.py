@@ -73,7 +73,7 @@ def param_options(command: _Command) -> _Command:
 def limit_options(command: _Command) -> _Command:
     """What bounds a run: workers, memory, executor, timeout, and where its state is."""
     for option in (
-        click.option("--state-dir", metavar="DIR", type=click.Path(file_okay=False), help="Folder of the journal and the runs."),
+        click.option("--state-dir", metavar="DIR", type=click.Path(), help="Folder of the journal and the runs."),
         click.option("--timeout", metavar="T", type=_timeout, help="Clock of the whole run, such as 90s or 2h."),
         click.option(
             "--executor", type=click.Choice(["processes", "threads", "inline"]), help="Where steps run that do not say so."

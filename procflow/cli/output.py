@@ -51,8 +51,9 @@ def _write(outlet: str, text: str) -> None:
 def _mute(stream: TextIO) -> None:
     """Point the stream's descriptor at nothing, so that the flush at interpreter exit can't fail again."""
     with suppress(OSError, ValueError, AttributeError):
+        broken = stream.fileno()
         silent = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(silent, stream.fileno())
+        os.dup2(silent, broken)
         os.close(silent)
 
 
