@@ -48,8 +48,7 @@ class Group:
     def number(self, file: str) -> int | None:
         """A limit in bytes or microseconds; None for ``max``, nothing, or a number that means no limit."""
         text = self.text(file)
-        value = int(text) if text.isascii() and text.isdigit() and len(text) < 20 else None
-        return value if value is not None and 0 < value < _NONE else None
+        return value if (value := _count(text)) is not None and 0 < value < _NONE else None
 
 
 def groups(root: Path) -> list[Group]:
@@ -87,9 +86,9 @@ def memory_headroom(found: list[Group]) -> int | None:
             is_v2 = group.version == 2
             used = group.text("memory.current" if is_v2 else "memory.usage_in_bytes")
             cache = re.search(
-                rf"^{'' if is_v2 else 'total_'}inactive_file (\d+)$", group.text("memory.stat"), re.MULTILINE
+                rf"^{'' if is_v2 else 'total_'}inactive_file ([0-9]{{1,19}})$", group.text("memory.stat"), re.MULTILINE
             )
-            in_use = (int(used) if used.isdecimal() else 0) - (int(cache[1]) if cache is not None else 0)
+            in_use = (_count(used) or 0) - (int(cache[1]) if cache is not None else 0)
             rooms.append(max(0, min(amounts) - max(0, in_use)))
     return min(rooms, default=None)
 
@@ -106,10 +105,14 @@ def cpu_limit(found: list[Group]) -> Limit | None:
             file = "cpu.cfs_quota_us"
         else:
             continue
-        period = period or "100000"
-        if quota.isdecimal() and period.isdecimal() and int(quota) > 0 and int(period) > 0:
-            limits.append(Limit(int(quota) / int(period), f"{group.shown}/{file}"))
+        share, of = _count(quota), _count(period or "100000")
+        if share and of:
+            limits.append(Limit(share / of, f"{group.shown}/{file}"))
     return min(limits, key=lambda limit: limit.amount, default=None)
+
+
+def _count(text: str) -> int | None:
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 20 else None
 
 
 def _memory_files(group: Group) -> tuple[str, ...]:
