@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from procflow.attempt import Failure, Usage
+from procflow.attempt_log import log_path
 from procflow.events import (
     AttemptFinished,
     AttemptStarted,
@@ -22,6 +24,7 @@ from procflow.events import (
     StepFinished,
     StepProgress,
 )
+from procflow.log_tail import finder
 from procflow.plaintext import clean
 from procflow.progress import LineProgress, Notes
 from procflow.progress_json import JsonProgress
@@ -468,3 +471,53 @@ def test_json_tells_sizes_of_values_but_no_values_and_no_number_that_json_lacks(
     assert record["metrics"] == {"loss": None}
     assert record["usage"]["peak_rss_bytes"] == MIB
     assert "secret" not in line
+
+
+# -- where the evidence lies -------------------------------------------------------------------------------------------
+
+
+def write_log(folder: Path, label: str, item: str, number: int, data: bytes) -> None:
+    path = folder / log_path(label, item, number)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("item", "number", "text"),
+    [
+        ("", 2, "second try"),
+        ("17", 1, "batch 10 to 19"),
+        ("3/17", 1, "batch 10 to 19 of item 3"),
+        ("5", 1, "alone"),
+        ("99", 1, None),
+        ("4/17", 1, None),
+        ("x", 1, None),
+    ],
+)
+def test_the_log_of_an_item_is_its_own_or_that_of_its_batch(
+    item: str, number: int, text: str | None, tmp_path: Path
+) -> None:
+    for own, tries, data in (
+        ("", 1, b"first try"),
+        ("", 2, b"second try"),
+        ("10-19", 1, b"batch 10 to 19"),
+        ("20-29", 1, b"batch 20 to 29"),
+        ("3/10-19", 1, b"batch 10 to 19 of item 3"),
+        ("5", 1, b"alone"),
+        ("0-9", 1, b"batch 0 to 9"),
+    ):
+        write_log(tmp_path, "a/m", own, tries, data)
+    found = finder(tmp_path)("a/m", item, number)
+    assert (found[1] if found is not None else None) == ([text] if text is not None else None)
+
+
+def test_a_step_that_printed_nothing_has_no_log(tmp_path: Path) -> None:
+    assert finder(tmp_path)("a", "", 1) is None
+    assert finder(tmp_path)("m", "7", 1) is None
+
+
+def test_only_the_end_of_a_large_log_is_read_and_its_escapes_are_taken_out(tmp_path: Path) -> None:
+    write_log(tmp_path, "a", "", 1, b"x" * 10_000_000 + b"\n" + b"\x1b[31mred\x1b[0m \xff\r\n" * 9)
+    found = finder(tmp_path)("a", "", 1)
+    assert found is not None
+    assert found[1] == ["red \\xff"] * 5
