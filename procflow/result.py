@@ -14,8 +14,10 @@ from typing import Any
 
 from procflow import events as ev
 from procflow.attempt import Failure
+from procflow.attempt_log import log_path
+from procflow.critical_path import critical_path_s
 from procflow.errors import RunFailed
-from procflow.graph import MapUnit, ScopeUnit, TaskGraph, Unit, walk
+from procflow.graph import TaskGraph
 from procflow.ref import Ref
 
 __all__ = [
@@ -26,7 +28,6 @@ __all__ = [
     "RunMetrics",
     "RunResult",
     "StepRecord",
-    "critical_path_s",
     "exit_code",
 ]
 
@@ -341,8 +342,6 @@ class Recorder:
         self._failure_count += 1
         self._tolerated_count += e.tolerated
         if len(self._failures) < MAX_FAILURES:
-            from procflow.attempt_log import log_path
-
             log = log_path(e.label, e.item, e.attempts) if e.attempts else None
             self._failures.append(FailureRecord(e.label, e.path, e.item, e.attempts, e.failure, log, e.tolerated))
 
@@ -376,51 +375,3 @@ class Recorder:
         self._finished = e
         self._failure_count = max(self._failure_count, e.failures)
         self._tolerated_count = max(self._tolerated_count, e.tolerated)
-
-
-def critical_path_s(graph: TaskGraph, durations: Mapping[str, float]) -> float:
-    """The longest chain of dependent work in seconds, given durations by label.
-
-    A leaf's duration is that of its final attempts, a map's its own wall time, another block's that of the tasks that decide its
-    ``when`` or merge its results. A sequence adds its members up, a parallel block or a graph takes its longest chain by
-    ``after``. Labels that are missing did not run and count 0. More workers don't make a run shorter than this.
-    """
-    length: dict[int, float] = {}
-    # Inner units come after outer ones in walk, so backwards every member is known before its block.
-    for unit in reversed(list(walk(graph.root))):
-        length[id(unit)] = _unit_length(unit, durations, length)
-    return length[id(graph.root)]
-
-
-def _unit_length(unit: Unit, durations: Mapping[str, float], length: Mapping[int, float]) -> float:
-    if isinstance(unit, MapUnit) or not isinstance(unit, ScopeUnit):
-        return durations.get(unit.label, 0.0)
-    around = durations.get(unit.label, 0.0)  # its gate and its merger bear its label
-    members = [length[id(m)] for m in unit.members]
-    if unit.kind in ("sequence", "pipeline"):
-        return around + sum(members)
-    return around + _longest_chain(unit.members, members)
-
-
-def _longest_chain(members: tuple[Unit, ...], lengths: list[float]) -> float:
-    """The heaviest path through the members, in one pass over them in topological order."""
-    place = {m.index: i for i, m in enumerate(members)}
-    before = [[place[i] for i in m.after if i in place] for m in members]
-    after: list[list[int]] = [[] for _ in members]
-    for i, needs in enumerate(before):
-        for j in needs:
-            after[j].append(i)
-    waiting = [len(needs) for needs in before]
-    ready = [i for i, count in enumerate(waiting) if count == 0]
-    begins = [0.0] * len(members)
-    longest = 0.0
-    while ready:
-        i = ready.pop()
-        ends = begins[i] + lengths[i]
-        longest = max(longest, ends)
-        for j in after[i]:
-            begins[j] = max(begins[j], ends)
-            waiting[j] -= 1
-            if waiting[j] == 0:
-                ready.append(j)
-    return longest

@@ -179,12 +179,16 @@ def _print_log(path: Path, tail: int | None) -> None:
     """As it is to a file or a pipe (bytes that are not UTF-8 spelled out); to a terminal with control characters spelled out."""
     try:
         lines: Iterable[bytes] = _last_lines(path, tail) if tail is not None else _chunks(path)
-        terminal = sys.stdout.isatty()
+        terminal = _on_terminal()
         for line in lines:
-            text = line.decode("utf-8", "backslashreplace").removesuffix("\n")
-            out("\n".join(clean_lines(text)) if terminal else text)
+            text = line.decode("utf-8", "backslashreplace")
+            out("\n".join(clean_lines(text)) if terminal else text.removesuffix("\n"))
     except OSError as error:
         raise StoreError(f"{path}: can't be read: {error.strerror or error}") from error
+
+
+def _on_terminal() -> bool:
+    return sys.stdout.isatty()
 
 
 def _chunks(path: Path) -> Iterator[bytes]:
