@@ -16,7 +16,18 @@ from procflow.attempt import Failure, Items
 from procflow.ref import Inline, ListOf, Ordered, Ref
 from procflow.runs import MapRun
 
-__all__ = ["add_pages", "again", "done", "has_work", "measure", "remaining", "results", "size_of_batch", "take"]
+__all__ = [
+    "add_pages",
+    "again",
+    "done",
+    "has_work",
+    "measure",
+    "remaining",
+    "results",
+    "size_of_batch",
+    "start_over",
+    "take",
+]
 
 BATCH_S = 0.2
 """Aimed length of a batch, in seconds."""
@@ -86,6 +97,15 @@ def again(run: MapRun, indices: Sequence[int]) -> None:
     """The items may start once more."""
     for index in indices:
         heapq.heappush(run.again, index)
+
+
+def start_over(run: MapRun) -> None:
+    """The map runs again: every item that has no value yet may start."""
+    finished = {index for indices, _ in run.chunks for index in indices}
+    run.again = [index for index in range(run.size) if index not in finished]
+    run.cursor = run.size
+    run.failures.clear()
+    run.charges.clear()
 
 
 def done(run: MapRun, indices: Indices, chunk: Ref | None) -> None:

@@ -90,16 +90,17 @@ class TaskRun(UnitRun):
 
 
 class ScopeRun(UnitRun):
-    """A block. ``active`` members hold one of its ``max_parallelism`` places, ``parked`` ones wait for one.
+    """A block.
 
-    ``holds`` says that it takes a place in its own block. ``hidden`` is the gate, expand or merger at work. ``forgiven`` counts failed members that
-    said ``on_error: continue``. ``ending`` is why it ends before its members do: ``enough`` (join), ``failed`` (on_error: stop),
-    ``timeout`` or ``cancelled``.
+    ``active`` members hold one of its ``max_parallelism`` places, ``parked`` ones wait for one; ``holds`` says that it takes a
+    place in its own block. ``hidden`` is the gate, expand or merger at work. ``forgiven`` counts failed members that said
+    ``on_error: continue``, ``own_failures`` those failures that are no member's (of a hidden task, of a map's items). ``ending`` is why
+    it ends before its members do: ``enough`` (join), ``failed`` (on_error: stop), ``timeout`` or ``cancelled``.
     """
 
     __slots__ = (
-        "active", "attempt", "clock", "cost", "ending", "failed", "forgiven", "gated", "hidden", "holds", "members", "opened_at",
-        "parked", "successes", "unsettled", "values", "work_s",
+        "active", "attempt", "clock", "cost", "ending", "failed", "forgiven", "gated", "hidden", "holds", "members",
+        "opened_at", "own_failures", "parked", "successes", "unsettled", "values", "work_s",
     )  # fmt: skip
 
     unit: ScopeUnit
@@ -118,6 +119,7 @@ class ScopeRun(UnitRun):
         self.clock: float | None = None
         self.ending: Literal["enough", "failed", "timeout", "cancelled"] | None = None
         self.forgiven = 0
+        self.own_failures = 0
         self.hidden: TaskRun | None = None
         self.holds = False
         self.gated = False
@@ -176,9 +178,9 @@ class ScopeRun(UnitRun):
 class MapRun(ScopeRun):
     """A map. Its items are counted, not kept: a run of items is one batch task, or one open scope an item.
 
-    ``pages`` are ``(first, count, ref)``; ``cursor`` is the next item never started; ``again`` are items to run again; ``alone`` those of
-    them that must run in a batch of their own, because one of them took its worker down. ``failures`` are final. ``head`` is the batch that
-    waits for its start (it takes its items only then), ``live`` are the open iterations by item.
+    ``pages`` are ``(first, count, ref)``; ``cursor`` is the next item never started; ``again`` are items to run again; ``alone`` are those
+    that must run in a batch of their own, because one of them took its worker down. ``failures`` are final. ``head`` is the
+    batch that waits for its start (it takes its items only then), ``live`` are the open iterations by item.
     """
 
     __slots__ = (

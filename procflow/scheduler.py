@@ -313,6 +313,7 @@ class Scheduler:
     def _begin(self, scope: ScopeRun, after: int) -> None:
         """Let the first members go; ``after`` is what must be durable before they do."""
         scope.gated = True
+        self._count_own(scope, -scope.own_failures)
         if isinstance(scope, MapRun):
             scope.after = after
             if scope.expanded:
@@ -332,6 +333,11 @@ class Scheduler:
         for run in waiting:
             if run.unmet == 0 and run.state == "waiting":
                 self._make_ready(run, after)
+
+    def _count_own(self, scope: ScopeRun, more: int) -> None:
+        """Failures that are no member's; they are taken back when the block runs again."""
+        scope.own_failures += more
+        self.failures += more
 
     def _instantiate(self, scope: ScopeRun) -> None:
         for unit in scope.unit.members:
@@ -505,7 +511,7 @@ class Scheduler:
             self._settle(scope, "skipped", reason)
         elif state == "failed":
             scope.failure = task.failure
-            self.failures += 1
+            self._count_own(scope, 1)
             self._end_early(scope, "failed", f"its {task.role} failed")
         self._maybe_close(scope)
 
@@ -536,11 +542,8 @@ class Scheduler:
     def _begin_items(self, run: MapRun) -> None:
         """The items are known (or the map runs again): start what may start."""
         self._announce(run, run.size)
-        if run.failures:
-            self.failures -= len(run.failures)
-            mapping.again(run, sorted(run.failures))
-            run.failures.clear()
-            run.charges.clear()
+        if run.attempt > 1:
+            mapping.start_over(run)
         run.failed = 0
         self._feed(run)
         self._maybe_close(run)
@@ -650,7 +653,7 @@ class Scheduler:
             return
         run.failures[index] = failure
         run.failed += 1
-        self.failures += 1
+        self._count_own(run, 1)
         attempts = sum(charges.values())
         del run.charges[index]
         self._record(StepFinished(self._at(), unit.path, unit.label, label, "failed", attempts, (), failure, "", False))
@@ -677,6 +680,8 @@ class Scheduler:
                 assert failure is not None
                 run.failures[index] = failure
                 run.failed += 1
+                # Its steps were counted as they failed; if the map runs again they are forgotten with the iteration.
+                run.own_failures += _failed_below(iteration)
                 self._judge(run, f"item {index}")
             unit = run.unit
             self._record(
@@ -918,6 +923,17 @@ def _inside(task: TaskRun, scope: ScopeRun) -> bool:
             return True
         current = current.scope
     return False
+
+
+def _failed_below(scope: ScopeRun) -> int:
+    """Failed steps of a block and the blocks in it."""
+    count = scope.own_failures
+    for run in scope.members:
+        if isinstance(run, ScopeRun):
+            count += _failed_below(run)
+        elif run.state == "failed":
+            count += 1
+    return count
 
 
 def _overdue(unit: TaskUnit, cause: Cause, outcome: Outcome) -> Failure:

@@ -36,7 +36,6 @@ TRANSITIONS: dict[tuple[State, State], str] = {
     ("running", "failed"): "no attempt left",
     ("running", "skipped"): "its condition was false",
     ("running", "retrying"): "failed with attempts left",
-    ("running", "ready"): "the attempt was lost without a charge",
     ("running", "cancelled"): "its block stopped it",
     ("retrying", "ready"): "its pause is over",
     ("retrying", "cancelled"): "its block ended",

@@ -1,0 +1,229 @@
+"""What must hold in a scheduler after every turn, and a random world to drive it.
+
+The rules look at the scheduler's state from outside and share no code with it.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+
+from procflow.actions import Action, Kill, Record, StopAsked, Submit, Tick
+from procflow.attempt import Failed, Failure, Lost, Outcome, Progressed, Skipped, Started, Succeeded
+from procflow.events import AttemptFinished, AttemptStarted, RunFinished, StepFinished
+from procflow.graph import TaskUnit
+from procflow.ref import Inline
+from procflow.runs import MapRun, ScopeRun, TaskRun
+from procflow.scheduler import Scheduler
+from procflow.states import FINAL, TRANSITIONS
+
+REF = Inline(b"x")
+
+
+def scopes_of(scheduler: Scheduler) -> list[ScopeRun]:
+    found: list[ScopeRun] = []
+    stack: list[ScopeRun] = [scheduler.root]
+    while stack:
+        scope = stack.pop()
+        found.append(scope)
+        stack += [m for m in scope.members if isinstance(m, ScopeRun)]
+        if isinstance(scope, MapRun):
+            stack += scope.live.values()
+    return found
+
+
+def check(scheduler: Scheduler, cpus: dict[str, int], memory_bytes: int | None, resources: dict[str, float]) -> None:
+    """Every rule; an AssertionError names the one that is broken."""
+    used_cpus: Counter[str] = Counter()
+    used_resources: Counter[str] = Counter()
+    used_memory = 0
+    for key, task in scheduler.running.items():
+        assert task.key == key
+        assert task.state == "running"
+        used_cpus[task.unit.executor] += task.unit.cpus
+        used_memory += task.unit.memory_bytes or 0
+        used_resources.update(task.unit.resources)
+    budget = scheduler.ready.budget
+    for name, total in cpus.items():
+        assert budget.cpus[name] + used_cpus[name] == total, "cores are neither lost nor made"
+        assert budget.cpus[name] >= 0
+    if memory_bytes is not None:
+        assert budget.memory_bytes == memory_bytes - used_memory
+        assert budget.memory_bytes >= 0, "reservations never pass the memory budget"
+    for name, amount in resources.items():
+        assert abs(budget.resources[name] + used_resources[name] - amount) < 1e-6
+        assert budget.resources[name] >= -1e-6
+    for scope in scopes_of(scheduler):
+        _check_scope(scheduler, scope)
+
+
+def _check_scope(scheduler: Scheduler, scope: ScopeRun) -> None:
+    unit = scope.unit
+    mine = [t for t in scheduler.running.values() if t.scope is scope and t.role in ("member", "batch")]
+    held = [m for m in scope.members if isinstance(m, ScopeRun) and m.holds]
+    if isinstance(scope, MapRun):
+        held += [i for i in scope.live.values() if i.holds]
+        assert scope.successes + len(scope.failures) <= scope.size
+    assert scope.active == len(mine) + len(held), f"{unit.label}: places are neither lost nor made"
+    if unit.max_parallelism is not None:
+        assert scope.active <= unit.max_parallelism
+    if scope.state == "running" and scope.members and not isinstance(scope, MapRun):
+        left = sum(1 for m in scope.members if m.state not in FINAL)
+        assert scope.unsettled == left
+    if scope.state in FINAL:
+        assert all(m.state in FINAL for m in scope.members)
+        assert not mine, f"{unit.label} is over and something of it still runs"
+    for member in scope.members:
+        if member.state == "waiting" and scope.state == "running" and scope.ending is None:
+            before = [scope.members[i] for i in member.unit.after]
+            assert member.unmet == sum(1 for m in before if m.state not in FINAL)
+            assert member.unmet > 0, f"{member.unit.label} waits for nothing"
+        if member.state in ("ready", "running") and isinstance(member, TaskRun):
+            assert all(scope.members[i].state in FINAL for i in member.unit.after)
+            assert all(scope.members[i].state == "succeeded" for i in member.unit.strict)
+        if unit.kind == "parallel":
+            assert not scope.values, "members of a parallel block are kept apart"
+
+
+class World:
+    """Random outcomes for whatever the scheduler submits; keeps a log of everything that happened."""
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        seed: int,
+        cpus: dict[str, int],
+        memory_bytes: int | None,
+        resources: dict[str, float],
+    ) -> None:
+        self.scheduler = scheduler
+        self.random = random.Random(seed)
+        self.limits = (cpus, memory_bytes, resources)
+        self.now = 100.0
+        self.out: dict[int, Submit] = {}
+        self.dead: list[int] = []
+        self.doomed: dict[int, Kill] = {}
+        self.log: list[str] = []
+        self.records: list[Record] = []
+        self.submitted: Counter[tuple[str, str]] = Counter()
+        self.left: dict[int, list[int]] = {}
+
+    def take(self, actions: list[Action]) -> None:
+        for action in actions:
+            self.log.append(repr(action))
+            if isinstance(action, Submit):
+                assert action.key not in self.out, "keys are unique"
+                assert action.after <= len(self.records), "a task builds on records that were made before"
+                self.out[action.key] = action
+                if action.items is not None:
+                    assert len(set(action.items.indices)) == len(action.items.indices) > 0
+                    self.left[action.key] = list(action.items.indices)
+            elif isinstance(action, Kill):
+                assert action.key in self.out, "only what runs is killed"
+                assert action.key not in self.doomed, "nothing is killed twice"
+                self.doomed[action.key] = action
+            else:
+                self.records.append(action)
+        check(self.scheduler, *self.limits)
+
+    def start(self) -> None:
+        self.take(self.scheduler.start(self.now))
+
+    def send(self, outcome: object) -> None:
+        self.log.append(f"{self.now:.3f} <- {outcome!r}")
+        self.take(self.scheduler.handle(outcome, self.now))  # type: ignore[arg-type]
+
+    def step(self, kindly: bool = False) -> None:
+        """One random thing happens; ``kindly`` only lets things end well."""
+        deadline = self.scheduler.next_deadline()
+        roll = self.random.random()
+        if not self.out and deadline is None:
+            raise AssertionError("nothing runs and nothing is due: the run hangs\n" + "\n".join(self.scheduler.story()))
+        if deadline is not None and (not self.out or (roll < 0.15 and not kindly)):
+            self.now = max(self.now, deadline)
+            self.send(Tick())
+            return
+        self.now += self.random.random() * 2
+        key = self.random.choice(sorted(self.out))
+        if not kindly and roll > 0.97 and self.dead:
+            self.send(Failed(self.random.choice(self.dead), Failure("error", "Late", "late")))
+            return
+        if not kindly and roll > 0.9:
+            self.send(self.random.choice([Started(key), Progressed(key, done=1.0, total=2.0), self._partial(key)]))
+            return
+        self._end(key, self._final(key, kindly))
+
+    def _partial(self, key: int) -> Outcome:
+        left = self.left.get(key)
+        if not left or len(left) < 2:
+            return Progressed(key)
+        part = [left.pop(0) for _ in range(self.random.randrange(1, len(left)))]
+        good = tuple(i for i in part if self.random.random() < 0.8)
+        failed = tuple((i, Failure("error", "Oops", "x")) for i in part if i not in good)
+        return Progressed(key, good, REF if good else None, failed)
+
+    def _end(self, key: int, outcome: Outcome) -> None:
+        del self.out[key]
+        self.doomed.pop(key, None)
+        self.dead.append(key)
+        self.send(outcome)
+
+    def _final(self, key: int, kindly: bool) -> Outcome:
+        submit = self.out[key]
+        roll = 0.0 if kindly else self.random.random()
+        if key in self.doomed and roll < 0.8 and not kindly:
+            return Lost(key, Failure(self.doomed[key].cause, "Killed", "killed"))
+        call = submit.unit.call
+        if roll < 0.7:
+            if call.kind == "expand":
+                pages = tuple((REF, self.random.randrange(0, 5)) for _ in range(self.random.randrange(0, 4)))
+                return Succeeded(key, pages=pages)
+            if submit.items is not None:
+                left = self.left[key]
+                good = tuple(i for i in left if kindly or self.random.random() < 0.85)
+                failed = tuple((i, Failure("error", "Oops", "x")) for i in left if i not in good)
+                return Succeeded(key, indices=good, chunk=REF if good else None, failures=failed)
+            names = ("free",) if call.outputs == "*" else call.outputs
+            return Succeeded(key, {name: REF for name in names})
+        if roll < 0.75 and (call.when is not None or call.kind == "gate"):
+            return Skipped(key)
+        if roll < 0.9:
+            return Failed(key, Failure("error", "Oops", "x", kinds=("Oops", "Exception")))
+        return Lost(key, Failure("crash", "WorkerDied", "SIGKILL", signal=9))
+
+    def finish(self, bound: int) -> None:
+        """From here on all goes well: the run must end within ``bound`` things."""
+        for _ in range(bound):
+            if self.scheduler.finished:
+                return
+            self.step(kindly=True)
+        raise AssertionError(f"the run does not end; it waits for {self.scheduler.next_deadline()}, out {self.out}")
+
+    def check_end(self) -> None:
+        """What must hold once the run is over."""
+        scheduler = self.scheduler
+        assert not self.out
+        assert not scheduler.running
+        assert scheduler.root.state in FINAL
+        events = [r.event for r in self.records]
+        assert isinstance(events[-1], RunFinished)
+        started = [e.key for e in events if isinstance(e, AttemptStarted)]
+        ended = [e.key for e in events if isinstance(e, AttemptFinished)]
+        assert len(set(started)) == len(started)
+        assert sorted(started) == sorted(ended), "every attempt ends exactly once"
+        failed = [e for e in events if isinstance(e, StepFinished) and e.status == "failed"]
+        if scheduler.status == "succeeded":
+            assert scheduler.failures == 0
+        if scheduler.failures and scheduler.status != "cancelled":
+            assert failed or any(isinstance(e, AttemptFinished) and e.failure for e in events)
+            assert scheduler.status != "succeeded", "nothing that failed is a plain success"
+
+
+def moves(scheduler: Scheduler) -> set[tuple[str, str]]:
+    """Moves that the scheduler made, all of them in the table."""
+    made = {(before, after) for _, _, before, after in scheduler._story}
+    assert made <= set(TRANSITIONS)
+    return made
+
+
+__all__ = ["StopAsked", "TaskUnit", "World", "check", "moves"]

@@ -1,0 +1,186 @@
+"""Random walks: random pipelines, random outcomes, random clocks; the rules hold after every turn."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import pytest
+from hypothesis import given, note, settings
+from hypothesis import strategies as st
+from scheduler_rules import World, moves
+
+from procflow import model
+from procflow.actions import StopAsked
+from procflow.compiler import compile_pipeline
+from procflow.scheduler import Scheduler
+from procflow.states import TRANSITIONS
+
+EXAMPLES = int(os.environ.get("PROCFLOW_WALKS", "300"))
+
+
+def nothing() -> None: ...
+
+
+LIMITS = {
+    "timeout": st.sampled_from([None, 3.0, 20.0]),
+    "priority": st.integers(-1, 1),
+    "retries": st.sampled_from([None, 0, 1, 2]),
+    "rate_limit": st.sampled_from([None, None, None, "2/s", "1/5s"]),
+}
+BLOCK = {
+    "max_parallelism": st.sampled_from([None, 1, 2]),
+    "timeout": st.sampled_from([None, None, 8.0, 40.0]),
+    "retries": st.sampled_from([None, None, 1]),
+    "when": st.sampled_from([None, None, None, "len('x') > 0"]),
+}
+
+
+@st.composite
+def leaf(draw: st.DrawFn, names: list[str]) -> model.Transform:
+    keys: dict[str, Any] = {k: draw(v) for k, v in LIMITS.items()}
+    keys["idle_timeout"] = draw(st.sampled_from([None, None, 2.0]))
+    keys["cpus"] = draw(st.sampled_from([1, 1, 2]))
+    keys["memory"] = draw(st.sampled_from([None, "1GB", "3GB"]))
+    keys["resources"] = draw(st.sampled_from([{}, {}, {"db": 1.0}]))
+    keys["on_error"] = draw(st.sampled_from([None, None, "continue"]))
+    keys["when"] = draw(st.sampled_from([None, None, "1 < 2"]))
+    keys["name"] = f"s{len(names)}"
+    names.append(keys["name"])
+    return model.Transform(function=nothing, **{k: v for k, v in keys.items() if v is not None})
+
+
+@st.composite
+def block(draw: st.DrawFn, names: list[str], depth: int) -> Any:
+    kind = draw(st.sampled_from(["sequence", "parallel", "graph", "map"]))
+    keys: dict[str, Any] = {k: draw(v) for k, v in BLOCK.items()}
+    keys["on_error"] = draw(st.sampled_from([None, "stop", "finish", "continue"]))
+    if keys["on_error"] == "continue":
+        keys["tolerate"] = draw(st.sampled_from([None, 1, "50%"]))
+    name = keys["name"] = f"s{len(names)}"
+    names.append(name)
+    if kind == "sequence":
+        keys.pop("max_parallelism")
+    else:
+        keys["merge"] = draw(st.sampled_from([None, None, "collect_all", "first_success", "combine_outputs"]))
+        keys["join"] = draw(st.sampled_from(["all", "all", "all", "any"]))
+        if keys["join"] == "any":
+            keys["on_error"] = None
+            keys.pop("tolerate", None)
+    keys = {k: v for k, v in keys.items() if v is not None}
+    if kind == "map":
+        items: Any = draw(st.sampled_from([(1, 2, 3), ()]))
+        if draw(st.booleans()):
+            for key in ("idle_timeout",):
+                keys[key] = 2.0 if draw(st.booleans()) else None
+            keys = {k: v for k, v in keys.items() if v is not None}
+            batch = draw(st.sampled_from([None, 2]))
+            return model.Map(items=items, function=nothing, **keys, **({"batch": batch} if batch else {}))
+        return model.Map(items=items, steps=draw(members(names, depth - 1, chain=False)), **keys)
+    steps = draw(members(names, depth - 1, chain=kind == "graph"))
+    return {"sequence": model.Sequence, "parallel": model.Parallel, "graph": model.Graph}[kind](steps=steps, **keys)
+
+
+@st.composite
+def members(draw: st.DrawFn, names: list[str], depth: int, chain: bool) -> tuple[Any, ...]:
+    count = draw(st.integers(1, 4))
+    found: list[Any] = []
+    for _ in range(count):
+        step = draw(block(names, depth)) if depth > 0 and draw(st.integers(0, 2)) == 0 else draw(leaf(names))
+        if chain and found and draw(st.booleans()):
+            before = draw(st.sampled_from([s.name for s in found]))
+            change: dict[str, Any] = {"depends_on": (before,)}
+            if isinstance(step, model.Transform) and draw(st.booleans()):
+                change = {"inputs": (before,)} if isinstance(_named(found, before), model.Transform) else change
+            step = step.model_copy(update=change)
+        found.append(step)
+    return tuple(found)
+
+
+def _named(steps: list[Any], name: str) -> Any:
+    return next(s for s in steps if s.name == name)
+
+
+@st.composite
+def pipelines(draw: st.DrawFn) -> model.Pipeline:
+    names: list[str] = []
+    steps = draw(members(names, 3, chain=False))
+    limits = model.Limits(resources={"db": 1.0}, timeout=draw(st.sampled_from([None, None, 30.0])))
+    return model.Pipeline(name="walk", steps=steps, limits=limits)
+
+
+def outline(steps: tuple[Any, ...], indent: str = "") -> str:
+    """The pipeline in a few lines, for the report of a failed walk."""
+    lines = []
+    for step in steps:
+        keys = {k: getattr(step, k) for k in sorted(step.model_fields_set) if k not in ("steps", "name", "function")}
+        lines.append(f"{indent}{step.name}: {step.type} {keys}")
+        if getattr(step, "steps", None):
+            lines.append(outline(step.steps, indent + "  "))
+    return "\n".join(lines)
+
+
+def world_of(pipeline: model.Pipeline, seed: int, slots: int) -> World:
+    graph = compile_pipeline(pipeline)
+    cpus = {name: slots for name in graph.executors}
+    memory = 4_000_000_000
+    scheduler = Scheduler(graph, slots=cpus, memory_bytes=memory, run_id="walk")
+    return World(scheduler, seed, cpus, memory, {"db": 1.0})
+
+
+@pytest.mark.slow()
+@settings(max_examples=EXAMPLES, deadline=None, print_blob=True)
+@given(pipelines(), st.integers(0, 2**32), st.integers(2, 4), st.integers(0, 120))
+def test_rules_hold_after_every_turn_and_every_run_ends(
+    pipeline: model.Pipeline, seed: int, slots: int, rough: int
+) -> None:
+    world = world_of(pipeline, seed, slots)
+    note(f"seed {seed}\n{outline(pipeline.steps)}")
+    world.start()
+    for i in range(rough):
+        if world.scheduler.finished:
+            break
+        if i == 60 and seed % 7 == 0:
+            world.send(StopAsked("SIGTERM"))
+        else:
+            world.step()
+    world.finish(3000)
+    world.check_end()
+    moves(world.scheduler)
+
+
+@settings(max_examples=40, deadline=None)
+@given(pipelines(), st.integers(0, 2**32))
+def test_the_same_input_gives_the_same_decisions(pipeline: model.Pipeline, seed: int) -> None:
+    logs = []
+    for _ in range(2):
+        world = world_of(pipeline, seed, 2)
+        world.start()
+        for _ in range(60):
+            if world.scheduler.finished:
+                break
+            world.step()
+        logs.append(world.log)
+    assert logs[0] == logs[1]
+
+
+def test_walks_together_make_every_move_of_the_table() -> None:
+    made: set[tuple[str, str]] = set()
+
+    @settings(max_examples=150, deadline=None, derandomize=True, database=None)
+    @given(pipelines(), st.integers(0, 2**32))
+    def walk(pipeline: model.Pipeline, seed: int) -> None:
+        world = world_of(pipeline, seed, 2)
+        world.start()
+        for _ in range(80):
+            if world.scheduler.finished:
+                break
+            world.step()
+        if not world.scheduler.finished and seed % 3 == 0:
+            world.send(StopAsked("SIGINT"))
+        world.finish(3000)
+        made.update(moves(world.scheduler))
+
+    walk()
+    rare = {("running", "ready")}
+    assert set(TRANSITIONS) - made <= rare
