@@ -24,7 +24,7 @@ from datetime import datetime, timezone
 from typing import Any, Protocol
 
 from procflow import __version__
-from procflow.errors import StoreError
+from procflow.errors import InternalError, StoreError
 from procflow.events import Event
 from procflow.state_folder import StateFolder, is_network_mount, try_flock
 from procflow.store_rows import PLAIN_COLUMNS, Rows, storable
@@ -145,7 +145,7 @@ class _Buffer:
         """Buffer an event; a few microseconds, no system call."""
         rows = self._rows
         if rows is None:
-            raise StoreError("an event came before the run began")
+            raise InternalError("an event came before the run began")
         if rows.add(event):
             self._pending += 1
             if self._oldest is None:

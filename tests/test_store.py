@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 from procflow import events as ev
 from procflow import store as store_module
 from procflow.attempt import Failure, Usage
-from procflow.errors import StoreError
+from procflow.errors import InternalError, StoreError
 from procflow.history import History
 from procflow.ref import Inline, ListOf, MappingOf, Ordered, Ref
 from procflow.state_folder import StateFolder
@@ -80,10 +80,6 @@ def keep(store: Journal, *happened: ev.Event) -> None:
     for event in happened:
         store.record(event)
     store.commit()
-
-
-class Unfit(Exception):
-    """A store that keeps nothing has no rows to compare."""
 
 
 @pytest.mark.parametrize("kind", ["Store", "MemoryStore", "NullStore"])
@@ -564,7 +560,7 @@ def test_a_full_disk_is_told_and_harms_nothing(store: Store, folder: StateFolder
 
 FULL = """
 import resource, sys
-from procflow.errors import StoreError
+from procflow.errors import InternalError, StoreError
 from tests.test_store import *
 folder = StateFolder.open(sys.argv[1])
 store = Store.open(folder)
@@ -655,7 +651,7 @@ def test_a_closed_store_says_so(store: Store) -> None:
 
 
 def test_an_event_before_the_run_is_refused(folder: StateFolder) -> None:
-    with Store.open(folder) as store, pytest.raises(StoreError, match="before the run began"):
+    with Store.open(folder) as store, pytest.raises(InternalError, match="before the run began"):
         store.record(started(1))
 
 
