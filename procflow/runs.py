@@ -92,10 +92,10 @@ class TaskRun(UnitRun):
 class ScopeRun(UnitRun):
     """A block.
 
-    ``active`` members hold one of its ``max_parallelism`` places, ``parked`` ones wait for one; ``holds`` says that it takes a
-    place in its own block. ``hidden`` is the gate, expand or merger at work. ``forgiven`` counts failed members that said
-    ``on_error: continue``, ``own_failures`` those failures that are no member's (of a hidden task, of a map's items). ``ending`` is why
-    it ends before its members do: ``enough`` (join), ``failed`` (on_error: stop), ``timeout`` or ``cancelled``.
+    ``active`` members hold one of its ``max_parallelism`` places, ``parked`` ones wait; ``holds`` says that it takes a place in
+    its own block. ``hidden`` is the gate, expand or merger at work. ``forgiven`` counts failed members that said
+    ``on_error: continue``, ``own_failures`` failures that are no member's (a hidden task's, an item's). ``ending`` is why it ends
+    before its members do: ``enough`` (join), ``failed`` (on_error: stop), ``timeout`` or ``cancelled``.
     """
 
     __slots__ = (
@@ -178,9 +178,9 @@ class ScopeRun(UnitRun):
 class MapRun(ScopeRun):
     """A map. Its items are counted, not kept: a run of items is one batch task, or one open scope an item.
 
-    ``pages`` are ``(first, count, ref)``; ``cursor`` is the next item never started; ``again`` are items to run again; ``alone`` are those
-    that must run in a batch of their own, because one of them took its worker down. ``failures`` are final. ``head`` is the
-    batch that waits for its start (it takes its items only then), ``live`` are the open iterations by item.
+    ``pages`` are ``(first, count, ref)``; ``cursor`` is the next item never started; ``again`` are items to run again; ``alone``
+    are those that must run in a batch of their own, because one of them took its worker down. ``failures`` are final. ``head`` is
+    the batch that waits for its start (it takes its items only then), ``live`` are the open iterations by item.
     """
 
     __slots__ = (

@@ -883,6 +883,7 @@ class Scheduler:
                 self._move(scope, "retrying")
                 self._timer(self._now + pause, "retry", scope, scope.attempt)
                 scope.reason = ""
+                scope.ending = None
                 if scope.holds:
                     scope.holds = False
                     self._leave(scope.scope)

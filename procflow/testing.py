@@ -17,15 +17,15 @@ from typing import Any
 
 from procflow import model
 from procflow.attempt import Attempt, Cause, Failed, Failure, Lost, Outcome, Skipped, Succeeded, Usage
+from procflow.call import StepCall
 from procflow.compiler import compile_pipeline
 from procflow.engine import Engine, Observer
 from procflow.errors import InternalError
-from procflow.executors.base import Capability
 from procflow.failure import lost_failure
 from procflow.perform import perform
 from procflow.result import Recorder, RunResult
 from procflow.scheduler import Scheduler
-from procflow.store import MemoryStore
+from procflow.store import MemoryStore, RunRecord
 
 __all__ = ["Act", "FakeClock", "FakeExecutor", "Script", "run_fake"]
 
@@ -67,7 +67,7 @@ class FakeExecutor:
     """An executor that owns time; see ``executors.base.Executor`` for the face."""
 
     name = "fake"
-    capabilities: frozenset[Capability] = frozenset({"kill", "memory", "threads"})
+    capabilities: frozenset[str] = frozenset({"kill", "memory", "threads"})
 
     def __init__(self, slots: int = 2, script: Script | None = None, clock: FakeClock | None = None) -> None:
         self.slots = slots
@@ -94,6 +94,9 @@ class FakeExecutor:
 
     def unwatch(self, fd: int) -> None:
         """Signals do not reach fake time."""
+
+    def check(self, call: StepCall) -> None:
+        """Nothing has to be pickled."""
 
     def submit(self, attempt: Attempt) -> None:
         """Start the attempt in fake time."""
@@ -193,8 +196,10 @@ def run_fake(
         graph, slots=dict.fromkeys(names, slots), memory_bytes=memory_bytes, run_id="fake"
     )  # fmt: skip
     recorder = Recorder(slots, graph)
+    store = MemoryStore(executor.clock)
+    store.begin(RunRecord("fake", pipeline.name))
     engine = Engine(
-        scheduler, dict.fromkeys(names, executor), executor, MemoryStore(executor.clock),
+        scheduler, dict.fromkeys(names, executor), executor, store,
         observers=(recorder, *observers), clock=executor.clock,
     )  # fmt: skip
     engine.run()

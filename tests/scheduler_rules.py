@@ -149,7 +149,8 @@ class World:
             self.send(Failed(self.random.choice(self.dead), Failure("error", "Late", "late")))
             return
         if not kindly and roll > 0.9:
-            self.send(self.random.choice([Started(key), Progressed(key, done=1.0, total=2.0), self._partial(key)]))
+            kind = self.random.randrange(3)
+            self.send([Started(key), Progressed(key, done=1.0, total=2.0)][kind] if kind < 2 else self._partial(key))
             return
         self._end(key, self._final(key, kindly))
 
@@ -184,7 +185,7 @@ class World:
                 failed = tuple((i, Failure("error", "Oops", "x")) for i in left if i not in good)
                 return Succeeded(key, indices=good, chunk=REF if good else None, failures=failed)
             names = ("free",) if call.outputs == "*" else call.outputs
-            return Succeeded(key, {name: REF for name in names})
+            return Succeeded(key, dict.fromkeys(names, REF))
         if roll < 0.75 and (call.when is not None or call.kind == "gate"):
             return Skipped(key)
         if roll < 0.9:

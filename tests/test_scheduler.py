@@ -15,7 +15,7 @@ from procflow.events import AttemptFinished, BlockFinished, StepFinished
 from procflow.ref import Inline
 from procflow.scheduler import Scheduler
 from procflow.states import TRANSITIONS
-from procflow.testing import Act, FakeExecutor, run_fake
+from procflow.testing import Act, run_fake
 
 
 def f(*args: Any, **kwargs: Any) -> None:
@@ -38,9 +38,7 @@ class Log:
 def run(*steps: Any, script: Any = None, slots: int = 2, **keys: Any) -> tuple[Any, Log]:
     log = Log()
     options = {k: keys.pop(k) for k in ("memory_bytes",) if k in keys}
-    result = run_fake(
-        Pipeline("t", steps=steps, **keys), script=script or {}, slots=slots, observers=[log], **options
-    )
+    result = run_fake(Pipeline("t", steps=steps, **keys), script=script or {}, slots=slots, observers=[log], **options)
     return result, log
 
 
@@ -59,7 +57,7 @@ def started(*steps: Any, script: Any = None, slots: int = 1, **keys: Any) -> lis
 
 def world(*steps: Any, slots: int = 2, **keys: Any) -> Scheduler:
     graph = compile_pipeline(Pipeline("t", steps=steps, **keys))
-    return Scheduler(graph, slots={n: slots for n in graph.executors}, run_id="t")
+    return Scheduler(graph, slots=dict.fromkeys(graph.executors, slots), run_id="t")
 
 
 def submits(actions: list[Any]) -> list[Submit]:
@@ -74,7 +72,9 @@ def test_higher_priority_starts_first() -> None:
 
 
 def test_longest_remaining_path_starts_first() -> None:
-    steps = Graph("g", Step("short", f), Step("head", f), Step("mid", f, depends_on="head"), Step("end", f, depends_on="mid"))
+    steps = Graph(
+        "g", Step("short", f), Step("head", f), Step("mid", f, depends_on="head"), Step("end", f, depends_on="mid")
+    )
     assert started(steps) == ["head", "mid", "short", "end"]
 
 
@@ -85,11 +85,8 @@ def test_a_member_starts_as_soon_as_what_it_needs_is_there() -> None:
 
 
 def test_max_parallelism_bounds_members_at_once() -> None:
-    executor = FakeExecutor(8)
-    pipeline = Pipeline("t", steps=[Parallel("p", *[Step(f"s{i}", f) for i in range(9)], max_parallelism=3)])
-    result, log = run(*pipeline.steps, slots=8)
+    result, _ = run(Parallel("p", *[Step(f"s{i}", f) for i in range(9)], max_parallelism=3), slots=8)
     assert result.metrics.wall_s == 3.0
-    assert executor.most_at_once == 0
 
 
 def test_blocks_wait_for_a_place_too() -> None:
@@ -141,7 +138,7 @@ def test_rate_limit_spaces_starts() -> None:
 
 
 def test_an_attempt_is_killed_when_its_timeout_is_over() -> None:
-    result, log = run(Step("a", f, timeout="5s", kill_grace="3s"), script={"a": Act(hangs=True)})
+    result, _log = run(Step("a", f, timeout="5s", kill_grace="3s"), script={"a": Act(hangs=True)})
     assert result.status == "failed"
     assert result.metrics.wall_s == 8.0
     assert result.failures[0].failure.cause == "timeout"
@@ -187,7 +184,7 @@ def test_run_timeout_has_its_own_status() -> None:
 
 
 def test_items_of_a_map_have_a_clock_each() -> None:
-    result, log = run(Map("m", f, items=[1, 2, 3, 4], timeout="2s", batch=4), script={"m": Act(after_s=1)}, slots=1)
+    result, _log = run(Map("m", f, items=[1, 2, 3, 4], timeout="2s", batch=4), script={"m": Act(after_s=1)}, slots=1)
     assert result.status == "succeeded"
 
 
@@ -283,20 +280,16 @@ def test_continue_goes_on_with_what_there_is_and_the_run_is_partial() -> None:
 
 def test_what_reads_a_missing_value_is_skipped_and_says_so() -> None:
     steps = Parallel("p", Step("bad", f), Step("good", f), on_error="continue")
-    result, log = run(steps, Step("after", f, inputs=["bad"]), script={"bad": Act(raises=OSError("x"))})
+    _result, log = run(steps, Step("after", f, inputs=["bad"]), script={"bad": Act(raises=OSError("x"))})
     assert log.of(StepFinished, label="after")[0].status == "skipped"
     assert "'bad' has no value" in log.of(StepFinished, label="after")[0].reason
 
 
 def test_more_failures_than_tolerated_end_the_block() -> None:
     steps = Map("m", f, items=list(range(10)), tolerate=2, on_error="continue", batch=1)
-    result, _ = run(steps, script=lambda a: Act(raises=OSError("x")) if a.items else Act(value=None) if False else real(a))
+    result, _ = run(steps, script=lambda a: Act(raises=OSError("x")) if a.items else Act())
     assert result.status == "failed"
     assert result.failure_count == 3
-
-
-def real(attempt: Any) -> Act:
-    return Act()
 
 
 def test_dependents_of_a_failed_step_are_skipped() -> None:
@@ -466,6 +459,22 @@ def test_a_chain_of_a_hundred_thousand_members_ends_without_recursion() -> None:
         count += 1
         actions = scheduler.handle(Failed(key, Failure("error", "X", "")) if count == 10 else Succeeded(key, {}), 1.0)
     assert count == 10
+
+
+def test_a_block_that_runs_again_starts_skipped_and_cancelled_members_too() -> None:
+    retry = {"retries": 1, "delay": "1s"}
+    bad = [Act(raises=OSError("x")), Act()]
+    order = started(Sequence("q", Step("bad", f), Step("next", f), retry=retry), script={"bad": bad})
+    assert order == ["bad", "bad", "next"]
+    graph = Graph("g", Step("bad", f), Step("next", f, depends_on="bad"), retry=retry, on_error="finish")
+    assert started(graph, script={"bad": bad}) == ["bad", "bad", "next"]
+
+
+def test_a_block_whose_clock_runs_out_in_its_pause_is_over() -> None:
+    block = Sequence("q", Step("bad", f), retry={"retries": 3, "delay": "1m"}, timeout="10s")
+    result, _ = run(block, script={"bad": Act(raises=OSError("x"))})
+    assert result.metrics.wall_s == 10.0
+    assert result.status == "failed"
 
 
 def test_every_move_in_the_table_has_a_reason() -> None:
