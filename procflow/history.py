@@ -117,6 +117,19 @@ class StepRow:
     work_s: float | None
     saved_s: float | None
 
+    def covers(self, item: str) -> bool:
+        """Whether this row is about the item: its own, or a batch that had it (``0-99`` covers ``7``, ``3/0-99`` covers ``3/7``)."""
+        if self.item == item:
+            return True
+        outer, _, inner = item.rpartition("/")
+        mine, _, batch = self.item.rpartition("/")
+        if outer != mine or not (inner.isascii() and inner.isdecimal()):
+            return False
+        first, dash, last = batch.partition("-")
+        if dash:
+            return first.isdecimal() and last.isdecimal() and int(first) <= int(inner) <= int(last)
+        return inner in batch.split(",")
+
     @property
     def failure_record(self) -> Failure | None:
         """The failure as the record that the rest of procflow knows, without its exception object."""

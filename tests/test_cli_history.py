@@ -136,6 +136,7 @@ def test_no_text_of_a_step_drives_the_terminal(folder: StateFolder) -> None:
         (("last", "fetch/sales"), "sold\n"),
         (("last", "sales"), "sold\n"),
         ((RUN[:8], "parse", "--item", "50-99"), "page 1\n"),
+        ((RUN[:8], "parse", "--item", "7"), "page 0\n"),
         ((RUN, "parse"), "==> logs/parse/0-49.1.log <==\npage 0\n==> logs/parse/50-99.1.log <==\npage 1\n"),
     ],
 )
@@ -187,6 +188,7 @@ def test_a_log_on_a_terminal_shows_its_control_characters(folder: StateFolder, m
         (("logs", "last", "sals"), "has no step 'sals'; did you mean fetch/sales?"),
         (("logs", "last", "zzzzzz"), "it has fetch/files, fetch/sales, parse"),
         (("logs", "last", "parse", "--item", "50-98"), "there is no item '50-98'; items are 50-99"),
+        (("logs", "last", "parse", "--item", "1000"), "there is no item '1000'"),
         (("logs", "last", "sales", "--item", "7"), "this step has no items"),
         (("logs", "last", "files", "--attempt", "9"), "there is no such attempt; there are 1, 2"),
         (("history", "--last", "seven"), "is not a duration; write 90s, 15m or 2h"),

@@ -201,6 +201,29 @@ def test_past_runs_teach_durations_and_memory(folder: StateFolder) -> None:
         assert past.learned("none") == {}
 
 
+@pytest.mark.parametrize(
+    ("own", "item", "covered"),
+    [
+        ("7", "7", True),
+        ("0-99", "7", True),
+        ("0-99", "100", False),
+        ("3,8,9", "8", True),
+        ("3,8,9", "7", False),
+        ("3/0-9", "3/7", True),
+        ("3/0-9", "7", False),
+        ("0-9", "3/7", False),
+        ("", "7", False),
+        ("0-9", "x", False),
+        ("0-9", "", False),
+        ("0-9", "٧", False),
+    ],
+)
+def test_a_batch_covers_its_items(folder: StateFolder, own: str, item: str, covered: bool) -> None:
+    run(folder, "r1", attempt(1, item=own))
+    with History.open(folder) as past:
+        assert next(past.steps("r1")).covers(item) is covered
+
+
 def test_a_closed_history_has_nothing(folder: StateFolder) -> None:
     run(folder, "r1")
     past = History.open(folder)

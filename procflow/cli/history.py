@@ -105,7 +105,7 @@ def show(run: str | None, form: str, state_dir: str | None) -> None:
 @click.command()
 @click.argument("run", required=False)
 @click.argument("step", required=False)
-@click.option("--item", metavar="I", help="Only this item of a map, as show prints it.")
+@click.option("--item", metavar="I", help="Only this item of a map (items share the log of their batch).")
 @click.option("--attempt", metavar="N", type=click.IntRange(1), help="Only this attempt.")
 @click.option("--tail", metavar="N", type=click.IntRange(1), help="Only the last N lines of each log.")
 @_state_option
@@ -122,7 +122,7 @@ def logs(
         rows = [
             row
             for row in past.steps(found.run_id, label=label)
-            if (item is None or row.item == item) and (attempt is None or row.attempt == attempt)
+            if (item is None or row.covers(item)) and (attempt is None or row.attempt == attempt)
         ]
         if not rows and (item is not None or attempt is not None):
             raise click.UsageError(_nothing(past, found, label, item))
@@ -167,11 +167,11 @@ def _label(past: History, run: RunRow, step: str) -> str:
 
 def _nothing(past: History, run: RunRow, label: str | None, item: str | None) -> str:
     rows = list(past.steps(run.run_id, label=label))
-    if item is not None and all(row.item != item for row in rows):
+    if item is not None and not any(row.covers(item) for row in rows):
         items = list(dict.fromkeys(row.item for row in rows if row.item))
         near = difflib.get_close_matches(item, items, 3) or items[:10]
         return f"there is no item {item!r}; " + (f"items are {', '.join(near)}" if near else "this step has no items")
-    tries = sorted({str(row.attempt) for row in rows if row.attempt and (item is None or row.item == item)})
+    tries = sorted({str(row.attempt) for row in rows if row.attempt and (item is None or row.covers(item))})
     return f"there is no such attempt; there are {', '.join(tries[:20]) or 'none'}"
 
 
@@ -230,7 +230,8 @@ def _header(run: RunRow) -> Iterator[str]:
         f", session {run.sessions}" if run.sessions > 1 else ""
     )
     work = f", work {_time(run.work_s)}" if run.work_s else ""
-    faster = f", {run.work_s / run.wall_s:.1f} times as fast as one by one" if run.work_s and run.wall_s else ""
+    speedup = run.work_s / run.wall_s if run.work_s and run.wall_s else 0.0
+    faster = f", {speedup:.1f} times as fast as one by one" if speedup >= 1.05 else ""
     yield f"time      {_time(run.wall_s)}{work}{faster}  ({clean(run.executor)}, {counted(run.workers, 'worker')})"
     kinds = ("succeeded", "failed", "lost", "skipped", "cancelled")
     yield "attempts  " + (", ".join(f"{getattr(run, k)} {k}" for k in kinds if getattr(run, k)) or "none")
