@@ -118,7 +118,7 @@ class StepRow:
     saved_s: float | None
 
     def covers(self, item: str) -> bool:
-        """Whether this row is about the item: its own, or a batch that had it (``0-99`` covers ``7``, ``3/0-99`` covers ``3/7``)."""
+        """Whether the item is this row's own or one of its batch: ``0-99`` covers ``7``, ``3/0-99`` covers ``3/7``."""
         if self.item == item:
             return True
         outer, _, inner = item.rpartition("/")
