@@ -69,9 +69,11 @@ def _joblib(**options: Any) -> Callable[[], Any]:
     def contender() -> Iterator[Round]:
         from joblib import Parallel as Jobs
         from joblib import delayed
+        from joblib.externals.loky import get_reusable_executor
 
         with Jobs(n_jobs=WORKERS, timeout=DEADLINE_S, **options) as jobs:
             yield lambda: jobs(delayed(empty)(i) for i in range(TASKS))
+        get_reusable_executor().shutdown(wait=True)
 
     return contender
 

@@ -40,9 +40,10 @@ def table(title: str, times: Mapping[str, list[float]], per: int = 1, unit: str 
     """Median, best and ratio to the first contender, a line each; ``per`` divides a round into its units of work."""
     base = statistics.median(next(iter(times.values())))
     width = max(map(len, times))
+    digits = 3 if unit == "s" else 1
     lines = [title, f"  {'':{width}}  {'median':>10}  {'best':>10}  {'ratio':>6}"]
     for name, seconds in times.items():
         median, best = (value / per * UNITS[unit] for value in (statistics.median(seconds), min(seconds)))
         ratio = statistics.median(seconds) / base
-        lines.append(f"  {name:{width}}  {median:7.1f} {unit:>2}  {best:7.1f} {unit:>2}  {ratio:6.2f}")
+        lines.append(f"  {name:{width}}  {median:7.{digits}f} {unit:>2}  {best:7.{digits}f} {unit:>2}  {ratio:6.2f}")
     return "\n".join([*lines, f"  target: {target}"] if target else lines)
