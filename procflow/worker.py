@@ -191,12 +191,15 @@ class Surroundings:
         faulthandler.enable(file=self._fds[2], all_threads=True)
         faulthandler.register(signal.SIGUSR1, file=self._fds[2], all_threads=True, chain=False)
         self._mask = signal.pthread_sigmask(signal.SIG_SETMASK, ())
-        self._stdin = sys.stdin
+        # multiprocessing has put stdin on a descriptor that a step may take for its own.
+        self._stdin = self._text(0)
         self._stdout = self._text(1)
         self._stderr = self._text(2)
-        sys.stdout, sys.stderr = self._stdout, self._stderr
+        sys.stdin, sys.stdout, sys.stderr = self._stdin, self._stdout, self._stderr
 
     def _text(self, fd: int) -> TextIO:
+        if fd == 0:
+            return open(0, encoding="utf-8", errors="backslashreplace", closefd=False)
         return open(fd, "w", encoding="utf-8", errors="backslashreplace", buffering=1, closefd=False)
 
     def flush(self) -> None:
@@ -217,6 +220,8 @@ class Surroundings:
             os.fchdir(self._folder_fd)
         except OSError:
             self._restore_late()
+        if self._stdin.closed:
+            self._stdin = self._text(0)
         if self._stdout.closed:
             self._stdout = self._text(1)
         if self._stderr.closed:

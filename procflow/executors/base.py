@@ -35,6 +35,11 @@ class Executor(Protocol):
     slots: int
     capabilities: frozenset[str]
 
+    @property
+    def running(self) -> int:
+        """How many attempts were taken and have not yet ended."""
+        raise NotImplementedError
+
     def fileno(self) -> int:
         """A descriptor that is readable when ``wait`` has something to do or to return at once."""
 

@@ -32,6 +32,8 @@ def capture(log: AttemptLog | None) -> Iterator[None]:
     if log is None:
         yield
         return
+    if _installed:
+        _installed[0].refresh()
     ident = get_ident()
     before = _logs.get(ident)
     _logs[ident] = log
@@ -76,6 +78,15 @@ class _Wrapping:
         root.addHandler(self._records)
         if self._level > level:
             root.setLevel(level)
+
+    def refresh(self) -> None:
+        """Wrap again where somebody has put other streams in place since (a live display, a test's capture)."""
+        if sys.stdout is not self._stdout or sys.stderr is not self._stderr:
+            with _lock:
+                if sys.stdout is not self._stdout:
+                    self._stdout = sys.stdout = _Stream(sys.stdout)
+                if sys.stderr is not self._stderr:
+                    self._stderr = sys.stderr = _Stream(sys.stderr)
 
     def undo(self) -> None:
         # Where somebody wrapped our wrapper, it stays and passes everything through.

@@ -1,8 +1,8 @@
 """Channel: framed messages over one private duplex socket between the parent and one worker.
 
-A frame is a fixed header (magic, crc32, length) and a body. The body is ``marshal`` of plain tuples: both ends are the
-same interpreter, it is fast, and reading it cannot run code. This file owns framing and buffering. It never opens
-what a message carries, never starts or judges a process, and its parent end never blocks.
+A frame is a fixed header (magic, crc32 of the body, length, check of both) and a body. The body is ``marshal`` of plain
+tuples: both ends are the same interpreter, it is fast, and reading it cannot run code. This file owns framing and
+buffering. It never opens what a message carries, never starts or judges a process, and its parent end never blocks.
 """
 
 from __future__ import annotations
@@ -19,10 +19,9 @@ from zlib import crc32
 __all__ = ["MAGIC", "Inbox", "Outbox", "WorkerEnd", "exact", "frame"]
 
 MAGIC = b"pfC\x01"
-HEADER = struct.Struct("<4sIQ")
+HEADER = struct.Struct("<4sIQI")
 HEADER_BYTES = HEADER.size
 CHUNK_BYTES = 1 << 16
-MAX_BODY_BYTES = 1 << 46
 
 Message = tuple[Any, ...]
 
@@ -35,7 +34,13 @@ _loads = marshal.loads
 def frame(message: Message) -> bytes:
     """The bytes of one message, a tuple of plain constants; ValueError where something in it is not plain."""
     body = _dumps(message)
-    return _pack(MAGIC, crc32(body), len(body)) + body
+    crc, length = crc32(body), len(body)
+    return _pack(MAGIC, crc, length, _check(crc, length)) + body
+
+
+def _check(crc: int, length: int) -> int:
+    # A wrong length must be found before so much memory is asked for, or so much is waited for.
+    return (crc ^ length ^ length >> 32) & 0xFFFFFFFF
 
 
 def exact(value: Any) -> Any:
@@ -87,8 +92,8 @@ class Inbox:
         start, size = 0, len(data)
         self._rest = b""
         while size - start >= HEADER_BYTES:
-            magic, crc, length = _unpack_from(data, start)
-            if magic != MAGIC or length > MAX_BODY_BYTES:
+            magic, crc, length, check = _unpack_from(data, start)
+            if magic != MAGIC or check != (crc ^ length ^ length >> 32) & 0xFFFFFFFF:
                 self.broken = "bytes that are no message"
                 return messages
             start += HEADER_BYTES

@@ -21,7 +21,8 @@ ROUNDS = 20
 def family(pid: int, token: str) -> list[int]:
     """Living processes of the worker ``pid`` without itself; ``token`` is ``NAME=value`` in their environment.
 
-    ``pid`` may be 0 to look for the token only.
+    ``pid`` may be 0 to look for the token only. multiprocessing's resource trackers are left out, and so left alive: they
+    clean up what the dead leave behind (shared memory, semaphores), then end by themselves.
     """
     parents: dict[int, int] = {}
     found: set[int] = set()
@@ -42,8 +43,7 @@ def family(pid: int, token: str) -> list[int]:
         if (pid and int(fields[3]) == pid) or mark in _read(f"/proc/{name}/environ").split(b"\0"):
             found.add(other)
     found |= _descendants(pid, parents)
-    found.discard(me)
-    return sorted(found - {pid})
+    return sorted(member for member in found - {pid, me} if not _is_tracker(member))
 
 
 def _descendants(pid: int, parents: dict[int, int]) -> set[int]:
@@ -61,13 +61,10 @@ def _descendants(pid: int, parents: dict[int, int]) -> set[int]:
 
 
 def kill_family(pid: int, token: str) -> int:
-    """SIGKILL the worker's family, again and again until nothing of it is left; how many were killed.
-
-    multiprocessing's resource trackers are left alone: they clean up what the dead left behind and end by themselves.
-    """
+    """SIGKILL the worker's family, again and again until nothing of it is left; how many were killed."""
     killed: set[int] = set()
     for _ in range(ROUNDS):
-        members = [member for member in family(pid, token) if not _is_tracker(member)]
+        members = family(pid, token)
         if not members:
             break
         signal_all(members, signal.SIGKILL)

@@ -16,7 +16,6 @@ from procflow.attempt import Attempt, Cause, Outcome
 from procflow.call import StepCall
 from procflow.errors import ExecutorError
 from procflow.executors import capture
-from procflow.executors.base import Capability
 from procflow.executors.threads import run_here
 
 __all__ = ["InlineExecutor"]
@@ -27,7 +26,7 @@ class InlineExecutor:
 
     name = "inline"
     slots = 1
-    capabilities: frozenset[Capability] = frozenset()
+    capabilities: frozenset[str] = frozenset()
 
     def __init__(self, *, run_id: str = "", log_level: int = 20) -> None:
         self.run_id = run_id
@@ -44,6 +43,11 @@ class InlineExecutor:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+    @property
+    def running(self) -> int:
+        """How many attempts are out."""
+        return int(self._attempt is not None)
 
     def fileno(self) -> int:
         """The selector's descriptor; readable while an attempt waits to be run."""

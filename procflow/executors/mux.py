@@ -9,10 +9,10 @@ import selectors
 import time
 from collections.abc import Callable, Mapping
 
-from procflow.attempt import Attempt, Cause, Outcome, Progressed, Started
+from procflow.attempt import Attempt, Cause, Outcome
 from procflow.call import StepCall
 from procflow.errors import ExecutorError
-from procflow.executors.base import CAPABILITIES, Capability, Executor
+from procflow.executors.base import CAPABILITIES, Executor
 
 __all__ = ["Mux"]
 
@@ -31,11 +31,10 @@ class Mux:
         self.executors = dict(executors)
         self._route = route
         self.slots = sum(executor.slots for executor in executors.values())
-        able: frozenset[Capability] = frozenset(CAPABILITIES)
+        able: frozenset[str] = frozenset(CAPABILITIES)
         for executor in executors.values():
             able &= executor.capabilities
         self.capabilities = able
-        self._where: dict[int, Executor] = {}
         self._outcomes: list[Outcome] = []
         self._selector = selectors.DefaultSelector()
         for executor in self.executors.values():
@@ -51,7 +50,7 @@ class Mux:
 
     def fileno(self) -> int:
         """The selector's descriptor."""
-        return int(self._selector.fileno())  # type: ignore[attr-defined]
+        return int(self._selector.fileno())
 
     def deadline(self) -> float | None:
         """The first of the executors' deadlines."""
@@ -81,18 +80,24 @@ class Mux:
         if chosen is None:
             raise ExecutorError(f"there is no executor {executor!r} in this run; it has {', '.join(self.executors)}")
         chosen.submit(attempt)
-        self._where[attempt.key] = chosen
+
+    @property
+    def running(self) -> int:
+        """How many attempts are out, on all executors together."""
+        return sum(executor.running for executor in self.executors.values())
 
     def kill(self, key: int, cause: Cause, grace_s: float) -> None:
-        """Pass on to the executor that runs the attempt."""
-        executor = self._where.get(key)
-        if executor is not None:
+        """Pass on; it means nothing to the executors that don't run the attempt."""
+        for executor in self.executors.values():
             executor.kill(key, cause, grace_s)
 
     def wait(self, until: float | None) -> list[Outcome]:
-        """Outcomes of all executors; in order of arrival for each of them. See ``Executor.wait``."""
+        """Outcomes of all executors; in order of arrival for each of them. See ``Executor.wait``.
+
+        Attempts may also be submitted to the executors themselves.
+        """
         while not self._outcomes and not self._woken:
-            if until is None and not self._where:
+            if until is None and not self.running:
                 break
             self._collect(until)
             if until is not None and time.monotonic() >= until:
@@ -113,7 +118,6 @@ class Mux:
                 executor.close()
             except Exception as error:
                 problems.append(error)
-        self._where.clear()
         if problems:
             raise problems[0]
 
@@ -132,10 +136,4 @@ class Mux:
         for executor in self.executors.values():
             due = executor.deadline()
             if executor in ready or (due is not None and due <= now):
-                self._take(executor.wait(now))
-
-    def _take(self, outcomes: list[Outcome]) -> None:
-        for outcome in outcomes:
-            if type(outcome) is not Progressed and type(outcome) is not Started:
-                self._where.pop(outcome.key, None)
-        self._outcomes += outcomes
+                self._outcomes += executor.wait(now)

@@ -14,11 +14,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from procflow.attempt import Attempt, Cause
+from procflow.attempt import Attempt, Cause, Lost, Usage
 from procflow.executors import wire
 from procflow.executors.channel import Inbox, Outbox, frame
 from procflow.executors.family import TOKEN_NAME, WORKER_TOKEN_NAME, family, kill_family, signal_all
 from procflow.executors.payload import Payload
+from procflow.failure import lost_failure
 
 __all__ = ["Death", "Slot", "Stage"]
 
@@ -238,8 +239,33 @@ class Slot:
                 os.close(fd)
                 setattr(self, name, -1)
 
-    def culprit(self) -> int | None:
-        """The item that the attempt was at, where that can be known."""
+    def lost(self, death: Death | None) -> Lost:
+        """The outcome of an attempt whose worker is gone, or can't be got rid of (None)."""
+        attempt = self.attempt
+        assert attempt is not None
+        usage = Usage(time.monotonic() - self.began)
+        code = peak = None
+        if death is not None:
+            code, peak = death.exit_code, death.peak_rss_bytes
+            usage = Usage(usage.wall_s, death.cpu_s, peak or 0)
+        failure = lost_failure(
+            self.cause or "crash",
+            exit_code=code,
+            peak_rss_bytes=peak,
+            memory_bytes=attempt.memory_bytes,
+            detail=self.trouble,
+        )
+        return Lost(attempt.key, failure, usage, self._culprit())
+
+    def last_words(self, death: Death) -> str:
+        """How a worker ended that never was ready, and what it printed."""
+        code = death.exit_code
+        ending = "" if code is None else f" by signal {-code}" if code < 0 else f" with exit code {code}"
+        words = self.tail.decode("utf-8", "backslashreplace").strip()
+        return f"the last one ended{ending} and printed" + (f":\n{words}" if words else " nothing")
+
+    def _culprit(self) -> int | None:
+        # The item that the attempt was at, where that can be known.
         items = self.attempt.items if self.attempt is not None else None
         if items is None:
             return None

@@ -20,7 +20,6 @@ from procflow.attempt import Attempt, Cause, Failed, Outcome, Progressed, Skippe
 from procflow.call import StepCall
 from procflow.errors import ExecutorError
 from procflow.executors import capture
-from procflow.executors.base import Capability
 from procflow.failure import failure_from
 from procflow.perform import perform
 
@@ -33,7 +32,7 @@ class ThreadExecutor:
     """Runs up to ``slots`` attempts at a time in threads; see ``executors.base.Executor`` for the face."""
 
     name = "threads"
-    capabilities: frozenset[Capability] = frozenset()
+    capabilities: frozenset[str] = frozenset()
 
     def __init__(self, slots: int, *, run_id: str = "", log_level: int = 20) -> None:
         if slots < 1:
@@ -59,6 +58,11 @@ class ThreadExecutor:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+    @property
+    def running(self) -> int:
+        """How many attempts are out."""
+        return len(self._running)
 
     def fileno(self) -> int:
         """The selector's descriptor."""

@@ -1,0 +1,86 @@
+"""Poller: one epoll over the descriptors of the processes executor, with a handler for each.
+
+Output pipes are handled before all else, because what a step printed was there before its outcome. This file knows
+nothing of workers, and it waits only where it is given a deadline or where something is sure to come.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+from collections.abc import Callable
+
+__all__ = ["GONE", "IN", "OUT", "Handler", "Poller"]
+
+IN, OUT = select.EPOLLIN, select.EPOLLOUT
+GONE = select.EPOLLHUP | select.EPOLLERR
+
+Handler = Callable[[int], None]
+
+
+class Poller:
+    """Descriptors and what to do about them. ``noticed`` is set when one that is only watched was readable."""
+
+    def __init__(self) -> None:
+        self.noticed = False
+        self._epoll = select.epoll()
+        self._handlers: dict[int, Handler] = {}
+        self._outputs: set[int] = set()
+        self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self.register(self._wake_fd, self._on_wake)
+
+    def fileno(self) -> int:
+        """The epoll's descriptor."""
+        return self._epoll.fileno()
+
+    def register(self, fd: int, handler: Handler, output: bool = False) -> None:
+        """Call ``handler`` with the epoll mask whenever ``fd`` is readable; ``output`` comes first."""
+        self._epoll.register(fd, IN)
+        self._handlers[fd] = handler
+        if output:
+            self._outputs.add(fd)
+
+    def watch(self, fd: int) -> None:
+        """Only note that ``fd`` is readable."""
+        self.register(fd, self._on_watched)
+
+    def unregister(self, fd: int) -> None:
+        """Forget a descriptor, before it is closed; harmless when done before."""
+        if self._handlers.pop(fd, None) is not None:
+            self._outputs.discard(fd)
+            self._epoll.unregister(fd)
+
+    def __contains__(self, fd: int) -> bool:
+        return fd in self._handlers
+
+    def want_write(self, fd: int, wanted: bool) -> None:
+        """Whether ``fd``'s handler is also called when it can be written."""
+        self._epoll.modify(fd, IN | OUT if wanted else IN)
+
+    def handle(self, timeout: float | None) -> None:
+        """Wait, then call the handlers of what is ready. A handler may register and unregister."""
+        events = self._epoll.poll(timeout)
+        handlers = self._handlers
+        if len(events) > 1:
+            outputs = self._outputs
+            events.sort(key=lambda event: event[0] not in outputs)
+        for fd, mask in events:
+            # Gone, or even given to another by an earlier handler: handlers take a false alarm.
+            handler = handlers.get(fd)
+            if handler is not None:
+                handler(mask)
+
+    def wake(self) -> None:
+        """Make ``fileno`` readable until the next ``handle``: there is something that no descriptor tells of."""
+        os.eventfd_write(self._wake_fd, 1)
+
+    def close(self) -> None:
+        """Close the epoll."""
+        self._epoll.close()
+        os.close(self._wake_fd)
+
+    def _on_wake(self, mask: int) -> None:
+        os.eventfd_read(self._wake_fd)
+
+    def _on_watched(self, mask: int) -> None:
+        self.noticed = True
