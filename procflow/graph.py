@@ -1,24 +1,25 @@
 """TaskGraph: what the compiler makes of a pipeline and the scheduler runs.
 
-A tree of units. A ``TaskUnit`` is a leaf (one call); a ``ScopeUnit`` is a block with members; a ``MapUnit`` is a block whose
-members appear at run time, one per item. Order is between members of one scope only: ``after`` counts, and a member
-starts when its count is down to zero. Everything here is passive and frozen: run-time state is the scheduler's.
+A tree of units. A ``TaskUnit`` is a leaf (one call); a ``ScopeUnit`` is a block with members; a ``MapUnit`` is a
+block whose members appear at run time, one per item. Order is between members of one scope only: ``after`` counts,
+and a member starts when its count is down to zero. Everything here is passive and frozen: run-time state is the
+scheduler's.
 
-Names are looked up at run time from the innermost scope outwards. In a sequence or graph a member's outputs are there for
-later members at once; in a parallel block they are kept apart until the block's merge.
+Names are looked up at run time from the innermost scope outwards. In a sequence or graph a member's outputs are
+there for later members at once; in a parallel block they are kept apart until the block's merge.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, Protocol
 
 from procflow.call import StepCall
-from procflow.errors import Loc
+from procflow.errors import Loc, Place
 from procflow.units import Rate, Share
 
-__all__ = ["MapUnit", "MergeSpec", "RetrySpec", "ScopeUnit", "TaskGraph", "TaskUnit", "Unit", "walk"]
+__all__ = ["MapUnit", "MergeSpec", "Places", "RetrySpec", "ScopeUnit", "TaskGraph", "TaskUnit", "Unit", "walk"]
 
 ScopeKind = Literal["sequence", "parallel", "graph", "map", "pipeline"]
 
@@ -39,8 +40,9 @@ class RetrySpec:
 class MergeSpec:
     """How a block's results become values.
 
-    ``strategy`` is one of ``update``, ``collect_all``, ``first_success`` (moves refs only), ``rows`` (a map's list), or ``task``: the scope's
-    ``merger`` task does it by content. ``output`` is the name of the merged value, None to publish members' own names.
+    ``strategy`` is one of ``update``, ``collect_all``, ``first_success`` (moves refs only), ``rows`` (a map's
+    list), or ``task``: the scope's ``merger`` task does it by content. ``output`` is the name of the merged value,
+    None to publish members' own names.
     """
 
     strategy: Literal["update", "collect_all", "first_success", "rows", "task"] = "update"
@@ -51,11 +53,11 @@ class MergeSpec:
 class Unit:
     """A member of a scope.
 
-    ``index`` is its declared position among the members. ``path`` is the declared position in the pipeline (``0.2``), ``label`` the names
-    on the way (``fetch/fetch_sales``). ``after`` are members that must settle first; those also in ``strict`` (``depends_on``)
-    must succeed, or this unit is skipped. ``reads`` are names that must have a value when the unit starts, or it is skipped.
-    ``writes`` are the names it publishes, None when only the run can tell. ``rank`` is the longest remaining path from here to the
-    end of the run, in expected seconds.
+    ``index`` is its declared position among the members. ``path`` is the declared position in the pipeline
+    (``0.2``), ``label`` the names on the way (``fetch/fetch_sales``). ``after`` are members that must settle first;
+    those also in ``strict`` (``depends_on``) must succeed, or this unit is skipped. ``reads`` are names that must
+    have a value when the unit starts, or it is skipped. ``writes`` are the names it publishes, None when only the
+    run can tell. ``rank`` is the longest remaining path from here to the end of the run, in expected seconds.
     """
 
     index: int
@@ -79,7 +81,8 @@ class Unit:
 class TaskUnit(Unit):
     """A compiled leaf: one call that one worker runs.
 
-    ``tolerated`` is ``on_error: continue``: its failure is recorded and its block goes on.
+    ``tolerated`` is ``on_error: continue``: its failure is recorded and its block goes on. ``inherited`` are the
+    keys that the step took from the defaults of its file.
     """
 
     call: StepCall
@@ -89,14 +92,16 @@ class TaskUnit(Unit):
     resources: Mapping[str, float] = field(default_factory=dict)
     idle_timeout_s: float | None = None
     kill_grace_s: float = 2.0
+    inherited: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScopeUnit(Unit):
     """A block. ``gate`` (a task) decides a block's ``when``; ``merger`` (a task) merges by content after the join.
 
-    ``need`` is the number of successes that end the block early, None for all. ``isolated`` scopes (``type: pipeline``) see no
-    outer value but those in ``imports`` (inner name to outer name). ``kept`` are the names that a pipeline step publishes.
+    ``need`` is the number of successes that end the block early, None for all. ``isolated`` scopes (``type:
+    pipeline``) see no outer value but those in ``imports`` (inner name to outer name). ``kept`` are the names that
+    a pipeline step publishes.
     """
 
     kind: ScopeKind
@@ -126,15 +131,29 @@ class MapUnit(ScopeUnit):
     batch: int | None = None
 
 
+class Places(Protocol):
+    """Gives the position in a file of a path in its tree."""
+
+    def place(self, loc: Loc) -> Place | None:
+        """The position of the value at ``loc``, or of its nearest ancestor."""
+
+
 @dataclass(frozen=True, slots=True)
 class TaskGraph:
-    """A compiled pipeline. ``root`` is its top scope; ``resources`` the amounts of named resources."""
+    """A compiled pipeline. ``root`` is its top scope; ``resources`` the amounts of named resources.
+
+    ``retry_share`` bounds the retries of the run as a whole, as a share of the attempts that are over. ``files``
+    are the files of ``type: pipeline`` steps by the path at which they hang in the tree: ``loc`` of a unit inside
+    begins with it.
+    """
 
     name: str
     root: ScopeUnit
     params: Mapping[str, object] = field(default_factory=dict)
     resources: Mapping[str, float] = field(default_factory=dict)
     executors: frozenset[str] = frozenset({"processes"})
+    files: Mapping[Loc, Places] = field(default_factory=dict)
+    retry_share: float = 0.5
 
 
 def walk(unit: Unit) -> Iterator[Unit]:

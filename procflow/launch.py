@@ -18,9 +18,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from procflow import model
+from procflow.build import Load, LoadedFile
 from procflow.compiler import compile_pipeline
 from procflow.engine import Engine, Observer
-from procflow.errors import Loc, PipelineError, Problem
+from procflow.errors import PipelineError, Problem
 from procflow.events import Event
 from procflow.executors import open_executor, open_waiter
 from procflow.graph import TaskGraph
@@ -90,7 +91,7 @@ def prepare(
             run_id=run_id,
             folder=folder,
             executor=executor,
-            load=_loader(folder) if source is not None else None,
+            load=_loader(),
         )
         problems = check(graph, slots=slots, memory_bytes=memory_bytes)
         if problems:
@@ -108,19 +109,24 @@ def _workers(machine: Machine, declared: int | str | Share) -> int:
     return workers_of(machine, declared if isinstance(declared, int) else "auto")
 
 
-def _loader(folder: str) -> Callable[[str, Loc], tuple[model.Pipeline, str]]:
-    """Loads the files of ``type: pipeline`` steps, relative to the file that names them; a file that runs itself is refused."""
-    stack: list[str] = []
+def _loader() -> Load:
+    """Loads the files of ``type: pipeline`` steps, each once, relative to the folder of the file that names them."""
+    known: dict[str, LoadedFile] = {}
 
-    def load(file: str, loc: Loc) -> tuple[model.Pipeline, str]:
+    def load(file: str, folder: str | None) -> LoadedFile:
         from procflow.loader import load_pipeline
 
-        path = os.path.realpath(os.path.join(folder, file))
-        if stack.count(path) > 8:
-            raise PipelineError([Problem(f"{file} runs itself", loc)])
-        stack.append(path)
-        loaded = load_pipeline(path, model.Pipeline)
-        return loaded.pipeline, str(loaded.source.folder)
+        path = os.path.realpath(os.path.join(folder or os.getcwd(), os.path.expanduser(file)))
+        if path not in known:
+            beside = os.path.relpath(path)
+            try:
+                known[path] = load_pipeline(path if beside.startswith("..") else beside, model.Pipeline)
+            except PipelineError as error:
+                if os.path.isfile(path):
+                    raise
+                # What is wrong is the name, and that stands in the file that names it.
+                raise PipelineError(Problem(f"{file}: {p.message}", (), p.hint) for p in error.problems) from None
+        return known[path]
 
     return load
 
@@ -128,8 +134,8 @@ def _loader(folder: str) -> Callable[[str, Loc], tuple[model.Pipeline, str]]:
 def launch(pipeline: model.Pipeline, **options: Any) -> RunResult:
     """Run a pipeline to its end; options as for ``prepare``, and as for ``iterate``.
 
-    Raises ``PipelineError`` before anything runs, ``LockHeld`` where the pipeline is running already, ``StoreError`` where state
-    can't be kept. A failed step raises nothing: see ``RunResult.status``.
+    Raises ``PipelineError`` before anything runs, ``LockHeld`` where the pipeline is running already,
+    ``StoreError`` where state can't be kept. A failed step raises nothing: see ``RunResult.status``.
     """
     events = iterate(pipeline, **options)
     while True:

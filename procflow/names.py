@@ -1,228 +1,186 @@
-"""Names: which values a declared step reads and writes, and what a reference means where it stands.
+"""Names: what a reference means where it stands. Pure.
 
-Pure. ``surface`` looks at one declared step and below; ``Scope`` is the compiler's picture of what has a value at one
-point of the pipeline. References are resolved here: ``${params.x}``, ``${env.X}`` and ``${run.id}`` become constants, ``${step.output.key}`` the
-value that the step publishes, anything else must be a value that exists by then.
+``Scope`` is the compiler's picture of what has a value at one point of the pipeline. ``${params.x}``, ``${env.X}`` and
+``${run.id}`` become constants, ``${step.output.key}`` the value that the step publishes, anything else must be a value
+that exists by then. A block's scope lies on that of the block around it and is shared by its members, so that a wide
+block costs no copies.
 """
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Any
 
-from procflow import condition, template
-from procflow.call import INDEX, Lookup
-from procflow.errors import Loc, Problem
-from procflow.model import AnyStep, Block, Graph, Map, Merge, Parallel, Sequence, Shell, StepBase, Subpipeline
+from procflow import template
+from procflow.call import Lookup
+from procflow.surface import ROOTS, Face, is_output
 
-__all__ = ["ROOTS", "Read", "Scope", "Surface", "surface", "unique_names"]
+__all__ = ["Facts", "NoValue", "Scope", "did_you_mean", "with_params"]
 
-ROOTS = ("params", "env", "run")
-"""First parts of references that are not values."""
+MOST_COMPARED = 2000
+"""Names that a misspelt one is compared with; a pipeline may have a hundred thousand."""
+
+
+class NoValue(Exception):
+    """A reference means nothing where it stands; ``hint`` says what to do."""
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """``did you mean 'x'?`` for the known word most like this one, empty where none is."""
+    near = difflib.get_close_matches(word[:64], list(islice((k for k in known if k != word), MOST_COMPARED)), 1)
+    return f"did you mean {near[0]!r}?" if near else ""
 
 
 @dataclass(frozen=True, slots=True)
-class Read:
-    """One reference as declared, with its place in the tree."""
+class Facts:
+    """What references may name besides values. ``unset`` are parameters without a value, which is told elsewhere."""
 
-    lookup: Lookup
-    loc: Loc
+    params: Mapping[str, Any]
+    environ: Mapping[str, str]
+    run: Mapping[str, Any]
+    unset: frozenset[str] = frozenset()
+
+    def value(self, lookup: Lookup) -> Any:
+        """The constant that ``${params.x}``, ``${env.X}`` or ``${run.id}`` stands for; raises ``NoValue``."""
+        root = lookup.name
+        known: Mapping[str, Any] = {"params": self.params, "env": self.environ, "run": self.run}[root]
+        if not lookup.path:
+            if root == "params":
+                return dict(self.params)
+            raise NoValue(f"${{{root}}} alone means nothing", f"write ${{{root}.NAME}}")
+        key = str(lookup.path[0])
+        if key in known:
+            try:
+                return template.follow(known[key], lookup.path[1:], lookup)
+            except template.ReferenceFailed as failed:
+                raise NoValue(str(failed)) from None
+        if root == "params" and key in self.unset:
+            return None
+        what = {"params": "parameter", "env": "environment variable", "run": "fact of the run"}[root]
+        raise NoValue(f"there is no {what} {key!r}", did_you_mean(key, known if root != "env" else ()))
 
 
 @dataclass(frozen=True, slots=True)
-class Surface:
-    """What a step shows to its block: names it needs from outside and names it publishes (None: only the run can tell)."""
+class Absent:
+    """A value or step of a block that is not there for (some of) its members: who makes it, and why not."""
 
-    reads: tuple[Read, ...]
-    writes: tuple[str, ...] | None
+    step: str
+    why: str
 
 
 @dataclass(slots=True)
 class Scope:
-    """What has a value at one point: names, whether a ``*`` may have published more, and steps by name.
+    """What has a value at one point.
 
-    ``parameters``, ``environ`` and ``run`` serve the roots; ``problems`` collects what is wrong.
+    ``names`` are values with the step that writes each, ``steps`` what may be named as ``${step.output}``, ``openers``
+    the steps that may publish more (``outputs: "*"``). ``absent`` serves messages. A *view* has no names: it is what
+    the member ``viewer`` sees of the block around it, in which its own outputs do not count.
     """
 
-    names: set[str]
-    is_open: bool
-    steps: dict[str, tuple[str, ...] | None]
-    parameters: Mapping[str, Any]
-    environ: Mapping[str, str]
-    run: Mapping[str, Any]
-    problems: list[Problem]
-    hidden: dict[str, str] = field(default_factory=dict)
+    facts: Facts
+    outer: Scope | None = None
+    viewer: str | None = None
+    names: dict[str, str] = field(default_factory=dict)
+    steps: dict[str, Face] = field(default_factory=dict)
+    openers: set[str] = field(default_factory=set)
+    absent: dict[str, Absent] = field(default_factory=dict)
 
-    def inner(self) -> Scope:
-        """A copy for a block inside this one."""
-        return Scope(
-            set(self.names), self.is_open, dict(self.steps), self.parameters, self.environ, self.run, self.problems,
-            dict(self.hidden),
-        )  # fmt: skip
+    def block(self) -> Scope:
+        """The scope of a block that stands here."""
+        return Scope(self.facts, self)
 
-    def publish(self, step: str, writes: tuple[str, ...] | None) -> None:
+    def view(self, member: str) -> Scope:
+        """What a member of this block sees."""
+        return Scope(self.facts, self, member)
+
+    def publish(self, step: str, face: Face) -> None:
         """The step's outputs have values from here on."""
-        self.steps[step] = writes
-        if writes is None:
-            self.is_open = True
-        else:
-            self.names.update(writes)
-            for name in writes:
-                self.hidden.pop(name, None)
+        self.steps[step] = face
+        self.names.update(dict.fromkeys(face.writes, step))
+        if face.is_open:
+            self.openers.add(step)
 
-    def bind(self, lookup: Lookup, loc: Loc) -> Any:
-        """A constant for a root, a ``Lookup`` of an existing value otherwise; notes a problem where there is neither."""
+    def withhold(self, step: str, face: Face, why: str) -> None:
+        """The step's outputs have no values here, for the reason given."""
+        for name in (step, *face.writes):
+            self.absent.setdefault(name, Absent(step, why))
+
+    # -- questions ---------------------------------------------------------------------------------------------
+
+    def _layers(self) -> Iterator[tuple[Scope, str | None]]:
+        """The scopes from here outwards, each with the member through which it is seen."""
+        scope: Scope | None = self
+        viewer: str | None = None
+        while scope is not None:
+            yield scope, viewer
+            viewer, scope = scope.viewer, scope.outer
+
+    def has(self, name: str) -> bool:
+        """Whether a value of this name is sure to be declared here."""
+        return any(layer.names.get(name, viewer) != viewer for layer, viewer in self._layers())
+
+    @property
+    def is_open(self) -> bool:
+        """Whether there may be values whose names only the run can tell."""
+        return any(len(layer.openers) > (viewer in layer.openers) for layer, viewer in self._layers())
+
+    def resolve(self, lookup: Lookup) -> Any:
+        """A constant for a fact, a ``Lookup`` of a value otherwise; raises ``NoValue``."""
         if lookup.name in ROOTS:
-            return self._root(lookup, loc)
-        lookup = self.alias(lookup)
-        if lookup.name not in self.names and not self.is_open:
-            self.problems.append(Problem(self._missing(lookup), loc, self._near(lookup.name)))
-        return lookup
-
-    def alias(self, lookup: Lookup) -> Lookup:
-        """``${step.output.key}`` as a lookup of the value that the step publishes."""
-        if lookup.name not in self.steps or lookup.path[:1] != ("output",):
+            return self.facts.value(lookup)
+        if is_output(lookup):
+            for layer, viewer in self._layers():
+                face = layer.steps.get(lookup.name)
+                if face is not None and lookup.name != viewer:
+                    return self._output(layer, face, lookup)
+        if self.has(lookup.name) or self.is_open:
             return lookup
-        writes, path = self.steps[lookup.name], lookup.path[1:]
-        if writes is not None and len(writes) == 1:
-            return Lookup(writes[0], path)
-        return Lookup(str(path[0]), path[1:]) if path else lookup
+        raise self._missing(lookup.name)
 
-    def _missing(self, lookup: Lookup) -> str:
-        if lookup.name in self.hidden:
-            return f"{lookup.name!r} has no value here yet: {self.hidden[lookup.name]}"
-        if lookup.name in self.steps:
-            return f"{lookup.name!r} is a step, not a value; its value is ${{{lookup.name}.output}}"
-        return f"no step before this one publishes {lookup.name!r}"
+    def _output(self, layer: Scope, face: Face, lookup: Lookup) -> Lookup:
+        """The value that ``${step.output.key}`` stands for."""
+        step, path = lookup.name, lookup.path[1:]
+        key = str(path[0]) if path else ""
+        if face.keyed and key and (key in face.writes or face.is_open):
+            found = Lookup(key, path[1:])
+        elif face.main is not None:
+            found = Lookup(face.main, path)
+        else:
+            names = ", ".join(face.writes[:12])
+            hint = did_you_mean(key, face.writes) or (f"write ${{{step}.output.{face.writes[0]}}}" if names else "")
+            what = f"publishes no {key!r}" if key else "publishes several values"
+            raise NoValue(f"step {step!r} {what}{f': it has {names}' if names else ''}", hint)
+        writer = layer.names.get(found.name, step)
+        if writer != step:
+            raise NoValue(
+                f"the value {found.name!r} of step {step!r} has been overwritten by {writer!r}",
+                "give one of them another output",
+            )
+        return found
 
-    def _near(self, name: str) -> str:
-        near = difflib.get_close_matches(name, [*self.names, *self.hidden], 1)
-        return f"did you mean {near[0]!r}?" if near and near[0] != name else ""
-
-    def _root(self, lookup: Lookup, loc: Loc) -> Any:
-        known: Mapping[str, Any] = {"params": self.parameters, "env": self.environ, "run": self.run}[lookup.name]
-        if not lookup.path:
-            if lookup.name == "params":
-                return dict(self.parameters)
-            self.problems.append(Problem(f"${{{lookup.name}}} needs a name: ${{{lookup.name}.NAME}}", loc))
-            return None
-        key = str(lookup.path[0])
-        if key not in known:
-            what = {"params": "parameter", "env": "environment variable", "run": "fact of the run"}[lookup.name]
-            near = [] if lookup.name == "env" else difflib.get_close_matches(key, list(known), 1)
-            hint = f"did you mean {near[0]!r}?" if near else ""
-            self.problems.append(Problem(f"there is no {what} {key!r}", loc, hint))
-            return None
-        try:
-            return template.follow(known[key], lookup.path[1:], lookup)
-        except template.ReferenceFailed as failed:
-            self.problems.append(Problem(str(failed), loc))
-            return None
-
-
-def surface(step: AnyStep, name: str) -> Surface:
-    """What the step reads from outside and publishes; syntax errors in references are the compiler's to report."""
-    reads = list(_own_reads(step))
-    if isinstance(step, (Sequence, Parallel, Graph)) or (isinstance(step, Map) and step.steps):
-        reads += _reads_below(step, step.steps or ())
-    return Surface(tuple(r for r in reads if r.lookup.name not in ROOTS), writes(step, name))
+    def _missing(self, name: str) -> NoValue:
+        """Why there is no value of this name."""
+        for layer, viewer in self._layers():
+            absent, face = layer.absent.get(name), layer.steps.get(name)
+            if viewer is not None and viewer in (layer.names.get(name), absent.step if absent is not None else None):
+                return NoValue(f"{name!r} has no value here: this step itself writes it")
+            if face is not None:
+                instead = face.main or (face.writes[0] if face.writes else f"{name}.output.NAME")
+                return NoValue(f"{name!r} is a step, not a value", f"write ${{{instead}}}")
+            if absent is not None:
+                return NoValue(f"{name!r} has no value here: {absent.why}")
+        known = (n for layer, _ in self._layers() for n in (*layer.names, *layer.absent))
+        return NoValue(f"no step that runs before this one publishes {name!r}", did_you_mean(name, known))
 
 
-def _reads_below(step: AnyStep, members: tuple[AnyStep, ...]) -> list[Read]:
-    """What the members of a block need from outside it."""
-    names = unique_names(members)
-    below = [surface(member, names[i]) for i, member in enumerate(members)]
-    inside: set[str] = set()
-    if isinstance(step, Map):
-        inside |= {step.item_name, INDEX}
-    elif isinstance(step, Graph):
-        inside |= {w for s in below for w in s.writes or ()} | set(names)
-    reads = []
-    for i, s in enumerate(below):
-        reads += [Read(r.lookup, ("steps", i, *r.loc)) for r in s.reads if r.lookup.name not in inside]
-        if not isinstance(step, (Graph, Parallel)):
-            inside |= {names[i], *(s.writes or ())}
-    return reads
-
-
-def writes(step: AnyStep, name: str) -> tuple[str, ...] | None:
-    """The names that the step publishes, None where only the run can tell."""
-    if step.outputs == "*":
-        return None
-    if step.outputs is not None:
-        return step.outputs
-    if not isinstance(step, Block):
-        return (step.output or name,)
-    if isinstance(step, Map) or (step.merge not in (None, "update")):
-        merged = step.output or name
-        return (merged, f"{merged}_errors") if step.merge == "collect_all" else (merged,)
-    if step.output is not None:
-        return (step.output,)
-    assert isinstance(step, (Sequence, Parallel, Graph))
-    collected: list[str] = []
-    names = unique_names(step.steps)
-    for i, member in enumerate(step.steps):
-        if not member.enabled:
-            continue
-        below = writes(member, names[i])
-        if below is None:
-            return None
-        collected += [w for w in below if w not in collected]
-    return tuple(collected)
-
-
-def unique_names(steps: Iterable[StepBase]) -> list[str]:
-    """A name for every member: its own, or ``step_<position>``."""
-    return [step.name or f"step_{i}" for i, step in enumerate(steps)]
-
-
-def _own_reads(step: AnyStep) -> Iterator[Read]:
-    """References in the step's own keys."""
-    for loc, tree in trees(step):
-        try:
-            parsed = template.parse(tree)
-        except template.TemplateError:
-            continue
-        yield from (Read(lookup, (*loc, *at)) for at, lookup in template.lookups(parsed))
-    if isinstance(step.when, str):
-        try:
-            yield from (Read(lookup, ("when",)) for lookup in condition.parse(step.when).lookups)
-        except condition.ConditionError:
-            return
-
-
-def trees(step: AnyStep) -> Iterator[tuple[Loc, Any]]:
-    """The keys of a step that may hold references, inputs by name written as references."""
-    if step.inputs:
-        yield ("inputs",), input_tree(step.inputs)
-    if step.params:
-        yield ("params",), step.params
-    if isinstance(step, Shell):
-        for key in ("command", "env", "cwd", "stdin"):
-            value = getattr(step, key)
-            if value is not None:
-                yield (key,), value
-    if isinstance(step, Map) and isinstance(step.items, (str, tuple, list)):
-        yield ("items",), step.items
-    if isinstance(step, Map) and getattr(step.items, "glob", None):
-        yield ("items", "glob"), step.items.glob
-    if isinstance(step, Subpipeline):
-        yield ("file",), step.file
-    if isinstance(step, Merge) and not step.inputs:
-        return
-
-
-def input_tree(inputs: tuple[Any, ...] | dict[str, Any]) -> Any:
-    """Inputs as an argument tree: a bare string is the name of a value."""
-    if isinstance(inputs, dict):
-        return {key: as_reference(value) for key, value in inputs.items()}
-    return tuple(as_reference(value) for value in inputs)
-
-
-def as_reference(value: Any) -> Any:
-    """``rows`` as ``${rows}``; text that already holds a reference and other constants as they are."""
-    if isinstance(value, str) and "${" not in value:
-        return "${" + value + "}"
-    return value
+def with_params(facts: Facts, params: Mapping[str, Any], unset: Iterable[str], **run: Any) -> Facts:
+    """The same facts with the parameters of a file, and other facts of the run."""
+    return replace(facts, params=params, unset=frozenset(unset), run={**facts.run, **run})

@@ -1,105 +1,152 @@
 """Preflight: checks of a compiled pipeline against the machine, the executors and the functions it names.
 
-Pure of side effects: nothing of the user's is imported, no worker is started. What an executor cannot do is refused here, so
-that no setting is ever parsed and then ignored.
+Without side effects: nothing of the user's is imported, no worker is started. What an executor cannot do is refused
+here, so that no setting is ever parsed and then ignored. What comes from ``defaults`` is told once, there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
-from procflow.errors import ExecutorError, Problem
+from procflow.build import placed
+from procflow.errors import ExecutorError, Loc, Problem
 from procflow.executors import capabilities_of
-from procflow.executors.base import CAPABILITIES
+from procflow.executors.base import CAPABILITIES, Capability
 from procflow.functions import find
 from procflow.graph import ScopeUnit, TaskGraph, TaskUnit, Unit, walk
-from procflow.units import size_text
+from procflow.units import duration_text, size_text
 
 __all__ = ["check"]
 
+Find = Callable[[str, "str | None"], "str | None"]
+
 
 def check(graph: TaskGraph, *, slots: int, memory_bytes: int) -> list[Problem]:
-    """Every reason why the pipeline can't run here, in declared order."""
+    """Every reason why the pipeline can't run here, in declared order; those in other files with their places."""
     problems: list[Problem] = []
+    known: dict[tuple[str, str | None], str | None] = {}
+
+    def find_once(name: str, folder: str | None) -> str | None:
+        key = (name, folder)
+        if key not in known:
+            known[key] = find(name, folder)
+        return known[key]
+
+    below = _executors_below(graph.root)
     for unit in walk(graph.root):
         if isinstance(unit, TaskUnit):
             problems += _too_large(unit, graph, slots, memory_bytes)
-            problems += _functions(unit)
+            problems += _resources(unit, graph)
+            problems += _functions(unit, find_once)
             problems += _payload(unit)
-        problems += _abilities(unit)
-    return list(dict.fromkeys(problems))
+            problems += _clocks(unit, graph)
+        elif isinstance(unit, ScopeUnit) and unit.timeout_s is not None:
+            loc = (*unit.loc, "timeout") if unit.path else ("limits", "timeout")
+            what = f"{unit.kind} {unit.name!r} has" if unit.path else "the run has"
+            for executor in sorted(below[id(unit)]):
+                problems += _cannot(f"{what} a timeout of {duration_text(unit.timeout_s)}", loc, executor, "kill")
+    return placed(dict.fromkeys(problems), graph.files)
+
+
+def _place(unit: TaskUnit, key: str, graph: TaskGraph) -> tuple[str, Loc]:
+    """Who asks for what ``key`` says, in words, and where: the step, or the defaults of its file."""
+    if key not in unit.inherited:
+        return f"step {unit.name!r}", (*unit.loc, key)
+    roots = [unit.loc[:end] for end in range(len(unit.loc), 0, -1) if unit.loc[:end] in graph.files]
+    return "each step (defaults)", (*(roots[0] if roots else ()), "defaults", key)
 
 
 def _too_large(unit: TaskUnit, graph: TaskGraph, slots: int, memory_bytes: int) -> Iterator[Problem]:
-    if unit.executor != "inline" and unit.cpus > slots:
-        yield Problem(
-            f"step {unit.name!r} asks for {unit.cpus} cpus, and the run has {slots} workers", (*unit.loc, "cpus"),
-            "lower cpus, or raise limits.workers (-j)",
-        )  # fmt: skip
-    if unit.executor == "inline" and unit.cpus > 1:
-        yield Problem(f"step {unit.name!r} asks for {unit.cpus} cpus; executor inline has 1", (*unit.loc, "cpus"))
+    have = 1 if unit.executor == "inline" else slots
+    if unit.cpus > have:
+        who, loc = _place(unit, "cpus", graph)
+        if unit.executor == "inline":
+            yield Problem(
+                f"{who} asks for {unit.cpus} cpus, and executor inline has 1", loc, "run it with executor: processes"
+            )
+        else:
+            workers = f"{slots} worker{'s' if slots != 1 else ''}"
+            hint = "lower cpus, or raise limits.workers (-j)"
+            yield Problem(f"{who} asks for {unit.cpus} cpus, and the run has {workers}", loc, hint)
     if unit.memory_bytes is not None and unit.memory_bytes > memory_bytes:
+        who, loc = _place(unit, "memory", graph)
         yield Problem(
-            f"step {unit.name!r} asks for {size_text(unit.memory_bytes)}, and the run may use {size_text(memory_bytes)}",
-            (*unit.loc, "memory"),
+            f"{who} asks for {size_text(unit.memory_bytes)}, and the run may use {size_text(memory_bytes)}", loc,
             "lower memory, or raise limits.memory (--memory)",
-        )
+        )  # fmt: skip
+
+
+def _resources(unit: TaskUnit, graph: TaskGraph) -> Iterator[Problem]:
     for name, amount in unit.resources.items():
         have = graph.resources.get(name)
         loc = (*unit.loc, "resources", name)
         if have is None:
-            yield Problem(
-                f"there is no resource {name!r}", loc, f"declare it: limits: {{resources: {{{name}: {amount:g}}}}}"
-            )
+            hint = f"declare it: limits: {{resources: {{{name}: {amount:g}}}}}"
+            yield Problem(f"there is no resource {name!r}", loc, hint)
         elif amount > have:
             yield Problem(f"step {unit.name!r} asks for {amount:g} of {name!r}, and there are {have:g}", loc)
 
 
-def _functions(unit: TaskUnit) -> Iterator[Problem]:
+def _functions(unit: TaskUnit, find_once: Find) -> Iterator[Problem]:
     """Functions named in text are looked up without importing them."""
     call = unit.call
-    named = [("function", call.function), ("score", call.options.get("score"))]
-    for key, name in named:
+    own = {"merge": "merge", "split": "strategy"}.get(call.kind, "function")
+    for key, name in ((own, call.function), ("score", call.options.get("score"))):
         if isinstance(name, str) and ":" in name:
-            message = find(name, call.folder)
+            message = find_once(name, call.folder)
             if message is not None:
-                key = {"merge": "merge", "split": "strategy"}.get(call.kind, "function") if key == "function" else key
                 yield Problem(message, (*unit.loc, key))
 
 
 def _payload(unit: TaskUnit) -> Iterator[Problem]:
     """Functions and constants given in Python must reach a worker."""
-    if unit.executor != "processes" or isinstance(unit.call.function, (str, type(None))):
+    call = unit.call
+    if unit.executor != "processes" or _is_plain((call.function, call.args, call.kwargs, call.options, call.params)):
         return
     from procflow.executors.payload import Payloads
 
     try:
-        Payloads().of(unit.call)
+        Payloads().of(call)
     except ExecutorError as error:
         yield Problem(str(error), unit.loc)
 
 
-def _abilities(unit: Unit) -> Iterator[Problem]:
-    """What the unit asks for and its executor can't do."""
-    if isinstance(unit, TaskUnit):
-        asked = {"timeout": unit.timeout_s, "idle_timeout": unit.idle_timeout_s}
-        for key, value in asked.items():
-            if value is not None:
-                yield from _cannot(unit, key, unit.executor, "kill")
-    elif isinstance(unit, ScopeUnit) and unit.timeout_s is not None:
-        seen = set()
-        for below in walk(unit):
-            if isinstance(below, TaskUnit) and below.executor not in seen:
-                seen.add(below.executor)
-                yield from _cannot(unit, "timeout", below.executor, "kill")
+def _is_plain(tree: Any) -> bool:
+    """Whether this is made of what a file can hold, which pickles for sure."""
+    if isinstance(tree, dict):
+        return all(map(_is_plain, tree.values()))
+    if isinstance(tree, (list, tuple)):
+        return all(map(_is_plain, tree))
+    return tree is None or isinstance(tree, (str, int, float, range)) or type(tree).__module__ == "procflow.call"
 
 
-def _cannot(unit: Unit, key: str, executor: str, capability: str) -> Iterator[Problem]:
-    if capability in capabilities_of(executor):
-        return
-    what = f"step {unit.name!r}" if unit.path else "limits"
-    loc = (*unit.loc, key) if unit.path else ("limits", key)
-    yield Problem(
-        f"{what} has a {key}, and executor {executor} can't {CAPABILITIES[capability]}", loc,
-        f"run it with executor: processes, or leave out {key}",
-    )  # fmt: skip
+def _clocks(unit: TaskUnit, graph: TaskGraph) -> Iterator[Problem]:
+    """A task's clocks, where its executor can't stop it."""
+    for key, seconds in (("timeout", unit.timeout_s), ("idle_timeout", unit.idle_timeout_s)):
+        if seconds is not None:
+            who, loc = _place(unit, key, graph)
+            has = "have" if key in unit.inherited else "has"
+            article = "an" if key == "idle_timeout" else "a"
+            yield from _cannot(f"{who} {has} {article} {key} of {duration_text(seconds)}", loc, unit.executor, "kill")
+
+
+def _cannot(what: str, loc: Loc, executor: str, capability: Capability) -> Iterator[Problem]:
+    if capability not in capabilities_of(executor):
+        yield Problem(
+            f"{what}, and executor {executor} can't {CAPABILITIES[capability]}", loc,
+            f"run it with executor: processes, or leave out {loc[-1]}",
+        )  # fmt: skip
+
+
+def _executors_below(root: Unit) -> dict[int, set[str]]:
+    """For each block with a clock, by identity, the executors of the tasks inside; one pass from the inside out."""
+    found: dict[int, set[str]] = {}
+    for unit in reversed(list(walk(root))):
+        if isinstance(unit, TaskUnit):
+            found[id(unit)] = {unit.executor}
+        elif isinstance(unit, ScopeUnit):
+            inner = [*unit.members, *(u for u in (unit.gate, unit.merger) if u is not None)]
+            inner += [u for u in (getattr(unit, "body", None), getattr(unit, "expand", None)) if u is not None]
+            found[id(unit)] = set().union(*(found[id(u)] for u in inner))
+    return found

@@ -15,7 +15,10 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "procflow"
 
 WORDS = "errors units ref call attempt events grammar record model graph executors.base"
-CORE = "template condition compiler leaves names ordering ranks scheduler actions states runs ready mapping merge plaintext"
+CORE = (
+    "template condition compiler surface names ordering build leaves tasks blocks subpipelines ranks "
+    "scheduler actions states runs ready mapping merge plaintext"
+)
 LOOP = "engine"
 TOP = "procflow __main__ api launch cli testing"
 LAYER_OF = {

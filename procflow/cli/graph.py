@@ -10,11 +10,12 @@ import click
 
 from procflow.cli.options import param_options, params_of
 from procflow.cli.output import err, out, refused
-from procflow.errors import Loc, PipelineError
+from procflow.errors import PipelineError
 from procflow.plaintext import clean
 
 if TYPE_CHECKING:
-    from procflow import model
+    from procflow.loader import Loaded
+    from procflow.model import Pipeline
 
 __all__ = ["graph"]
 
@@ -43,9 +44,8 @@ def graph(file: str, param: tuple[str, ...], params_file: Path | None, form: str
         source, params = loaded.source, params_of(param, params_file)
         folder = str(source.folder)
 
-        def load(other: str, loc: Loc) -> tuple[model.Pipeline, str]:
-            inner = load_pipeline(os.path.join(folder, other), Pipeline)
-            return inner.pipeline, str(inner.source.folder)
+        def load(other: str, folder: str | None) -> Loaded[Pipeline]:
+            return load_pipeline(os.path.join(folder or "", other), Pipeline)
 
         try:
             tasks = compile_pipeline(loaded.pipeline, params=params, environ=os.environ, folder=folder, load=load)
