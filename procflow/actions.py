@@ -1,4 +1,4 @@
-"""Actions: what the scheduler tells the engine to do; and the two outcomes that no executor makes. Passive records."""
+"""Actions: what the scheduler tells the engine to do; and the inputs that come from no executor. Passive records."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from procflow.events import Event
 from procflow.graph import TaskUnit
 from procflow.ref import Ref
 
-__all__ = ["Action", "Kill", "Record", "StopAsked", "Submit", "Tick"]
+__all__ = ["Action", "Kill", "Measured", "Record", "StopAsked", "Submit", "Tick"]
 
 
 @dataclass(slots=True)
@@ -60,3 +60,11 @@ class StopAsked:
     """The run is to end: running attempts are stopped, nothing new starts. ``reason`` is for people."""
 
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """A sample of memory: bytes by attempt key, and bytes of the whole run."""
+
+    rss_bytes: Mapping[int, int]
+    total_bytes: int

@@ -31,9 +31,11 @@ __all__ = [
     "Usage",
 ]
 
-Cause = Literal["error", "timeout", "idle", "crash", "oom", "cancelled", "spawn"]
-"""Why an attempt ended badly. ``error``: the step raised. ``timeout``, ``idle``: its clock ran out. ``crash``: its worker died by
-itself. ``oom``: stopped for memory. ``cancelled``: stopped because its block no longer needs it. ``spawn``: no worker."""
+Cause = Literal["error", "timeout", "idle", "crash", "oom", "pressure", "cancelled", "spawn"]
+"""Why an attempt ended badly. ``error``: the step raised. ``timeout``, ``idle``: its clock ran out. ``crash``: its
+worker died by itself. ``oom``: over its own memory limit. ``pressure``: the run as a whole was short of memory.
+``cancelled``: stopped because its block no longer needs it. ``spawn``: no worker.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +43,9 @@ class Failure:
     """Why an attempt failed, as data.
 
     ``traceback`` is text with the user's frames only (procflow's own are cut), causes first. ``user_place`` is
-    ``file:line`` of the deepest frame in the user's code. ``exception`` is the pickled exception where it could be pickled
-    *and* rebuilt in the worker, else None; nobody but the Python API opens it. ``kinds`` are the names of the
-    exception's classes, most specific first, without BaseException and object.
+    ``file:line`` of the deepest frame in the user's code. ``exception`` is the pickled exception where it could be
+    pickled *and* rebuilt in the worker, else None; nobody but the Python API opens it. ``kinds`` are the names of
+    the exception's classes, most specific first, without BaseException and object.
     """
 
     cause: Cause
@@ -145,7 +147,8 @@ class Progressed:
     """A sign of life from a running attempt.
 
     For a map: ``indices`` are items that ended well since the last report, ``chunk`` opens to the list of their
-    values, ``failures`` are items that raised. ``done`` and ``total`` come from ``step.progress``; a bare heartbeat has nothing.
+    values, ``failures`` are items that raised. ``done`` and ``total`` come from ``step.progress``; a bare heartbeat
+    has nothing.
     """
 
     key: int

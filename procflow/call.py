@@ -48,13 +48,13 @@ class StepCall:
     """What to run for one step.
 
     ``function`` is ``module:name`` or a callable. ``args`` and ``kwargs`` are argument trees. ``outputs`` are the
-    names to publish: one name takes the whole value, several take the keys of a mapping or the members of
-    a tuple, ``"*"`` takes every key of a mapping, ``()`` publishes nothing. ``options`` holds the constants of
-    the kind (see ``procflow/steps/``). ``when`` is a condition in text, checked by the worker before anything
-    else: where it is false, the attempt ends as skipped; ``constants`` are the names it may read besides values (``params``,
-    ``env``, ``run``). ``params`` are the step's own, for ``step.params``; the compiler has put them into ``kwargs`` where the
-    kind passes them on. ``folder`` is put on ``sys.path`` so that modules beside the
-    pipeline file can be imported. ``item_name`` is set for the body of a map: the name under which it reads the item.
+    names to publish: one name takes the whole value, several take the keys of a mapping or the members of a tuple,
+    ``"*"`` takes every key of a mapping, ``()`` publishes nothing. ``options`` holds the constants of the kind (see
+    ``procflow/steps/``). ``when`` is a condition in text, checked by the worker before anything else: where it is
+    false, the attempt ends as skipped; ``constants`` are the names it may read besides values (``params``, ``env``,
+    ``run``). ``params`` are the step's own, for ``step.params``; the compiler has put them into ``kwargs`` where
+    the kind passes them on. ``folder`` is put on ``sys.path`` so that modules beside the pipeline file can be
+    imported. ``item_name`` is set for the body of a map: the name under which it reads the item.
     """
 
     kind: Kind

@@ -4,9 +4,10 @@
         ^                          │
         └── outcomes <── wait <── executors
 
-Clock, executors, store and observers are passed in; the engine decides nothing. Records are stored in groups: at the latest
-``COMMIT_S`` after the first, and always before an attempt starts that builds on them. Observers hear of a record only once it
-is durable, so what was announced stays true after any crash. Observers may fail without harm; the store may not.
+Clock, executors, store and observers are passed in; the engine decides nothing. Records are stored in groups: at
+the latest ``COMMIT_S`` after the first, and always before an attempt starts that builds on them. Observers hear of
+a record only once it is durable, so what was announced stays true after any crash. Observers may fail without harm;
+the store may not.
 """
 
 from __future__ import annotations
@@ -55,8 +56,8 @@ class Waiter(Protocol):
 class Engine:
     """Drives one run to its end.
 
-    ``executors`` are by name, ``waiter`` waits for all of them. ``open_log`` makes the log of an attempt from label, item and
-    number. ``failed_observers`` are those that raised and were dropped, with the error.
+    ``executors`` are by name, ``waiter`` waits for all of them. ``open_log`` makes the log of an attempt from
+    label, item and number. ``failed_observers`` are those that raised and were dropped, with the error.
     """
 
     def __init__(

@@ -1,8 +1,9 @@
 """Events: one frozen record per thing that happens in a run.
 
-The scheduler makes them, the engine stamps and stores them, and store, progress and reports all read the same records.
-``at`` is seconds since the run began, on the monotonic clock. ``path`` is the declared position (``0.2``), ``label`` the
-names on the way (``fetch/fetch_sales``), ``item`` the items of enclosing maps and its own (``3/17``; empty outside maps).
+The scheduler makes them, the engine stamps and stores them, and store, progress and reports all read the same
+records. ``at`` is seconds since the run began, on the monotonic clock. ``path`` is the declared position (``0.2``),
+``label`` the names on the way (``fetch/fetch_sales``), ``item`` the items of enclosing maps and its own (``3/17``;
+empty outside maps).
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ __all__ = [
     "BlockFinished",
     "BlockStarted",
     "Event",
+    "ItemsDone",
+    "Role",
     "RunFinished",
     "RunStarted",
     "Status",
@@ -29,6 +32,8 @@ __all__ = [
 
 Status = Literal["succeeded", "failed", "skipped", "cancelled"]
 """How a step, a block or an attempt ended. A run may also be ``partial`` (tolerated failures) or ``timed_out``."""
+Role = Literal["member", "gate", "expand", "merger", "batch"]
+"""What a task is for: a declared step; a block's condition, a map's items, a block's merge; some items of a map."""
 RunStatus = Literal["succeeded", "partial", "failed", "timed_out", "cancelled"]
 
 
@@ -42,7 +47,7 @@ class RunStarted:
 
 @dataclass(frozen=True, slots=True)
 class AttemptStarted:
-    """An attempt was handed to an executor. ``key`` joins it with its end."""
+    """An attempt was handed to an executor. ``key`` joins it with its end; ``role`` says what the task is for."""
 
     at: float
     key: int
@@ -51,13 +56,15 @@ class AttemptStarted:
     item: str
     number: int
     executor: str
+    role: Role = "member"
 
 
 @dataclass(frozen=True, slots=True)
 class AttemptFinished:
-    """An attempt ended. ``status`` is lost where its worker died or was killed; ``final`` is False where another attempt follows.
+    """An attempt ended. ``status`` is lost where its worker died or was killed; another attempt follows in ``retry_in_s``.
 
-    ``outputs`` are the refs it published (for a map's items: one chunk under the name ``""``), ``count`` the items it finished.
+    ``outputs`` are the refs it published. For items of a map: one chunk under the name ``""`` with the values of
+    ``indices``, and ``count`` items finished. ``pages`` are the items that an expand found.
     """
 
     at: float
@@ -76,6 +83,22 @@ class AttemptFinished:
     metrics: Mapping[str, float] = field(default_factory=dict)
     cost: float = 0.0
     count: int = 1
+    role: Role = "member"
+    indices: range | tuple[int, ...] = ()
+    pages: tuple[tuple[Ref, int], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ItemsDone:
+    """Items of a batch that still runs ended well; ``chunk`` opens to the list of their values."""
+
+    at: float
+    key: int
+    path: str
+    label: str
+    item: str
+    indices: range | tuple[int, ...]
+    chunk: Ref
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +117,8 @@ class StepProgress:
 class StepFinished:
     """A leaf step reached its final state. ``reason`` says why it was skipped or cancelled.
 
-    For an item of a map it is sent only where the item did not succeed.
+    ``kept`` steps succeeded in an earlier session of the run (or in the run it retries) and were not run. For an
+    item of a map it is sent only where the item did not succeed.
     """
 
     at: float
@@ -107,6 +131,7 @@ class StepFinished:
     failure: Failure | None = None
     reason: str = ""
     tolerated: bool = False
+    kept: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +192,7 @@ Event = (
     RunStarted
     | AttemptStarted
     | AttemptFinished
+    | ItemsDone
     | StepProgress
     | StepFinished
     | BlockStarted

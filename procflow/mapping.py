@@ -1,8 +1,9 @@
 """Mapping: which items of a map form the next batch, and what is known of each. Pure.
 
-Batches are contiguous items of one page, or items that run again. Their size follows the measured time of an item, aims at
-``BATCH_S`` and shrinks towards the end so that no worker is left with a long tail. Items run in the order of the batch, so when a
-worker dies the culprit is among those not yet reported; where that is more than one, each runs alone next.
+Batches are contiguous items of one page, or items that run again. Their size follows the measured time of an item,
+aims at ``BATCH_S`` and shrinks towards the end so that no worker is left with a long tail. Items run in the order
+of the batch, so when a worker dies the culprit is among those not yet reported; where that is more than one, each
+runs alone next.
 """
 
 from __future__ import annotations

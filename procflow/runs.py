@@ -1,7 +1,7 @@
 """Run-time records of units: what the scheduler knows of each task, block and map while the run goes on.
 
-Only the scheduler changes these. They hold state and small questions about it; every decision stands in ``scheduler.py``
-(blocks and tasks) and ``mapping.py`` (items). Pure.
+Only the scheduler changes these. They hold state and small questions about it; every decision stands in
+``scheduler.py`` (blocks and tasks) and ``mapping.py`` (items). Pure.
 """
 
 from __future__ import annotations
@@ -23,11 +23,12 @@ Role = Literal["member", "gate", "expand", "merger", "batch"]
 class UnitRun:
     """A unit of one scope instance.
 
-    ``unmet`` counts members before it that have not settled. ``after`` is the number of records that had been made when nothing
-    held it back any more: those must be durable before it starts.
+    ``kept`` says that its result comes from an earlier session. ``unmet`` counts members before it that have not
+    settled. ``after`` is the number of records that had been made when nothing held it back any more: those must be
+    durable before it starts.
     """
 
-    __slots__ = ("after", "failure", "labels", "published", "reason", "scope", "seq", "state", "unit", "unmet")
+    __slots__ = ("after", "failure", "kept", "labels", "published", "reason", "scope", "seq", "state", "unit", "unmet")
 
     unit: Unit
 
@@ -42,6 +43,7 @@ class UnitRun:
         self.failure: Failure | None = None
         self.reason = ""
         self.after = 0
+        self.kept = False
 
     @property
     def item(self) -> str:
@@ -59,10 +61,16 @@ class UnitRun:
 
 
 class TaskRun(UnitRun):
-    """A task. ``number`` is the current attempt; ``charges`` counts failures by cause; ``doomed`` is why it is being stopped."""
+    """A task.
+
+    ``number`` is the current attempt; ``charges`` counts failures by cause; ``doomed`` is why it is being stopped.
+    ``memory_bytes`` is what it reserves (more than declared after it ran out of memory), ``alone`` says that
+    nothing may run beside it.
+    """
 
     __slots__ = (
-        "charges", "clock", "doomed", "idle_clock", "items", "key", "number", "reported", "role", "started_at",
+        "alone", "charges", "clock", "doomed", "idle_clock", "items", "key", "memory_bytes", "number", "peak_bytes",
+        "reported", "role", "started_at",
     )  # fmt: skip
 
     unit: TaskUnit
@@ -81,6 +89,9 @@ class TaskRun(UnitRun):
         self.doomed: Cause | None = None
         self.items: Items | None = None
         self.reported: set[int] | None = None
+        self.memory_bytes = unit.memory_bytes
+        self.peak_bytes = 0
+        self.alone = False
 
     @property
     def item_label(self) -> str:
@@ -92,15 +103,16 @@ class TaskRun(UnitRun):
 class ScopeRun(UnitRun):
     """A block.
 
-    ``active`` members hold one of its ``max_parallelism`` places, ``parked`` ones wait; ``holds`` says that it takes a place in
-    its own block. ``hidden`` is the gate, expand or merger at work. ``forgiven`` counts failed members that said
-    ``on_error: continue``, ``own_failures`` failures that are no member's (a hidden task's, an item's). ``ending`` is why it ends
-    before its members do: ``enough`` (join), ``failed`` (on_error: stop), ``timeout`` or ``cancelled``.
+    ``active`` members hold one of its ``max_parallelism`` places, ``parked`` ones wait; ``holds`` says that it
+    takes a place in its own block. ``hidden`` is the gate, expand or merger at work. ``forgiven`` counts failed
+    members that said ``on_error: continue``, ``own_failures`` failures that are no member's (a hidden task's, an
+    item's). ``ending`` is why it ends before its members do: ``enough`` (join), ``failed`` (on_error: stop),
+    ``timeout`` or ``cancelled``. ``tainted`` says that a step it depends on runs again, so nothing in it is kept.
     """
 
     __slots__ = (
         "active", "attempt", "clock", "cost", "ending", "failed", "forgiven", "gated", "hidden", "holds", "members",
-        "opened_at", "own_failures", "parked", "successes", "unsettled", "values", "work_s",
+        "opened_at", "own_failures", "parked", "successes", "tainted", "unsettled", "values", "work_s",
     )  # fmt: skip
 
     unit: ScopeUnit
@@ -120,6 +132,7 @@ class ScopeRun(UnitRun):
         self.ending: Literal["enough", "failed", "timeout", "cancelled"] | None = None
         self.forgiven = 0
         self.own_failures = 0
+        self.tainted = False
         self.hidden: TaskRun | None = None
         self.holds = False
         self.gated = False
@@ -178,14 +191,17 @@ class ScopeRun(UnitRun):
 class MapRun(ScopeRun):
     """A map. Its items are counted, not kept: a run of items is one batch task, or one open scope an item.
 
-    ``pages`` are ``(first, count, ref)``; ``cursor`` is the next item never started; ``again`` are items to run again; ``alone``
-    are those that must run in a batch of their own, because one of them took its worker down. ``failures`` are final. ``head`` is
-    the batch that waits for its start (it takes its items only then), ``live`` are the open iterations by item.
+    ``pages`` are ``(first, count, ref)``; ``cursor`` is the next item never started; ``again`` are items to run
+    again; ``alone`` are those that must run in a batch of their own, because one of them took its worker down.
+    ``failures`` are final. ``head`` is the batch that waits for its start (it takes its items only then), ``live``
+    are the open iterations by item. ``losses`` counts how often an item was among those that may have taken a
+    worker down. ``memory_bytes`` is what a batch reserves after one ran out of memory; ``pressed`` makes the next
+    batch run alone.
     """
 
     __slots__ = (
-        "again", "alone", "charges", "chunks", "cursor", "expanded", "failures", "head", "item_s", "live", "measured", "page",
-        "pages", "size",
+        "again", "alone", "charges", "chunks", "cursor", "expanded", "failures", "head", "item_s", "live", "losses",
+        "measured", "memory_bytes", "page", "pages", "pressed", "size",
     )  # fmt: skip
 
     unit: MapUnit
@@ -204,6 +220,9 @@ class MapRun(ScopeRun):
         self.failures: dict[int, Failure] = {}
         self.chunks: list[tuple[range | tuple[int, ...], Ref]] = []
         self.head: TaskRun | None = None
+        self.losses: dict[int, int] = {}
+        self.memory_bytes: int | None = None
+        self.pressed = False
         self.item_s = 0.0
         self.measured = 0
 

@@ -2,17 +2,19 @@
 
     handle(outcome, now) -> list[Action]
 
-Outcomes of attempts, ticks and a wish to stop go in; submissions, kills and records come out. It never reads a clock,
-draws a random number, waits, logs or touches the world, so the same input gives the same decisions, in the real run as in
-tests and simulations. State changes only here, and only by moves that stand in ``states.TRANSITIONS``.
+Outcomes of attempts, ticks and a wish to stop go in; submissions, kills and records come out. It never reads a
+clock, draws a random number, waits, logs or touches the world, so the same input gives the same decisions, in the
+real run as in tests and simulations. State changes only here, and only by moves that stand in
+``states.TRANSITIONS``.
 
-How a member of a block lives: it waits until ``unmet`` is zero, becomes ready, and starts when its block has a place and the
-budget has room. When it settles, its block counts it, publishes what it wrote, lets those behind it go, and closes once
-nothing is left; closing merges and settles the block in its own block. Settling is a queue, not a recursion, because chains may be
-a hundred thousand long. A timer that no longer means anything is dropped when it comes up.
+How a member of a block lives: it waits until ``unmet`` is zero, becomes ready, and starts when its block has a
+place and the budget has room. When it settles, its block counts it, publishes what it wrote, lets those behind it
+go, and closes once nothing is left; closing merges and settles the block in its own block. Settling is a queue, not
+a recursion, because chains may be a hundred thousand long. A timer that no longer means anything is dropped when it
+comes up.
 
-The file is longer than 400 lines because it is the one place where decisions are made. The rules of a map's items stand in
-``mapping.py``, the choice of the next task in ``ready.py``, the pause before a retry in ``retries.py``.
+The file is longer than 400 lines because it is the one place where decisions are made. The rules of a map's items
+stand in ``mapping.py``, the choice of the next task in ``ready.py``, the pause before a retry in ``retries.py``.
 """
 
 from __future__ import annotations
@@ -20,12 +22,12 @@ from __future__ import annotations
 import heapq
 import pickle
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from procflow import mapping, merge, retries
-from procflow.actions import Action, Kill, Record, StopAsked, Submit, Tick
+from procflow.actions import Action, Kill, Measured, Record, StopAsked, Submit, Tick
 from procflow.attempt import (
     Cause,
     Failed,
@@ -46,6 +48,7 @@ from procflow.events import (
     BlockFinished,
     BlockStarted,
     Event,
+    ItemsDone,
     RunFinished,
     RunStarted,
     RunStatus,
@@ -53,33 +56,52 @@ from procflow.events import (
     StepFinished,
     StepProgress,
 )
-from procflow.graph import MergeSpec, ScopeUnit, TaskGraph, TaskUnit, walk
+from procflow.graph import MergeSpec, ScopeUnit, TaskGraph, TaskUnit, Unit, walk
+from procflow.kept import Kept
 from procflow.ready import Budget, Ready
 from procflow.ref import Element, Inline, Ref
 from procflow.runs import MapRun, Role, ScopeRun, TaskRun, UnitRun, instantiate
 from procflow.states import TRANSITIONS, State
+from procflow.units import size_text
 
 __all__ = ["Scheduler"]
 
+HOLD_SHARE = 0.90
+"""Above this share of the memory budget nothing more is started."""
+PRESSURE_SHARE = 0.95
+"""Above this share the youngest attempt is stopped and run again alone."""
+CRASH_WINDOW_S = 60.0
+"""So many workers may die in this time, with no success between, before the run stops: ``max(5, 2 x slots)``."""
+RETRIES_MIN = 10
+"""Retries that a run always allows, whatever share of its attempts they are."""
 STORY = 400
 """Moves kept for the story of an internal error."""
 
-Input = Outcome | Tick | StopAsked
+Input = Outcome | Tick | StopAsked | Measured
 
 
 class Scheduler:
     """The decisions of one run.
 
-    ``slots`` are the cores of each executor, ``memory_bytes`` the budget for declared memory (None: no limit).
-    ``start`` is called once, then ``handle`` until ``finished``; ``next_deadline`` says when to come back without an outcome.
+    ``slots`` are the cores of each executor, ``memory_bytes`` the budget for memory (None: no limit), ``kept`` the
+    results of an earlier session. ``start`` is called once, then ``handle`` until ``finished``; ``next_deadline``
+    says when to come back without an outcome.
     """
 
     def __init__(
-        self, graph: TaskGraph, *, slots: Mapping[str, int], memory_bytes: int | None = None, run_id: str = "run"
+        self,
+        graph: TaskGraph,
+        *,
+        slots: Mapping[str, int],
+        memory_bytes: int | None = None,
+        run_id: str = "run",
+        kept: Kept | None = None,
     ) -> None:
         self.graph = graph
         self.run_id = run_id
         self.slots = dict(slots)
+        self.memory_bytes = memory_bytes
+        self.kept = kept
         self.ready = Ready(Budget(slots, memory_bytes, graph.resources))
         self.root = ScopeRun(graph.root, None, 0, ())
         self.running: dict[int, TaskRun] = {}
@@ -89,6 +111,10 @@ class Scheduler:
         self.tolerated = 0
         self.late = 0
         self.records = 0
+        self.attempts_over = 0
+        self.retries = 0
+        self._crashes: deque[float] = deque()
+        self._kept_refs: dict[int, Ref] = {}
         self._actions: list[Action] = []
         self._settling: deque[TaskRun | ScopeRun] = deque()
         self._timers: list[tuple[float, int, str, Any, Any]] = []
@@ -117,6 +143,8 @@ class Scheduler:
             pass
         elif isinstance(outcome, StopAsked):
             self._stop(outcome.reason)
+        elif isinstance(outcome, Measured):
+            self._measured(outcome)
         else:
             task = self.running.get(outcome.key)
             if task is None:
@@ -187,7 +215,8 @@ class Scheduler:
         self._move(run, "ready")
         run.after = after
         if isinstance(run, TaskRun):
-            self.ready.push(run)
+            if self.kept is None or not self._keep(run, self.kept):
+                self.ready.push(run)
             return
         assert run.scope is not None
         if run.scope.full:
@@ -245,9 +274,12 @@ class Scheduler:
             values[name] = ref
         if task.role == "merger":
             values["results"] = _for_merger(scope)
+        if task.number == 0 and self.kept is not None:
+            task.number = self.kept.attempts(unit.path, task.item_label)
         self._key += 1
         task.key = self._key
         task.number += 1
+        task.peak_bytes = 0
         task.started_at = self._now
         self._move(task, "running")
         self.running[task.key] = task
@@ -287,6 +319,127 @@ class Scheduler:
         if task.role in ("member", "batch"):
             self._leave(scope)
 
+    # -- results of an earlier session -------------------------------------------------------------------------
+
+    def _keep(self, task: TaskRun, kept: Kept) -> bool:
+        """Use the task's earlier result, unless something it builds on is made anew."""
+        scope = task.scope
+        assert scope is not None
+        found = kept.task(task.unit.path, task.item, task.role) if task.role != "batch" else None
+        if found is None or not self._unchanged(task, scope):
+            return False
+        for ref in [*found.outputs.values(), *(page for page, _ in found.pages)]:
+            self._kept_refs[id(ref)] = ref
+        task.kept = True
+        self._move(task, "skipped" if found.skipped else "succeeded")
+        if task.role == "member":
+            task.published = dict(found.outputs)
+            self._step_finished(task, "skipped" if found.skipped else "succeeded")
+            self._settling.append(task)
+            return True
+        scope.hidden = None
+        if found.skipped:
+            self._settle(scope, "skipped", "its condition is false")
+        else:
+            scope.kept = True
+            self._hidden_done(task, scope, found.outputs, found.pages)
+        return True
+
+    def _unchanged(self, task: TaskRun, scope: ScopeRun) -> bool:
+        """All that the task builds on was kept too."""
+        if scope.tainted:
+            return False
+        if task.role == "member" and not all(scope.members[i].kept for i in task.unit.strict):
+            return False
+        if task.role == "merger" and not self._all_kept(scope):
+            return False
+        return all(id(scope.lookup(name)) in self._kept_refs for name in task.unit.reads)
+
+    def _all_kept(self, scope: ScopeRun) -> bool:
+        """Every value of the block comes from an earlier session."""
+        if isinstance(scope, MapRun):
+            return scope.kept
+        return all(m.kept for m in scope.members if m.state == "succeeded")
+
+    def _is_tainted(self, scope: ScopeRun) -> bool:
+        outer = scope.scope
+        if outer is None:
+            return False
+        strict = () if isinstance(outer, MapRun) else scope.unit.strict
+        return outer.tainted or not all(outer.members[i].kept for i in strict)
+
+    def _keep_items(self, run: MapRun, kept: Kept) -> None:
+        """Take the items of a map that are done already; a map is kept only if all of them are."""
+        body = run.unit.body
+        if not run.kept or not isinstance(body, TaskUnit):
+            return
+        run.kept = False
+        if run.tainted or not all(id(run.lookup(name)) in self._kept_refs for name in body.reads):
+            return
+        for indices, chunk in kept.items(run.unit.path, run.item):
+            mapping.done(run, indices, chunk)
+        if run.chunks:
+            mapping.start_over(run)
+        run.kept = run.successes == run.size
+
+    # -- memory ------------------------------------------------------------------------------------------------
+
+    def _measured(self, sample: Measured) -> None:
+        """Stop what is over its own limit; when the run as a whole is short, stop starting, then stop the youngest."""
+        for key, rss_bytes in sample.rss_bytes.items():
+            task = self.running.get(key)
+            if task is None:
+                continue
+            task.peak_bytes = max(task.peak_bytes, rss_bytes)
+            if task.doomed is None and task.memory_bytes is not None and rss_bytes > task.memory_bytes:
+                self._doom(task, "oom")
+        if self.memory_bytes is None:
+            return
+        share = sample.total_bytes / self.memory_bytes
+        self.ready.held = share > HOLD_SHARE
+        if share <= PRESSURE_SHARE or any(t.doomed for t in self.running.values()):
+            return
+        running = [t for t in self.running.values() if t.key in sample.rss_bytes]
+        if len(running) > 1:
+            self._doom(max(running, key=lambda t: (t.started_at, t.key)), "pressure")
+        elif running and share > 1.0:
+            self._doom(running[0], "oom")
+
+    def _again_alone(self, task: TaskRun, scope: ScopeRun, failure: Failure, outcome: Outcome) -> None:
+        """An attempt that was stopped for the run's sake runs again with the machine to itself, without a charge."""
+        usage = outcome.usage if isinstance(outcome, (Succeeded, Skipped, Failed, Lost)) else Usage()
+        self._finish_attempt(task, usage, "lost", failure=failure, retry_in_s=0.0, count=0)
+        if task.role == "batch":
+            assert isinstance(scope, MapRun)
+            self._move(task, "failed")
+            assert task.items is not None
+            if scope.ending is None:
+                mapping.again(scope, mapping.remaining(task.items, task.reported or set()))
+                scope.pressed = True
+            self._feed(scope)
+            self._maybe_close(scope)
+            return
+        task.alone = True
+        self._move(task, "ready")
+        if scope.ending is None:
+            self.ready.push(task)
+        else:
+            self._settle_hidden_or_member(task, scope, "cancelled", scope.reason)
+
+    def _more_memory(self, task: TaskRun, peak_bytes: int | None) -> bool:
+        """Reserve more for the next attempt of a task that ran out of memory; False where the run has no room for it."""
+        reserved = task.memory_bytes or 0
+        wanted = max(2 * reserved, int((peak_bytes or 0) * 1.25))
+        if self.memory_bytes is not None:
+            if reserved >= self.memory_bytes:
+                return False
+            wanted = min(wanted, self.memory_bytes)
+        if isinstance(task.scope, MapRun) and task.role == "batch":
+            task.scope.memory_bytes = max(wanted, task.scope.memory_bytes or 0)
+        else:
+            task.memory_bytes = wanted
+        return True
+
     # -- blocks ------------------------------------------------------------------------------------------------
 
     def _open(self, scope: ScopeRun) -> None:
@@ -298,12 +451,15 @@ class Scheduler:
         scope.attempt += 1
         if scope.attempt == 1:
             scope.opened_at = self._now
+            if self.kept is not None:
+                scope.tainted = self._is_tainted(scope)
             for name, outer in unit.imports.items():
                 ref = scope.scope.lookup(outer) if scope.scope is not None else None
                 if ref is not None:
                     scope.values[name] = ref
         if unit.timeout_s is not None and scope.clock is None:
-            scope.clock = self._now + unit.timeout_s
+            used = self.kept.consumed_s(unit.path, scope.item) if self.kept is not None else 0.0
+            scope.clock = self._now + max(0.0, unit.timeout_s - used)
             self._timer(scope.clock, "scope", scope, scope.clock)
         if unit.gate is not None and not scope.gated:
             self._hide(unit.gate, scope, "gate")
@@ -436,13 +592,15 @@ class Scheduler:
         self._give_back(task, scope)
         task.clock = task.idle_clock = None
         scope.work_s += outcome.usage.wall_s or self._now - task.started_at
+        self.attempts_over += 1
         doomed, task.doomed = task.doomed, None
         if doomed == "cancelled":
             self._finish_attempt(task, outcome.usage, "cancelled", count=0)
             self._settle_hidden_or_member(task, scope, "cancelled", scope.reason)
+        elif doomed == "pressure":
+            self._again_alone(task, scope, _stopped(task, doomed, outcome), outcome)
         elif doomed is not None:
-            failure = _overdue(task.unit, doomed, outcome)
-            self._ended_badly(task, scope, failure, outcome, lost=True)
+            self._ended_badly(task, scope, _stopped(task, doomed, outcome), outcome, lost=True)
         elif isinstance(outcome, Succeeded):
             scope.cost += outcome.cost
             self._ended_well(task, scope, outcome)
@@ -453,6 +611,7 @@ class Scheduler:
             self._ended_badly(task, scope, outcome.failure, outcome, lost=isinstance(outcome, Lost))
 
     def _ended_well(self, task: TaskRun, scope: ScopeRun, outcome: Succeeded) -> None:
+        self._crashes.clear()
         if task.role == "batch":
             assert isinstance(scope, MapRun)
             self._batch_ended_well(task, scope, outcome)
@@ -465,14 +624,20 @@ class Scheduler:
             return
         self._move(task, "succeeded")
         scope.hidden = None
+        self._hidden_done(task, scope, outcome.outputs, outcome.pages)
+
+    def _hidden_done(
+        self, task: TaskRun, scope: ScopeRun, outputs: Mapping[str, Ref], pages: Sequence[tuple[Ref, int]]
+    ) -> None:
+        """A block's gate, merger or expand has done its part."""
         if task.role == "gate":
             self._begin(scope, self.records)
         elif task.role == "merger":
-            scope.published = dict(outcome.outputs)
+            scope.published = dict(outputs)
             self._settle(scope, "succeeded")
         else:
             assert isinstance(scope, MapRun)
-            mapping.add_pages(scope, outcome.pages)
+            mapping.add_pages(scope, pages)
             scope.after = self.records
             self._begin_items(scope)
 
@@ -481,6 +646,8 @@ class Scheduler:
     ) -> None:
         """A failed or lost attempt: another one after a pause, or the end of the task."""
         status = "lost" if lost else "failed"
+        if failure.cause in ("crash", "spawn"):
+            self._crashed(failure)
         if task.role == "batch":
             assert isinstance(scope, MapRun)
             self._finish_attempt(task, outcome.usage, status, failure=failure, count=0)
@@ -489,13 +656,38 @@ class Scheduler:
         task.failure = failure
         if task.charges is None:
             task.charges = {}
-        pause = retries.pause(task.unit.retry, failure, task.charges, f"{self.run_id}:{task.unit.label}:{task.item}")
+        pause = self._pause(task.unit, failure, task.charges, task.item)
+        if pause is not None and failure.cause == "oom" and not self._more_memory(task, failure.peak_rss_bytes):
+            pause = None
         self._finish_attempt(task, outcome.usage, status, failure=failure, retry_in_s=pause)
         if pause is None or scope.ending is not None:
             self._settle_hidden_or_member(task, scope, "failed", "")
             return
         self._move(task, "retrying")
         self._timer(self._now + pause, "retry", task, task.number)
+
+    def _pause(self, unit: Unit, failure: Failure, charges: dict[str, int], item: str) -> float | None:
+        """The pause before another attempt; None where the step, or the run as a whole, has no retry left."""
+        pause = retries.pause(unit.retry, failure, charges, f"{self.run_id}:{unit.label}:{item}")
+        if pause is None:
+            return None
+        if self.retries >= max(RETRIES_MIN, self.graph.retry_share * self.attempts_over):
+            return None
+        self.retries += 1
+        return pause
+
+    def _crashed(self, failure: Failure) -> None:
+        """Workers that die one after the other mean a bad host or a bad import, not bad steps: stop early and say so."""
+        crashes = self._crashes
+        crashes.append(self._now)
+        while crashes[0] < self._now - CRASH_WINDOW_S:
+            crashes.popleft()
+        if len(crashes) > max(5, 2 * sum(self.slots.values())) and self.root.ending is None:
+            reason = (
+                f"{len(crashes)} workers died within {CRASH_WINDOW_S:g} s and no step succeeded between ({failure})"
+            )
+            self.root.failure = failure
+            self._end_early(self.root, "failed", f"the run stops early: {reason}")
 
     def _settle_hidden_or_member(self, task: TaskRun, scope: ScopeRun, state: Status, reason: str) -> None:
         """A member settles itself; what happens to a gate, expand or merger happens to its block."""
@@ -533,7 +725,8 @@ class Scheduler:
         self._record(
             AttemptFinished(
                 self._at(), task.key, unit.path, unit.label, task.item_label, task.number, unit.executor, status,
-                task.started_at - self._began, usage, failure, outputs, retry_in_s, metrics, cost, count,
+                task.started_at - self._began, usage, failure, outputs, retry_in_s, metrics, cost, count, task.role,
+                outcome.indices if outcome is not None else (), outcome.pages if outcome is not None else (),
             )
         )  # fmt: skip
 
@@ -544,6 +737,8 @@ class Scheduler:
         self._announce(run, run.size)
         if run.attempt > 1:
             mapping.start_over(run)
+        elif self.kept is not None:
+            self._keep_items(run, self.kept)
         run.failed = 0
         self._feed(run)
         self._maybe_close(run)
@@ -556,6 +751,8 @@ class Scheduler:
         if isinstance(body, TaskUnit):
             if run.head is None and mapping.has_work(run):
                 run.head = TaskRun(body, run, self._next_seq(), run.labels, "batch")
+                run.head.memory_bytes = run.memory_bytes or body.memory_bytes
+                run.head.alone, run.pressed = run.pressed, False
                 self._make_ready(run.head, run.after)
             return
         assert isinstance(body, ScopeUnit)
@@ -565,8 +762,13 @@ class Scheduler:
             assert items is not None
             index = items.indices[0]
             scope = instantiate(body, run, self._next_seq(), (*run.labels, str(index)))
-            scope.values[run.unit.item_name] = Element(items.page, index - items.first)
-            scope.values[INDEX] = Inline(pickle.dumps(index, protocol=5))
+            own: dict[str, Ref] = {
+                run.unit.item_name: Element(items.page, index - items.first),
+                INDEX: Inline(pickle.dumps(index, protocol=5)),
+            }
+            if id(items.page) in self._kept_refs:
+                self._kept_refs.update((id(ref), ref) for ref in own.values())
+            scope.values.update(own)
             run.live[index] = scope
             self._make_ready(scope, run.after)
 
@@ -599,9 +801,13 @@ class Scheduler:
         task.reported.update(outcome.indices)
         task.reported.update(index for index, _ in outcome.failures)
         mapping.done(run, outcome.indices, outcome.chunk)
+        unit = run.unit
+        if isinstance(outcome, Progressed) and outcome.chunk is not None:
+            self._record(
+                ItemsDone(self._at(), task.key, unit.path, unit.label, run.item, outcome.indices, outcome.chunk)
+            )
         for index, failure in outcome.failures:
             self._item_failed(run, index, failure)
-        unit = run.unit
         self._record(
             StepProgress(self._at(), unit.path, unit.label, run.item, run.successes + len(run.failures), run.size)
         )
@@ -626,19 +832,37 @@ class Scheduler:
         self._move(task, "failed")
         rest = mapping.remaining(task.items, task.reported or set())
         if run.ending is None and rest:
-            if lost and culprit is None and (len(rest) == 1 or run.unit.body.timeout_s is not None):
+            if culprit is None and lost and (len(rest) == 1 or run.unit.body.timeout_s is not None):
                 culprit = rest[0]
             if not lost:
                 for index in rest:
                     self._item_failed(run, index, failure)
-            elif culprit in rest:
-                self._item_failed(run, culprit, failure)
-                mapping.again(run, [i for i in rest if i != culprit])
             else:
-                run.alone.update(rest)
-                mapping.again(run, rest)
+                self._batch_lost(task, run, failure, rest, culprit if culprit in rest else None)
         self._feed(run)
         self._maybe_close(run)
+
+    def _batch_lost(self, task: TaskRun, run: MapRun, failure: Failure, rest: list[int], culprit: int | None) -> None:
+        """The batch lost its worker: innocent items start again; an item that does it twice is set aside."""
+        suspects = rest if culprit is None else [culprit]
+        mapping.again(run, [i for i in rest if i not in suspects])
+        if failure.cause != "crash":
+            if failure.cause == "oom":
+                self._more_memory(task, failure.peak_rss_bytes)
+            if culprit is None:
+                run.alone.update(rest)
+                mapping.again(run, rest)
+            else:
+                self._item_failed(run, culprit, failure)
+            return
+        for index in suspects:
+            run.losses[index] = run.losses.get(index, 0) + 1
+        if culprit is not None and run.losses[culprit] > 1:
+            message = f"set aside: {failure.message}, {run.losses[culprit]} times in a row"
+            self._item_over(run, culprit, replace(failure, type="Quarantined", message=message), run.losses[culprit])
+            return
+        run.alone.update(suspects)
+        mapping.again(run, suspects)
 
     def _item_failed(self, run: MapRun, index: int, failure: Failure) -> None:
         """Another attempt of the item after a pause, or its end."""
@@ -647,15 +871,20 @@ class Scheduler:
         charges = run.charges.setdefault(index, {})
         unit = run.unit
         label = "/".join((*run.labels, str(index)))
-        pause = retries.pause(unit.body.retry, failure, charges, f"{self.run_id}:{unit.label}:{label}")
+        pause = self._pause(unit.body, failure, charges, label)
         if pause is not None:
             self._timer(self._now + pause, "item", run, index)
             return
+        del run.charges[index]
+        self._item_over(run, index, failure, sum(charges.values()))
+
+    def _item_over(self, run: MapRun, index: int, failure: Failure, attempts: int) -> None:
+        """The item failed for good."""
+        unit = run.unit
+        label = "/".join((*run.labels, str(index)))
         run.failures[index] = failure
         run.failed += 1
         self._count_own(run, 1)
-        attempts = sum(charges.values())
-        del run.charges[index]
         self._record(StepFinished(self._at(), unit.path, unit.label, label, "failed", attempts, (), failure, "", False))
         self._judge(run, f"item {index}")
 
@@ -673,6 +902,7 @@ class Scheduler:
                 last = iteration.members[-1].published if iteration.members else {}
                 ref: Ref = merge.as_value(last) if last else Inline(pickle.dumps(None, protocol=5))
                 mapping.done(run, range(index, index + 1), mapping.one(ref))
+                run.kept = run.kept and iteration.kept
                 if run.unit.need is not None and run.successes >= run.unit.need:
                     self._end_early(run, "enough", f"{run.successes} items succeeded")
             elif iteration.state == "failed":
@@ -730,16 +960,23 @@ class Scheduler:
         if isinstance(run, TaskRun):
             if state == "failed":
                 self.failures += 1
-            unit = run.unit
-            self._record(
-                StepFinished(
-                    self._at(), unit.path, unit.label, run.item, state, run.number, tuple(run.published),
-                    run.failure if state == "failed" else None, run.reason, state == "failed" and unit.tolerated,
-                )
-            )  # fmt: skip
+            self._step_finished(run, state)
         else:
+            if self.kept is not None and state == "succeeded":
+                run.kept = self._all_kept(run)
+                if run.kept:
+                    self._kept_refs.update((id(ref), ref) for ref in run.published.values())
             self._block_finished(run, state, None)
         self._settling.append(run)
+
+    def _step_finished(self, run: TaskRun, state: Status) -> None:
+        unit = run.unit
+        self._record(
+            StepFinished(
+                self._at(), unit.path, unit.label, run.item, state, run.number, tuple(run.published),
+                run.failure if state == "failed" else None, run.reason, state == "failed" and unit.tolerated, run.kept,
+            )
+        )  # fmt: skip
 
     def _block_finished(self, scope: ScopeRun, status: Status, retry_in_s: float | None) -> None:
         if scope.scope is None:
@@ -937,15 +1174,24 @@ def _failed_below(scope: ScopeRun) -> int:
     return count
 
 
-def _overdue(unit: TaskUnit, cause: Cause, outcome: Outcome) -> Failure:
-    """What a task that ran out of time is told of, whatever it did as it was being stopped."""
+def _stopped(task: TaskRun, cause: Cause, outcome: Outcome) -> Failure:
+    """What a task that was stopped is told of, whatever it did as it was being stopped."""
+    unit = task.unit
     if cause == "idle":
-        message = f"gave no sign of life (step.heartbeat, step.progress) for {unit.idle_timeout_s:g} s"
+        kind, message = "Timeout", f"gave no sign of life (step.heartbeat, step.progress) for {unit.idle_timeout_s:g} s"
+    elif cause == "timeout":
+        kind, message = "Timeout", f"took longer than its timeout of {unit.timeout_s:g} s"
+    elif cause == "pressure":
+        kind, message = "MemoryPressure", "stopped because the run as a whole was short of memory; it runs again alone"
+    elif task.memory_bytes is not None:
+        kind = "OutOfMemory"
+        message = f"used {size_text(task.peak_bytes)}, over its memory limit of {size_text(task.memory_bytes)}"
     else:
-        message = f"took longer than its timeout of {unit.timeout_s:g} s"
+        kind, message = "OutOfMemory", f"used {size_text(task.peak_bytes)}, more than the run may use"
     if isinstance(outcome, Lost):
-        return replace(outcome.failure, cause=cause, type="Timeout", message=message)
-    return Failure(cause, "Timeout", f"{message}; it ended while it was being stopped, so its result was dropped")
+        peak = max(task.peak_bytes, outcome.failure.peak_rss_bytes or 0) or None
+        return replace(outcome.failure, cause=cause, type=kind, message=message, peak_rss_bytes=peak)
+    return Failure(cause, kind, f"{message}; it ended while it was being stopped, so its result was dropped")
 
 
 def _first_failure(scope: ScopeRun) -> Failure:

@@ -147,6 +147,11 @@ class FakeExecutor:
             self.clock.now = max(self.clock.now, until)
         return []
 
+    @property
+    def running(self) -> int:
+        """How many attempts are out."""
+        return len(self._out)
+
     def close(self) -> None:
         """Nothing is held."""
 

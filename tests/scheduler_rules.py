@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 
-from procflow.actions import Action, Kill, Record, StopAsked, Submit, Tick
+from procflow.actions import Action, Kill, Measured, Record, StopAsked, Submit, Tick
 from procflow.attempt import Failed, Failure, Lost, Outcome, Progressed, Skipped, Started, Succeeded
 from procflow.events import AttemptFinished, AttemptStarted, RunFinished, StepFinished
 from procflow.graph import TaskUnit
@@ -41,7 +41,7 @@ def check(scheduler: Scheduler, cpus: dict[str, int], memory_bytes: int | None, 
         assert task.key == key
         assert task.state == "running"
         used_cpus[task.unit.executor] += task.unit.cpus
-        used_memory += task.unit.memory_bytes or 0
+        used_memory += task.memory_bytes or 0
         used_resources.update(task.unit.resources)
     budget = scheduler.ready.budget
     for name, total in cpus.items():
@@ -148,11 +148,19 @@ class World:
         if not kindly and roll > 0.97 and self.dead:
             self.send(Failed(self.random.choice(self.dead), Failure("error", "Late", "late")))
             return
-        if not kindly and roll > 0.9:
+        if not kindly and roll > 0.93:
+            self._measure()
+            return
+        if not kindly and roll > 0.85:
             kind = self.random.randrange(3)
             self.send([Started(key), Progressed(key, done=1.0, total=2.0)][kind] if kind < 2 else self._partial(key))
             return
         self._end(key, self._final(key, kindly))
+
+    def _measure(self) -> None:
+        """A random sample of memory: some over their limits, sometimes the run as a whole short."""
+        rss = {key: self.random.choice([10**8, 2 * 10**9, 4 * 10**9]) for key in self.out}
+        self.send(Measured(rss, self.random.choice([10**9, sum(rss.values()), 3_900_000_000])))
 
     def _partial(self, key: int) -> Outcome:
         left = self.left.get(key)

@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 
 from procflow import Graph, Map, Parallel, Pipeline, Sequence, Step
-from procflow.actions import Kill, Record, StopAsked, Submit, Tick
+from procflow.actions import Kill, Measured, Record, StopAsked, Submit, Tick
 from procflow.attempt import Failed, Failure, Lost, Succeeded
 from procflow.compiler import compile_pipeline
 from procflow.errors import InternalError
 from procflow.events import AttemptFinished, BlockFinished, StepFinished
+from procflow.kept import KeptTask
 from procflow.ref import Inline
 from procflow.scheduler import Scheduler
 from procflow.states import TRANSITIONS
@@ -64,7 +65,7 @@ def submits(actions: list[Any]) -> list[Submit]:
     return [a for a in actions if isinstance(a, Submit)]
 
 
-# -- what starts when ------------------------------------------------------------------------------------------------------
+# -- what starts when --------------------------------------------------------------------------------------------
 
 
 def test_higher_priority_starts_first() -> None:
@@ -134,7 +135,7 @@ def test_rate_limit_spaces_starts() -> None:
     assert [s - first for s in starts] == [0.0, 0.0, 10.0, 10.0, 20.0]
 
 
-# -- time ------------------------------------------------------------------------------------------------------------------
+# -- time --------------------------------------------------------------------------------------------------------
 
 
 def test_an_attempt_is_killed_when_its_timeout_is_over() -> None:
@@ -188,7 +189,7 @@ def test_items_of_a_map_have_a_clock_each() -> None:
     assert result.status == "succeeded"
 
 
-# -- retries ---------------------------------------------------------------------------------------------------------------
+# -- retries -----------------------------------------------------------------------------------------------------
 
 
 def test_pauses_between_attempts_grow_and_leave_the_slot() -> None:
@@ -252,7 +253,7 @@ def test_a_map_that_runs_again_runs_every_unfinished_item() -> None:
     assert tried == [0, 1, 1, 2, 3]
 
 
-# -- failures --------------------------------------------------------------------------------------------------------------
+# -- failures ----------------------------------------------------------------------------------------------------
 
 
 def test_stop_kills_the_siblings() -> None:
@@ -334,7 +335,7 @@ def test_stop_asked_cancels_everything_and_waits_for_what_runs() -> None:
     assert scheduler.status == "cancelled"
 
 
-# -- maps ------------------------------------------------------------------------------------------------------------------
+# -- maps --------------------------------------------------------------------------------------------------------
 
 
 def pages(scheduler: Scheduler, key: int, count: int, now: float = 0.0) -> list[Any]:
@@ -379,16 +380,26 @@ def test_a_batch_that_loses_its_worker_runs_its_items_alone() -> None:
         if item == 2:
             outcome = Lost(batch.key, Failure("crash", "Died", "", signal=11))
         actions = scheduler.handle(outcome, 2.0)
-    assert tried == [0, 1, 2, 3]
+    assert tried == [0, 1, 2, 3], "item 2 was a suspect once, so its second loss is its last"
     assert list(scheduler.root.members[0].failures) == [2]  # type: ignore[union-attr]
 
 
-def test_the_known_culprit_alone_is_charged() -> None:
+def test_a_known_culprit_runs_once_more_alone_and_is_then_set_aside() -> None:
     scheduler = world(Map("m", f, items=[0], batch=4, on_error="continue"), slots=1)
     actions = pages(scheduler, submits(scheduler.start(0.0))[0].key, 4)
-    first = submits(actions)[0]
-    actions = scheduler.handle(Lost(first.key, Failure("crash", "Died", ""), culprit=1), 1.0)
-    assert submits(actions)[0].items.indices == (0, 2, 3)  # type: ignore[union-attr]
+    tried = []
+    while not scheduler.finished:
+        batch = submits(actions)[0]
+        assert batch.items is not None
+        tried.append(tuple(batch.items.indices))
+        outcome: Any = Succeeded(batch.key, indices=batch.items.indices, chunk=Inline(b""))
+        if 1 in batch.items.indices:
+            outcome = Lost(batch.key, Failure("crash", "Died", "SIGKILL", signal=9), culprit=1)
+        actions = scheduler.handle(outcome, 1.0)
+    assert tried == [(0, 1, 2, 3), (0,), (1,), (2, 3)]
+    failure = scheduler.root.members[0].failures[1]  # type: ignore[union-attr]
+    assert (failure.type, failure.signal) == ("Quarantined", 9)
+    assert scheduler.status == "partial"
 
 
 def test_open_iterations_are_bounded() -> None:
@@ -404,7 +415,180 @@ def test_an_executor_that_forgets_items_is_found_out() -> None:
         scheduler.handle(Succeeded(submits(actions)[0].key, indices=(0,), chunk=Inline(b"")), 1.0)
 
 
-# -- durability and rules --------------------------------------------------------------------------------------------------
+# -- memory ------------------------------------------------------------------------------------------------------
+
+
+def test_a_step_over_its_limit_is_stopped_and_runs_again_with_more() -> None:
+    scheduler = world(Step("a", f, memory="1GB", retries=1))
+    scheduler.memory_bytes = scheduler.ready.budget.memory_bytes = 8 * 10**9
+    key = submits(scheduler.start(0.0))[0].key
+    kills = [a for a in scheduler.handle(Measured({key: 3 * 10**9}, 3 * 10**9), 1.0) if isinstance(a, Kill)]
+    assert [k.cause for k in kills] == ["oom"]
+    scheduler.handle(Lost(key, Failure("oom", "X", "", peak_rss_bytes=3 * 10**9)), 1.1)
+    assert submits(scheduler.handle(Tick(), scheduler.next_deadline() or 0.0))
+    assert scheduler.ready.budget.memory_bytes == 8 * 10**9 - int(3 * 10**9 * 1.25)
+
+
+def test_a_step_that_needs_more_than_the_run_has_fails_at_once() -> None:
+    scheduler = world(Step("a", f, memory="4GB", retries=5))
+    scheduler.memory_bytes = scheduler.ready.budget.memory_bytes = 4 * 10**9
+    key = submits(scheduler.start(0.0))[0].key
+    scheduler.handle(Measured({key: 5 * 10**9}, 5 * 10**9), 1.0)
+    scheduler.handle(Lost(key, Failure("oom", "X", "")), 1.1)
+    assert scheduler.status == "failed"
+    assert "over its memory limit of 3.7 GiB" in scheduler.root.members[0].failure.message  # type: ignore[union-attr]
+
+
+def test_under_pressure_the_youngest_runs_again_alone_without_a_charge() -> None:
+    scheduler = world(Parallel("p", Step("old", f), Step("young", f), Step("next", f)), slots=2)
+    scheduler.memory_bytes = scheduler.ready.budget.memory_bytes = 10**9
+    old, young = (s.key for s in submits(scheduler.start(0.0)))
+    actions = scheduler.handle(Measured({old: 5 * 10**8, young: 5 * 10**8}, 10**9), 1.0)
+    assert [(a.key, a.cause) for a in actions if isinstance(a, Kill)] == [(young, "pressure")]
+    assert not submits(scheduler.handle(Lost(young, Failure("pressure", "X", "")), 1.5)), (
+        "others wait until it had its turn"
+    )
+    alone = submits(scheduler.handle(Succeeded(old, {}), 2.0))
+    assert [s.unit.name for s in alone] == ["young"]
+    last = submits(scheduler.handle(Succeeded(alone[0].key, {}), 3.0))
+    assert [s.unit.name for s in last] == ["next"]
+
+
+def test_nothing_starts_while_memory_is_short() -> None:
+    scheduler = world(Parallel("p", *[Step(f"s{i}", f) for i in range(4)]), slots=2)
+    scheduler.memory_bytes = scheduler.ready.budget.memory_bytes = 10**9
+    one, two = (s.key for s in submits(scheduler.start(0.0)))
+    assert scheduler.handle(Measured({one: 1, two: 1}, 92 * 10**7), 1.0) == []
+    assert not submits(scheduler.handle(Succeeded(one, {}), 2.0))
+    assert submits(scheduler.handle(Measured({two: 1}, 10**8), 3.0))
+
+
+# -- bad nights --------------------------------------------------------------------------------------------------
+
+
+def test_workers_that_die_one_after_the_other_stop_the_run_early() -> None:
+    steps = Parallel("p", *[Step(f"s{i}", f) for i in range(1000)], on_error="finish")
+    result, log = run(steps, script=lambda _: Act(after_s=0.1, dies=9))
+    assert result.status == "failed"
+    assert "stops early" in result.reason
+    assert len(log.of(AttemptFinished)) < 10
+
+
+def test_single_crashes_among_successes_do_not_stop_the_run() -> None:
+    steps = Map("m", f, items=list(range(100)), on_error="continue", batch=1)
+    result, _ = run(
+        steps, script=lambda a: Act(after_s=0.1, dies=9) if a.items and a.items.indices[0] % 10 == 3 else Act()
+    )
+    assert result.status == "partial"
+    assert result.failure_count == 10
+
+
+def test_retries_of_the_run_as_a_whole_are_bounded() -> None:
+    steps = Parallel("p", *[Step(f"s{i}", f, retries=100) for i in range(20)], on_error="finish")
+    result, log = run(steps, script=lambda _: Act(after_s=0.1, raises=OSError("host down")))
+    assert result.status == "failed"
+    assert len(log.of(AttemptFinished)) < 60
+
+
+# -- an earlier session ------------------------------------------------------------------------------------------
+
+
+class Earlier:
+    """Results of an earlier session by path, item and role."""
+
+    def __init__(self, tasks: dict[tuple[str, str, str], KeptTask], items: dict[str, Any] | None = None) -> None:
+        self.tasks, self.chunks = tasks, items or {}
+
+    def task(self, path: str, item: str, role: str) -> KeptTask | None:
+        return self.tasks.get((path, item, role))
+
+    def items(self, path: str, item: str) -> Any:
+        return self.chunks.get(path, ())
+
+    def attempts(self, path: str, item: str) -> int:
+        return 3
+
+    def consumed_s(self, path: str, item: str) -> float:
+        return 0.0
+
+
+def resumed(*steps: Any, earlier: Earlier) -> tuple[Scheduler, list[str], list[Any]]:
+    """Run to the end with ``earlier`` results; names of what was started, and all events."""
+    graph = compile_pipeline(Pipeline("t", steps=steps))
+    scheduler = Scheduler(graph, slots=dict.fromkeys(graph.executors, 2), run_id="t", kept=earlier)
+    queue = scheduler.start(0.0)
+    names, events = [], []
+    while queue:
+        action = queue.pop(0)
+        if isinstance(action, Record):
+            events.append(action.event)
+        elif isinstance(action, Submit):
+            names.append(
+                action.unit.name if action.items is None else f"{action.unit.name}{list(action.items.indices)}"
+            )
+            if action.unit.call.kind == "expand":
+                outcome = Succeeded(action.key, pages=((Inline(b"p"), 3),))
+            elif action.items is not None:
+                outcome = Succeeded(action.key, indices=action.items.indices, chunk=Inline(b"c"))
+            else:
+                outcome = Succeeded(action.key, dict.fromkeys(action.unit.call.outputs, Inline(b"new")))
+            queue += scheduler.handle(outcome, 1.0)
+    assert scheduler.finished
+    return scheduler, names, events
+
+
+def test_what_succeeded_before_is_kept_and_not_run() -> None:
+    old = Inline(b"old")
+    earlier = Earlier({("0", "", "member"): KeptTask({"a": old})})
+    scheduler, names, events = resumed(Step("a", f), Step("b", f, inputs=["a"]), earlier=earlier)
+    assert names == ["b"]
+    assert scheduler.outputs["a"] is old
+    assert [e.kept for e in events if isinstance(e, StepFinished)] == [True, False]
+
+
+def test_what_reads_a_new_value_runs_again() -> None:
+    earlier = Earlier(
+        {("1", "", "member"): KeptTask({"b": Inline(b"old")}), ("2", "", "member"): KeptTask({"c": Inline(b"old")})}
+    )
+    _, names, _ = resumed(Step("a", f), Step("b", f, inputs=["a"]), Step("c", f), earlier=earlier)
+    assert names == ["a", "b"]
+
+
+def test_what_depends_on_a_step_that_runs_again_runs_again_too() -> None:
+    earlier = Earlier(
+        {("0.1", "", "member"): KeptTask({"b": Inline(b"old")}), ("0.2.0", "", "member"): KeptTask({"c": Inline(b"")})}
+    )
+    block = Sequence("q", Step("c", f), depends_on="a")
+    _, names, _ = resumed(Graph("g", Step("a", f), Step("b", f, depends_on="a"), block), earlier=earlier)
+    assert sorted(names) == ["a", "b", "c"]
+
+
+def test_a_map_goes_on_inside() -> None:
+    page = Inline(b"p")
+    earlier = Earlier({("0", "", "expand"): KeptTask(pages=((page, 3),))}, {"0": [(range(2), Inline(b"old"))]})
+    scheduler, names, _ = resumed(Map("m", f, items=[1, 2, 3]), Step("s", f, inputs=["m"]), earlier=earlier)
+    assert names == ["m[2]", "s"]
+    assert [list(i) for i, _ in scheduler.outputs["m"].chunks] == [[0, 1], [2]]  # type: ignore[attr-defined]
+
+
+def test_a_whole_map_is_kept_with_what_reads_it() -> None:
+    earlier = Earlier(
+        {
+            ("0", "", "expand"): KeptTask(pages=((Inline(b"p"), 2),)),
+            ("1", "", "member"): KeptTask({"s": Inline(b"old")}),
+        },
+        {"0": [(range(2), Inline(b"old"))]},
+    )
+    _, names, _ = resumed(Map("m", f, items=[1, 2]), Step("s", f, inputs=["m"]), earlier=earlier)
+    assert names == []
+
+
+def test_attempt_numbers_go_on() -> None:
+    _, _, events = resumed(Step("a", f), earlier=Earlier({}))
+    assert [e.number for e in events if isinstance(e, AttemptFinished)] == [4]
+
+
+# -- durability and rules ----------------------------------------------------------------------------------------
 
 
 def test_a_step_waits_for_the_record_of_the_one_before() -> None:
