@@ -94,7 +94,7 @@ def contenders(work: Callable[[int], Any]) -> dict[str, Contender]:
 
 
 def without_the_start(work: Callable[[int], Any], rounds: int = 3, times: int = 5) -> str:
-    """What processes add to the ideal on long work: the slopes from few items to many, so that starting workers cancels out."""
+    """What processes add to the ideal on long work: slopes from few items to many, so that starting cancels out."""
     seconds = measure(
         {
             "ideal, few": _ideal(work),

@@ -25,7 +25,7 @@ def timed(work: Any, item: int) -> dict[str, Any]:
 
 
 def python_code(item: int) -> dict[str, Any]:
-    """Pure Python, about 0.1 s: parse a module and walk its tree. It holds the interpreter's lock all the time."""
+    """Pure Python, about 0.1 s: parse a module and walk its tree. It holds the interpreter's lock throughout."""
     return timed(walk_trees, item)
 
 
@@ -36,7 +36,7 @@ def walk_trees(item: int) -> str:
 
 
 def big_buffers(item: int) -> dict[str, Any]:
-    """C code that gives the lock back, about 0.1 s: digests of a large buffer, as in compression, NumPy or file formats."""
+    """C code that gives the lock back, about 0.1 s: digests of a large buffer, as in compression or NumPy."""
     return timed(digest_buffer, item)
 
 
@@ -62,7 +62,7 @@ EXECUTORS = ("inline", "threads", "processes")
 
 
 def compare(**results: list[dict[str, Any]]) -> str:
-    """The table of times; ``results`` are named ``<executor>_<work>``. ValueError if two executors disagree on an answer.
+    """The table of times; ``results`` are named ``<executor>_<work>``. ValueError if two executors disagree.
 
     A time is from the start of the first item to the end of the last: workers that had to be started first are not
     counted, handing out items and taking answers is.

@@ -64,7 +64,7 @@ def list_sources(folder: str = "stdlib", limit: int = 0) -> dict[str, Any]:
 
 
 def python_files(root: Path) -> Iterator[tuple[str, int]]:
-    """Name and size of every Python file below ``root``, without installed packages and without following links to folders."""
+    """Name and size of every Python file below ``root``, but not of installed packages."""
     for folder, folders, names in os.walk(root):
         folders[:] = [name for name in folders if name not in LEFT_OUT]
         for name in names:
@@ -90,7 +90,7 @@ def parse(source: bytes) -> ast.Module:
 
 
 def measure(file: str, folder: str, top: int = 10) -> dict[str, Any] | None:
-    """Lines, functions, classes, imports and the ``top`` most complex functions of one file; None if it can't be parsed."""
+    """Lines, functions, classes, imports and the ``top`` most complex functions of a file; None if it can't be parsed."""
     try:
         source = Path(folder, file).read_bytes()
         tree = parse(source)
@@ -126,7 +126,7 @@ def named_functions(tree: ast.AST, prefix: str = "") -> Iterator[tuple[str, Any]
 
 
 def complexity(function: ast.AST) -> int:
-    """McCabe's cyclomatic complexity: 1, and 1 for each way that the function can branch; inner functions count for themselves."""
+    """McCabe's cyclomatic complexity: 1, and 1 for each way to branch; inner functions count for themselves."""
     score, waiting = 1, list(ast.iter_child_nodes(function))
     while waiting:
         part = waiting.pop()
@@ -267,7 +267,7 @@ def fingerprint(file: str, folder: str) -> list[tuple[bytes, int, str]]:
 
 
 def shape(function: Any) -> str:
-    """The kinds of a function's parts, in order, with brackets for the nesting; no names, no constants, no docstring."""
+    """The kinds of a function's parts, in order and nested by brackets; no names, no constants, no docstring."""
     body = function.body[1:] if ast.get_docstring(function, clean=False) is not None else function.body
     return " ".join(shape_of(part) for part in body)
 
@@ -312,7 +312,7 @@ def table(title: str, heads: tuple[str, ...], rows: Iterable[tuple[Any, ...]]) -
 def report(
     title: str, modules: dict[str, Any], words: dict[str, Any], compression: dict[str, Any], clones: dict[str, Any]
 ) -> str:
-    """All findings as text. It holds no times and no paths, so the reports of two runs can be compared byte for byte."""
+    """All findings as text. It holds no times and no paths, so two runs can be compared byte for byte."""
     totals, left = modules["totals"], compression["left"]
     mean = totals["complexity"] / (totals["functions"] or 1)
     head = [
