@@ -90,7 +90,7 @@ def parse(source: bytes) -> ast.Module:
 
 
 def measure(file: str, folder: str, top: int = 10) -> dict[str, Any] | None:
-    """Lines, functions, classes, imports and the ``top`` most complex functions of a file; None if it can't be parsed."""
+    """Lines, functions, classes, imports and the ``top`` most complex functions of a file; None if it can't be read."""
     try:
         source = Path(folder, file).read_bytes()
         tree = parse(source)

@@ -6,6 +6,7 @@ A module that is not named here is an edge. ``TYPE_CHECKING`` imports are free: 
 from __future__ import annotations
 
 import ast
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +18,7 @@ PACKAGE = Path(__file__).parents[1] / "procflow"
 WORDS = "errors units ref call attempt events grammar record model graph executors.base"
 CORE = (
     "template condition compiler surface names ordering build leaves tasks blocks subpipelines ranks "
-    "scheduler actions states runs ready mapping merge plaintext"
+    "critical_path scheduler actions states runs ready retries mapping kept merge plaintext"
 )
 LOOP = "engine"
 TOP = "procflow __main__ api launch cli testing"
@@ -123,6 +124,12 @@ KNOWN = {name for name, _ in MODULES}
 @pytest.mark.parametrize(("module", "path"), MODULES, ids=[name for name, _ in MODULES])
 def test_a_module_imports_only_what_its_layer_may(module: str, path: Path) -> None:
     assert breaches(module, path.read_text(), KNOWN) == []
+
+
+@pytest.mark.parametrize(("module", "path"), MODULES, ids=[name for name, _ in MODULES])
+def test_a_module_that_calls_itself_pure_is_in_a_pure_layer(module: str, path: Path) -> None:
+    text = ast.get_docstring(ast.parse(path.read_text())) or ""
+    assert layer(module) in LIBRARIES or not re.search(r"\bPure[.:]", text), f"add {module} to CORE in {__file__}"
 
 
 @pytest.mark.parametrize(
