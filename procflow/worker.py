@@ -103,8 +103,9 @@ def _serve(channel: WorkerEnd, surroundings: Surroundings, cpus: int) -> None:
             message = wire.plain_outcome(outcome)
         except Exception as error:
             message = wire.plain_outcome(Failed(key, failure_from(error)))
-        surroundings.restore()
         channel.send(message)
+        # While the parent is busy with the outcome.
+        surroundings.restore()
 
 
 def _run(
@@ -204,10 +205,11 @@ class Surroundings:
 
     def flush(self) -> None:
         """Put what Python still buffers into the pipe."""
-        for file in {sys.stdout, sys.stderr, self._stdout, self._stderr}:
+        for file in (sys.stdout, sys.stderr, self._stdout, self._stderr):
             try:
                 file.flush()
-            except (OSError, ValueError, AttributeError):
+            except Exception:
+                # Closed, or whatever the step has put there: what it held is the step's own loss.
                 continue
 
     def restore(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import select
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ import pytest
 from procflow import objects
 from procflow.attempt import Attempt, Failed, Items, Lost, Outcome, Progressed, Skipped, Started, Succeeded
 from procflow.call import Kind, Lookup, StepCall
+from procflow.errors import ExecutorError
 from procflow.executors.base import Executor
 
 STEPS = "steps_for_executors"
@@ -237,6 +239,23 @@ class ExecutorContract:
         finally:
             os.close(reader)
             os.close(writer)
+
+    def test_the_descriptor_is_readable_when_an_attempt_has_ended(self, executor: Executor) -> None:
+        executor.submit(attempt(1, "double", 1))
+        until = time.monotonic() + LONG_S
+        outcomes: list[Outcome] = []
+        while not any(map(is_final, outcomes)):
+            assert select.select([executor], [], [], max(0.0, until - time.monotonic()))[0]
+            outcomes += executor.wait(time.monotonic())
+        while select.select([executor], [], [], 0)[0]:
+            assert executor.wait(time.monotonic()) == []
+            assert time.monotonic() < until
+
+    def test_nothing_can_be_submitted_after_close(self) -> None:
+        executor = self.make_executor(1)
+        executor.close()
+        with pytest.raises(ExecutorError, match="closed"):
+            executor.submit(attempt(1, "double", 1))
 
     def test_killing_a_key_that_is_done_is_harmless(self, executor: Executor) -> None:
         run(executor, attempt(1, "double", 1))

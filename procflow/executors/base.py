@@ -21,7 +21,7 @@ CAPABILITIES: dict[str, str] = {
     "memory": "hold a step to its memory limit",
     "threads": "give a step its own number of BLAS threads",
 }
-"""What an executor may be able to do, in words for messages. A pipeline that asks for more is refused before the run."""
+"""What an executor may be able to do, in words for messages. A pipeline that asks for more is refused."""
 
 
 class Executor(Protocol):
@@ -44,8 +44,8 @@ class Executor(Protocol):
         """A descriptor that is readable when ``wait`` has something to do or to return at once."""
 
     def deadline(self) -> float | None:
-        """When ``wait`` must be called even though ``fileno`` is not readable (``time.monotonic``), because a clock runs
-        there: a kill on its way, a worker that does not start. None where none does.
+        """When ``wait`` must be called even though ``fileno`` is not readable (``time.monotonic``), because a clock
+        runs there: a kill on its way, a worker that does not start. None where none does.
         """
 
     def watch(self, fd: int) -> None:

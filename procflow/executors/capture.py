@@ -1,7 +1,7 @@
 """Capture: what a thread prints and logs goes to the log of the attempt that it runs.
 
-For executors that run steps in this very process. While at least one is open, ``sys.stdout``, ``sys.stderr`` and the root
-logger are wrapped; threads without an attempt pass through. What C code or a child process writes to descriptor 1
+For executors that run steps in this very process. While at least one is open, ``sys.stdout``, ``sys.stderr`` and the
+root logger are wrapped; threads without an attempt pass through. What C code or a child process writes to descriptor 1
 is not seen here. This file never opens or closes a log.
 """
 

@@ -8,6 +8,7 @@ buffering. It never opens what a message carries, never starts or judges a proce
 from __future__ import annotations
 
 import marshal
+import operator
 import os
 import select
 import struct
@@ -32,8 +33,11 @@ _loads = marshal.loads
 
 
 def frame(message: Message) -> bytes:
-    """The bytes of one message, a tuple of plain constants; ValueError where something in it is not plain."""
-    body = _dumps(message)
+    """The bytes of one message, a tuple of plain constants; what only looks plain (a str subclass) is made plain."""
+    try:
+        body = _dumps(message)
+    except ValueError:
+        body = _dumps(exact(message))
     crc, length = crc32(body), len(body)
     return _pack(MAGIC, crc, length, _check(crc, length)) + body
 
@@ -44,7 +48,7 @@ def _check(crc: int, length: int) -> int:
 
 
 def exact(value: Any) -> Any:
-    """The same plain value with subclasses of str, int, float... replaced by the types themselves, for ``frame``."""
+    """The same value of plain types only: subclasses of str, int, float... become the types themselves."""
     if isinstance(value, dict):
         return {exact(k): exact(v) for k, v in value.items()}
     if isinstance(value, (tuple, list)):
@@ -55,9 +59,10 @@ def exact(value: Any) -> Any:
         return str.__str__(value)
     if isinstance(value, (bytes, bytearray, memoryview)):
         return bytes(value)
-    if isinstance(value, int):
-        return int(value)
-    return float(value) if isinstance(value, float) else str(value)
+    # Numbers of NumPy and its like are neither int nor float, but can be made so.
+    if hasattr(value, "__index__"):
+        return operator.index(value)
+    return float(value) if hasattr(value, "__float__") else str(value)
 
 
 class Inbox:
@@ -212,10 +217,7 @@ class WorkerEnd:
 
     def send(self, message: Message) -> None:
         """Send one message whole; OSError where the parent or the descriptor is gone."""
-        try:
-            data = frame(message)
-        except ValueError:
-            data = frame(exact(message))
+        data = frame(message)
         with self._lock:
             count = self._write(data)
             if count < len(data):

@@ -1,7 +1,7 @@
 """Ending: the last seconds of workers that are no longer needed.
 
-Idle workers end by themselves when their channel closes, busy ones are asked by SIGTERM, and whoever is still there after
-that is killed with its family. Bounded in time; output is read on, so that nobody waits for a full pipe.
+Idle workers end by themselves when their channel closes, busy ones are asked by SIGTERM, and whoever is still there
+after that is killed with its family. Bounded in time; output is read on, so that nobody waits for a full pipe.
 """
 
 from __future__ import annotations

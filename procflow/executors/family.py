@@ -21,8 +21,8 @@ ROUNDS = 20
 def family(pid: int, token: str) -> list[int]:
     """Living processes of the worker ``pid`` without itself; ``token`` is ``NAME=value`` in their environment.
 
-    ``pid`` may be 0 to look for the token only. multiprocessing's resource trackers are left out, and so left alive: they
-    clean up what the dead leave behind (shared memory, semaphores), then end by themselves.
+    ``pid`` may be 0 to look for the token only. multiprocessing's resource trackers are left out, and so left alive:
+    they clean up what the dead leave behind (shared memory, semaphores), then end by themselves.
     """
     parents: dict[int, int] = {}
     found: set[int] = set()

@@ -28,8 +28,7 @@ class InlineExecutor:
     slots = 1
     capabilities: frozenset[str] = frozenset()
 
-    def __init__(self, *, run_id: str = "", log_level: int = 20) -> None:
-        self.run_id = run_id
+    def __init__(self, *, log_level: int = 20) -> None:
         self._attempt: Attempt | None = None
         self._outcomes: list[Outcome] = []
         self._selector = selectors.DefaultSelector()

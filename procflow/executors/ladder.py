@@ -1,9 +1,9 @@
 """Ladder: how a worker is made to end, rung by rung, each with its clock.
 
-    SIGCONT, SIGUSR1 (Python stacks to the log, 0.1 s)  ->  SIGTERM, grace  ->  SIGKILL to the whole family  ->  given up, 2 s
+    SIGCONT, SIGUSR1 (Python stacks to the log, 0.1 s)  ->  SIGTERM, grace  ->  SIGKILL to the family, 2 s  ->  given up
 
-An attempt that is no longer needed gets no stacks; a worker that is not ready, not trusted or silent gets SIGKILL at once.
-It also holds the clock of a worker that starts. Nothing here waits: ``run`` is called when ``deadline`` has come.
+An attempt that is no longer needed gets no stacks; a worker that is not ready, not trusted or silent gets SIGKILL at
+once. It also holds the clock of a worker that starts. Nothing here waits: ``run`` is called when ``deadline`` has come.
 """
 
 from __future__ import annotations

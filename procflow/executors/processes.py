@@ -1,8 +1,8 @@
 """The processes executor: one loky worker per slot, each with a private channel, all watched by one epoll.
 
-No thread, no lock, no shared pipe: a worker's death, hang or bad message costs exactly the attempt that it ran. pidfds tell of
-deaths, because a child that a step forked may hold every pipe open. Everything with a clock (the kill ladder, a worker that
-does not start) is driven from ``wait``. The executor decides nothing: it never retries a step.
+No thread, no lock, no shared pipe: a worker's death, hang or bad message costs exactly the attempt that it ran. pidfds
+tell of deaths, because a child that a step forked may hold every pipe open. Everything with a clock (the kill ladder, a
+worker that does not start) is driven from ``wait``. The executor decides nothing: it never retries a step.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ class ProcessExecutor:
     """Runs attempts in worker processes; see ``executors.base.Executor`` for the face.
 
     ``env`` is added to the workers' environment. ``token`` marks every process of the run in its environment
-    (``PROCFLOW_RUN_TOKEN``). ``spawn_timeout_s`` is how long a worker may take to say hello. ``log_level`` is the lowest
-    level of ``logging`` records that workers send. Linux only: it needs pidfds and /proc.
+    (``PROCFLOW_RUN_TOKEN``). ``spawn_timeout_s`` is how long a worker may take to say hello. ``log_level`` is the
+    lowest level of ``logging`` records that workers send. Linux only: it needs pidfds and /proc.
     """
 
     name = "processes"
@@ -58,8 +58,7 @@ class ProcessExecutor:
         if slots < 1:
             raise ExecutorError(f"executor processes needs at least 1 slot, not {slots}")
         self.slots = slots
-        self.run_id = run_id
-        self.token = token or secrets.token_hex(8)
+        self.token = token or f"{run_id}.{secrets.token_hex(8)}"
         self._env = dict(env or {})
         self._spawn_timeout_s = spawn_timeout_s
         self._log_level = log_level
@@ -106,7 +105,7 @@ class ProcessExecutor:
         self._poller.unregister(fd)
 
     def pids(self) -> dict[int, int]:
-        """The worker's pid for every attempt that runs, by the attempt's key. The worker leads a session of that number."""
+        """The worker's pid for every attempt that runs, by key. The worker leads a session of that number."""
         return {key: slot.pid for key, slot in self._running.items()}
 
     def check(self, call: StepCall) -> None:
@@ -124,12 +123,12 @@ class ProcessExecutor:
             self._running[attempt.key] = slot
             self._send(slot)
         else:
-            if len(self._running) + len(self._waiting) >= self.slots:
+            if self.running >= self.slots:
                 raise ExecutorError(f"more than {self.slots} attempts at a time")
             self._spawn(attempt, payload)
 
     def wait(self, until: float | None) -> list[Outcome]:
-        """Outcomes in order of arrival; see ``Executor.wait``. ExecutorError where three workers in a row did not start."""
+        """Outcomes in order of arrival; see ``Executor.wait``. ExecutorError where workers can't be started."""
         poller = self._poller
         while not self._outcomes and not poller.noticed:
             if self._waiting.broken is not None:
@@ -175,13 +174,9 @@ class ProcessExecutor:
         self._closed = True
         end_workers(self._all)
         kill_family(0, f"{TOKEN_NAME}={self.token}")
-        self._all.clear()
-        self._running.clear()
-        self._idle.clear()
-        self._outcomes.clear()
+        for kept in (self._all, self._running, self._idle, self._outcomes):
+            kept.clear()
         self._poller.close()
-
-    # Events
 
     def _timeout(self, until: float | None) -> float | None:
         deadline = self.deadline() if self._ladder or self._waiting else None
@@ -257,8 +252,7 @@ class ProcessExecutor:
         try:
             kind = message[0]
             if kind == wire.RECORD:
-                if attempt is not None and attempt.log is not None:
-                    attempt.log.record(message[1], message[2], message[3])
+                slot.record(message)
                 return
             if kind == wire.HELLO:
                 self._on_hello(slot, message)
@@ -269,8 +263,7 @@ class ProcessExecutor:
             return
         if type(outcome) is Progressed:
             if attempt is not None and outcome.key == attempt.key:
-                if attempt.report_each:
-                    slot.reported.update(outcome.indices, (index for index, _ in outcome.failures))
+                slot.note(outcome)
                 self._outcomes.append(outcome)
             return
         if attempt is None or outcome.key != attempt.key:
@@ -295,9 +288,8 @@ class ProcessExecutor:
         attempt = slot.attempt
         if attempt is None:
             return
-        log = attempt.log
-        if log is not None:
-            log.close()
+        if attempt.log is not None:
+            attempt.log.close()
         del self._running[attempt.key]
         if self._resent:
             self._resent.discard(attempt.key)
@@ -313,11 +305,9 @@ class ProcessExecutor:
         slot.ready = True
         self._waiting.started()
         self._ladder.clear(slot)
-        if slot.attempt is None:
-            self._idle.append(slot)
-            return
-        self._outcomes.append(Started(slot.attempt.key))
-        self._send(slot)
+        if slot.attempt is not None:
+            self._outcomes.append(Started(slot.attempt.key))
+            self._send(slot)
 
     def _on_output(self, slot: Slot) -> None:
         try:
@@ -340,8 +330,7 @@ class ProcessExecutor:
         try:
             slot = Slot(name, token, self.token, self._env, attempt.cpus, self._log_level)
         except (OSError, AssertionError) as error:
-            self._spawn_failed(attempt, payload, f"the system refused: {error}")
-            return
+            return self._spawn_failed(attempt, payload, f"the system refused: {error}")
         slot.attempt, slot.payload = attempt, payload
         self._running[attempt.key] = slot
         self._all.add(slot)
@@ -386,8 +375,7 @@ class ProcessExecutor:
     def _retire(self, slot: Slot) -> None:
         """Nothing more is sent to this worker or believed of it."""
         self._poller.unregister(slot.channel_fd)
-        if slot in self._idle:
-            self._idle.remove(slot)
+        self._idle = [other for other in self._idle if other is not slot]
 
     def _forget(self, slot: Slot) -> None:
         self._retire(slot)

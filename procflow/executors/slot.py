@@ -1,7 +1,7 @@
 """Slot: one worker process with its channel, its output pipe, and the attempt that runs there.
 
-A slot lives as long as its worker. This file starts the worker, sends to it, signals it and reaps it; it does not decide when:
-``processes.py`` drives it and makes the outcomes. Nothing here blocks.
+A slot lives as long as its worker. This file starts the worker, sends to it, signals it and reaps it; it never decides
+when: ``processes.py`` drives it and makes the outcomes. Nothing here blocks.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from procflow.attempt import Attempt, Cause, Lost, Usage
+from procflow.attempt import Attempt, Cause, Lost, Progressed, Usage
 from procflow.executors import wire
 from procflow.executors.channel import Inbox, Outbox, frame
 from procflow.executors.family import TOKEN_NAME, WORKER_TOKEN_NAME, family, kill_family, signal_all
@@ -115,6 +115,7 @@ class Slot:
         except BaseException:
             ours.close()
             os.close(read_fd)
+            self._undo()
             raise
         finally:
             theirs.close()
@@ -122,6 +123,17 @@ class Slot:
         ours.setblocking(False)
         os.set_blocking(read_fd, False)
         self.channel_fd, self.output_fd, self.pidfd = ours.detach(), read_fd, pidfd
+
+    def _undo(self) -> None:
+        # The process may run already, and without its pidfd nobody will hear of its end.
+        pid = getattr(self, "pid", None)
+        if pid is None:
+            return
+        signal_all([pid], signal.SIGKILL)
+        for _ in range(200):
+            if os.waitpid(pid, os.WNOHANG)[0]:
+                return
+            time.sleep(0.005)
 
     def send_attempt(self) -> bool:
         """Send the attempt, and its call if this worker does not know it; True where all of it is on its way.
@@ -141,6 +153,16 @@ class Slot:
             data = frame((wire.PAYLOAD, digest, payload.folder, payload.data)) + data
         self.began = time.monotonic()
         return self.outbox.send(self.channel_fd, data)
+
+    def record(self, message: wire.Message) -> None:
+        """Give a record of ``logging`` to the attempt's log."""
+        if self.attempt is not None and self.attempt.log is not None:
+            self.attempt.log.record(message[1], message[2], message[3])
+
+    def note(self, progress: Progressed) -> None:
+        """Remember which items are done, where that is reported item by item."""
+        if self.attempt is not None and self.attempt.report_each:
+            self.reported.update(progress.indices, (index for index, _ in progress.failures))
 
     def read_output(self) -> bool:
         """Give one piece of the worker's output to the attempt's log; False at the end, True where there may be more.

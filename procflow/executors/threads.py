@@ -29,7 +29,10 @@ CLOSE_S = 1.0
 
 
 class ThreadExecutor:
-    """Runs up to ``slots`` attempts at a time in threads; see ``executors.base.Executor`` for the face."""
+    """Runs up to ``slots`` attempts at a time in threads; see ``executors.base.Executor`` for the face.
+
+    ``run_id`` goes into the threads' names. Logs are written to by the thread that runs the attempt.
+    """
 
     name = "threads"
     capabilities: frozenset[str] = frozenset()
@@ -38,7 +41,7 @@ class ThreadExecutor:
         if slots < 1:
             raise ExecutorError(f"executor threads needs at least 1 slot, not {slots}")
         self.slots = slots
-        self.run_id = run_id
+        self._name = f"procflow-{run_id}" if run_id else "procflow"
         self._todo: queue.SimpleQueue[Attempt | None] = queue.SimpleQueue()
         self._done: deque[Outcome] = deque()
         self._running: dict[int, Attempt] = {}
@@ -91,7 +94,7 @@ class ThreadExecutor:
             raise ExecutorError(f"more than {self.slots} attempts at a time")
         self._running[attempt.key] = attempt
         if len(self._threads) < len(self._running):
-            thread = threading.Thread(target=self._work, name=f"procflow-{len(self._threads) + 1}", daemon=True)
+            thread = threading.Thread(target=self._work, name=f"{self._name}-{len(self._threads) + 1}", daemon=True)
             self._threads.append(thread)
             try:
                 thread.start()

@@ -19,7 +19,7 @@ PAUSE_S = 0.05
 
 
 class Waiting:
-    """Attempts by key, with their payload and the time of the next try. ``broken`` is set after three failures in a row."""
+    """Attempts by key, with payload and time of the next try. ``broken`` is set after three failures in a row."""
 
     def __init__(self) -> None:
         self.broken: ExecutorError | None = None

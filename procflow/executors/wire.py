@@ -2,7 +2,8 @@
 
 The first element of a message says what it is. To a worker: ``PAYLOAD`` (a pickled call, once) and ``RUN``. From a
 worker: ``HELLO``, ``PROGRESS``, ``RECORD`` (one of ``logging``) and the three ends ``SUCCEEDED``, ``SKIPPED``,
-``FAILED``. ``Lost`` never travels: only the parent can know. This file never touches a descriptor and imports nothing heavy.
+``FAILED``. ``Lost`` never travels: only the parent can know. This file never touches a descriptor and imports nothing
+heavy.
 """
 
 from __future__ import annotations
@@ -73,7 +74,8 @@ def plain_outcome(outcome: Succeeded | Skipped | Failed | Progressed) -> Message
     used = (usage.wall_s, usage.cpu_s, usage.peak_rss_bytes)
     if type(outcome) is Succeeded:
         outputs = {name: ref.plain() for name, ref in outcome.outputs.items()}
-        if not (outcome.indices or outcome.failures or outcome.pages or outcome.metrics or outcome.cost):
+        chunked = outcome.chunk is not None or outcome.indices or outcome.failures
+        if not (chunked or outcome.pages or outcome.metrics or outcome.cost):
             return (SUCCEEDED, outcome.key, outputs, used)
         pages = tuple((ref.plain(), length) for ref, length in outcome.pages)
         more = (*_plain_items(outcome), pages, dict(outcome.metrics), outcome.cost)
