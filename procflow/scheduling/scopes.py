@@ -1,0 +1,364 @@
+"""Scopes: the rules of blocks: how they open, count, end early, close and run again. Pure."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from procflow import retries
+from procflow.attempt import (
+    Failure,
+)
+from procflow.events import (
+    BlockFinished,
+    BlockStarted,
+    RunFinished,
+    Status,
+    StepFinished,
+)
+from procflow.graph import ScopeUnit, TaskUnit
+from procflow.runs import MapRun, ScopeRun, TaskRun, instantiate
+from procflow.scheduling import values
+from procflow.scheduling.items import ItemRules
+
+__all__ = ["Scopes"]
+
+
+class Scopes(ItemRules):
+    """The rules of blocks."""
+
+    def _open(self, scope: ScopeRun) -> None:
+        """The block begins, or begins again: members that succeeded keep their results."""
+        unit = scope.unit
+        self._move(scope, "running")
+        scope.ending = None
+        scope.failure = None
+        scope.attempt += 1
+        if scope.attempt == 1:
+            scope.opened_at = self._now
+            if self.kept is not None:
+                scope.tainted = self._is_tainted(scope)
+            for name, outer in unit.imports.items():
+                ref = scope.scope.lookup(outer) if scope.scope is not None else None
+                if ref is not None:
+                    scope.values[name] = ref
+        if unit.timeout_s is not None and scope.clock is None:
+            used = self.kept.consumed_s(unit.path, scope.item) if self.kept is not None else 0.0
+            scope.clock = self._now + max(0.0, unit.timeout_s - used)
+            self._timer(scope.clock, "scope", scope, scope.clock)
+        if unit.gate is not None and not scope.gated:
+            self._hide(unit.gate, scope, "gate")
+        else:
+            self._begin(scope, scope.after)
+
+    def _begin(self, scope: ScopeRun, after: int) -> None:
+        """Let the first members go; ``after`` is what must be durable before they do."""
+        scope.gated = True
+        self._count_own(scope, -scope.own_failures)
+        if isinstance(scope, MapRun):
+            scope.after = after
+            if scope.expanded:
+                self._begin_items(scope)
+            else:
+                self._hide(scope.unit.expand, scope, "expand")
+            return
+        self._announce(scope, len(scope.unit.members))
+        if scope.members:
+            self._renew(scope)
+        else:
+            self._instantiate(scope)
+        waiting = [m for m in scope.members if m.state == "waiting"]
+        scope.unsettled = len(waiting)
+        if not waiting:
+            self._maybe_close(scope)
+        for run in waiting:
+            if run.unmet == 0 and run.state == "waiting":
+                self._make_ready(run, after)
+
+    def _count_own(self, scope: ScopeRun, more: int) -> None:
+        """Failures that are no member's; they are taken back when the block runs again."""
+        scope.own_failures += more
+        self.failures += more
+
+    def _instantiate(self, scope: ScopeRun) -> None:
+        for unit in scope.unit.members:
+            seq = self._next_seq()
+            if isinstance(unit, TaskUnit):
+                scope.members.append(TaskRun(unit, scope, seq, scope.labels))
+            else:
+                assert isinstance(unit, ScopeUnit)
+                scope.members.append(instantiate(unit, scope, seq, scope.labels))
+
+    def _renew(self, scope: ScopeRun) -> None:
+        """A block runs again: what did not succeed waits anew."""
+        for run in scope.members:
+            if run.state == "succeeded":
+                continue
+            if run.state == "failed" and isinstance(run, TaskRun):
+                self.failures -= 1
+                run.charges = None
+            if isinstance(run, ScopeRun):
+                run.clock = None
+            self._move(run, "waiting")
+            run.reason = ""
+            run.failure = None
+            run.unmet = sum(1 for i in run.unit.after if scope.members[i].state != "succeeded")
+        scope.failed = scope.forgiven = 0
+        scope.successes = sum(1 for m in scope.members if m.state == "succeeded")
+
+    def _announce(self, scope: ScopeRun, members: int) -> None:
+        if scope is self.root or isinstance(scope.scope, MapRun):
+            return
+        unit = scope.unit
+        join = "all" if unit.need is None else str(unit.need)
+        self._record(BlockStarted(self._at(), unit.path, unit.label, scope.item, unit.kind, members, join))
+
+    def _cancel(self, scope: ScopeRun, reason: str) -> None:
+        """Everything below that has not settled is stopped; iterative, because blocks may be wide."""
+        stack: list[ScopeRun] = [scope]
+        while stack:
+            current = stack.pop()
+            if current.ending is None:
+                current.ending = "cancelled"
+                current.reason = reason
+            if current.hidden is not None and current.hidden.state in ("ready", "retrying"):
+                self._move(current.hidden, "cancelled")
+                current.hidden = None
+            below: list[TaskRun | ScopeRun] = list(current.members)
+            if isinstance(current, MapRun):
+                self._forget_items(current)
+                below += current.live.values()
+            for run in below:
+                if run.state in ("waiting", "ready", "retrying"):
+                    self._settle(run, "cancelled", reason)
+                elif run.state == "running" and isinstance(run, ScopeRun):
+                    stack.append(run)
+            if current is not scope:
+                self._maybe_close(current)
+        for task in [t for t in self.running.values() if t.doomed is None and _inside(t, scope)]:
+            self._doom(task, "cancelled")
+
+    def _end_early(self, scope: ScopeRun, ending: Any, reason: str) -> None:
+        """The block's end is decided before all members are done."""
+        if scope.ending is not None:
+            return
+        scope.ending = ending
+        scope.reason = reason
+        self._cancel(scope, reason)
+        self._maybe_close(scope)
+
+    def _stop(self, reason: str) -> None:
+        if self.root.state == "running":
+            self._end_early(self.root, "cancelled", reason)
+
+    def _scope_due(self, scope: ScopeRun, clock: float) -> None:
+        if scope.clock != clock or scope.state not in ("running", "retrying") or scope.ending is not None:
+            return
+        what = "the run" if scope is self.root else "the block"
+        message = f"{what} took longer than its timeout of {scope.unit.timeout_s:g} s"
+        scope.failure = Failure("timeout", "Timeout", message)
+        if scope.state == "retrying":
+            self._settle(scope, "failed", message)
+        else:
+            self._end_early(scope, "timeout", message)
+
+    def _retry_due(self, run: TaskRun | ScopeRun, token: int) -> None:
+        if run.state == "retrying" and token == (run.number if isinstance(run, TaskRun) else run.attempt):
+            self._make_ready(run, self.records)
+
+    def _settle(self, run: TaskRun | ScopeRun, state: Status, reason: str = "") -> None:
+        """The run has reached a final state; its block hears of it from the queue."""
+        self._move(run, state)
+        run.reason = reason or run.reason
+        if isinstance(run, TaskRun):
+            if state == "failed":
+                self.failures += 1
+            self._step_finished(run, state)
+        else:
+            if self.kept is not None and state == "succeeded":
+                run.kept = self._all_kept(run)
+                if run.kept:
+                    self._kept_refs.update((id(ref), ref) for ref in run.published.values())
+            self._block_finished(run, state, None)
+        self._settling.append(run)
+
+    def _step_finished(self, run: TaskRun, state: Status) -> None:
+        unit = run.unit
+        self._record(
+            StepFinished(
+                self._at(), unit.path, unit.label, run.item, state, run.number, tuple(run.published),
+                run.failure if state == "failed" else None, run.reason, state == "failed" and unit.tolerated, run.kept,
+            )
+        )  # fmt: skip
+
+    def _block_finished(self, scope: ScopeRun, status: Status, retry_in_s: float | None) -> None:
+        if scope.scope is None:
+            return
+        if retry_in_s is None:
+            scope.scope.work_s += scope.work_s
+            scope.scope.cost += scope.cost
+        if isinstance(scope.scope, MapRun):
+            return
+        unit = scope.unit
+        wall = self._now - scope.opened_at if scope.attempt else 0.0
+        self._record(
+            BlockFinished(
+                self._at(), unit.path, unit.label, scope.item, unit.kind, status, scope.total, scope.successes, scope.failed,
+                wall, scope.work_s, max(0.0, scope.work_s - wall), scope.cost, tuple(scope.published),
+                scope.failure if status == "failed" else None, scope.reason, scope.attempt, retry_in_s,
+            )
+        )  # fmt: skip
+
+    def _drain(self) -> None:
+        """Tell blocks of their settled members, until nothing changes."""
+        settling = self._settling
+        while settling:
+            run = settling.popleft()
+            if isinstance(run, ScopeRun) and run.holds and run.scope is not None:
+                run.holds = False
+                self._leave(run.scope)
+            if run.scope is None:
+                self._run_over()
+            elif isinstance(run.scope, MapRun):
+                assert isinstance(run, ScopeRun)
+                self._iteration_settled(run.scope, run)
+            else:
+                self._member_settled(run.scope, run)
+
+    def _member_settled(self, scope: ScopeRun, run: TaskRun | ScopeRun) -> None:
+        """Count the member, publish its values, and let those behind it go."""
+        scope.unsettled -= 1
+        if run.state == "succeeded":
+            scope.successes += 1
+            if scope.unit.kind != "parallel":
+                scope.values.update(run.published)
+        elif run.state == "failed":
+            scope.failed += 1
+            scope.forgiven += run.unit.tolerated
+        if scope.ending is None:
+            if run.state == "failed" and not run.unit.tolerated:
+                self._judge(scope, run.unit.name)
+            elif scope.unit.need is not None and scope.successes >= scope.unit.need:
+                self._end_early(scope, "enough", f"{scope.successes} members succeeded")
+        if scope.ending is None:
+            self._release_behind(scope, run)
+        self._maybe_close(scope)
+
+    def _judge(self, scope: ScopeRun, who: str) -> None:
+        """A member failed for good: does the block go on?"""
+        unit = scope.unit
+        if unit.need is not None:
+            left = scope.total - scope.failed
+            if left < unit.need:
+                self._end_early(
+                    scope, "failed", f"{scope.failed} of {scope.total} failed, and {unit.need} must succeed"
+                )
+        elif unit.on_error == "stop" or (unit.on_error == "finish" and unit.kind == "sequence"):
+            self._end_early(scope, "failed", f"{who} failed")
+        elif unit.on_error == "continue" and scope.failed - scope.forgiven > scope.tolerance():
+            self._end_early(
+                scope, "failed", f"{scope.failed} of {scope.total} failed, more than tolerated ({unit.tolerate})"
+            )
+
+    def _release_behind(self, scope: ScopeRun, run: TaskRun | ScopeRun) -> None:
+        """Members that wait for this one: count down; skip those that needed it to succeed."""
+        for behind in self._behind(scope.unit).get(run.unit.index, ()):
+            follower = scope.members[behind]
+            if follower.state != "waiting":
+                continue
+            if run.state != "succeeded" and run.unit.index in follower.unit.strict:
+                ended = "was skipped" if run.state == "skipped" else run.state
+                self._settle(follower, "skipped", f"it depends on {run.unit.name!r}, which {ended}")
+                continue
+            follower.unmet -= 1
+            if follower.unmet == 0:
+                self._make_ready(follower, self.records)
+
+    def _behind(self, unit: ScopeUnit) -> dict[int, list[int]]:
+        """For each member, those that wait for it; worked out once a block."""
+        known = self._followers.get(id(unit))
+        if known is None:
+            known = {}
+            for member in unit.members:
+                for before in member.after:
+                    known.setdefault(before, []).append(member.index)
+            self._followers[id(unit)] = known
+        return known
+
+    def _maybe_close(self, scope: ScopeRun) -> None:
+        """Close the block if nothing below is left: merge and settle it, or let it fail."""
+        if scope.state != "running" or scope.hidden is not None or not scope.done:
+            return
+        if not scope.gated and scope.ending is None:
+            return
+        if scope.ending == "cancelled":
+            self._settle(scope, "cancelled", scope.reason)
+        elif self._good(scope):
+            self._succeed(scope)
+        else:
+            self._fail(scope)
+
+    def _good(self, scope: ScopeRun) -> bool:
+        unit = scope.unit
+        if scope.ending in ("failed", "timeout"):
+            return False
+        if unit.need is not None:
+            return scope.successes >= unit.need or (scope.total == 0 and isinstance(scope, MapRun))
+        return scope.failed - scope.forgiven <= scope.tolerance()
+
+    def _succeed(self, scope: ScopeRun) -> None:
+        unit = scope.unit
+        if scope.members and all(m.state == "skipped" for m in scope.members):
+            self._settle(scope, "skipped", "all its members were skipped")
+        elif unit.merger is not None:
+            self._hide(unit.merger, scope, "merger")
+        else:
+            scope.published = values.published(scope)
+            self._settle(scope, "succeeded")
+
+    def _fail(self, scope: ScopeRun) -> None:
+        """The block failed: its members run again after a pause, or it is over."""
+        if scope.failure is None:
+            scope.failure = values.first_failure(scope)
+        if not scope.reason:
+            scope.reason = f"{scope.failed} of {scope.total} failed"
+        spec = scope.unit.retry
+        if scope.ending != "timeout" and scope.attempt <= spec.retries and scope.scope is not None:
+            charges = {retries.counted_as(scope.failure): scope.attempt - 1}
+            pause = retries.pause(spec, scope.failure, charges, f"{self.run_id}:{scope.unit.label}:{scope.item}")
+            if pause is not None:
+                self._block_finished(scope, "failed", pause)
+                self._move(scope, "retrying")
+                self._timer(self._now + pause, "retry", scope, scope.attempt)
+                scope.reason = ""
+                scope.ending = None
+                if scope.holds:
+                    scope.holds = False
+                    self._leave(scope.scope)
+                return
+        self._settle(scope, "failed", scope.reason)
+
+    def _run_over(self) -> None:
+        """The top block has settled."""
+        self.finished = True
+        root = self.root
+        if root.state in ("succeeded", "skipped"):
+            self.status = "partial" if self.failures else "succeeded"
+            self.tolerated = self.failures
+        elif root.state == "failed":
+            self.status = "timed_out" if root.ending == "timeout" else "failed"
+        else:
+            self.status = "cancelled"
+        at = self._at()
+        self._record(
+            RunFinished(at, self.run_id, self.status, self.failures, self.tolerated, at, root.work_s, root.reason)
+        )
+
+
+def _inside(task: TaskRun, scope: ScopeRun) -> bool:
+    """The task runs somewhere below the block."""
+    current = task.scope
+    while current is not None:
+        if current is scope:
+            return True
+        current = current.scope
+    return False

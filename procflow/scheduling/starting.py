@@ -1,0 +1,133 @@
+"""Starting: from ready to running, within places, budget and values. Pure."""
+
+from __future__ import annotations
+
+from procflow.actions import Submit
+from procflow.events import (
+    AttemptStarted,
+)
+from procflow.graph import TaskUnit
+from procflow.ref import Ref
+from procflow.runs import Role, ScopeRun, TaskRun
+from procflow.scheduling import values
+from procflow.scheduling.keeping import Keeping
+
+__all__ = ["Starting"]
+
+
+class Starting(Keeping):
+    """The rules of what starts, and with what."""
+
+    def _hide(self, unit: TaskUnit, scope: ScopeRun, role: Role) -> None:
+        """Start a gate, expand or merger of a block."""
+        scope.hidden = TaskRun(unit, scope, self._next_seq(), scope.labels, role)
+        self._make_ready(scope.hidden, self.records)
+
+    def _make_ready(self, run: TaskRun | ScopeRun, after: int) -> None:
+        """The run waits for nothing but its start."""
+        self._move(run, "ready")
+        run.after = after
+        if isinstance(run, TaskRun):
+            if self.kept is None or not self._keep(run, self.kept):
+                self.ready.push(run)
+            return
+        assert run.scope is not None
+        if run.scope.full:
+            run.scope.park(run)
+        else:
+            self._enter(run)
+
+    def _enter(self, run: ScopeRun) -> None:
+        """Open a block in a place of its own block."""
+        if run.scope is not None:
+            run.scope.active += 1
+            run.holds = True
+        self._open(run)
+
+    def _leave(self, scope: ScopeRun) -> None:
+        """A place in the block is free; the most urgent member that waits for one may start."""
+        scope.active -= 1
+        waiting = None if scope.full else scope.unpark()
+        if isinstance(waiting, TaskRun):
+            self.ready.push(waiting)
+        elif waiting is not None:
+            self._enter(waiting)
+
+    def _admit(self) -> None:
+        """Start ready tasks while something fits."""
+        while True:
+            task = self.ready.pop(self._now)
+            if task is None:
+                return
+            scope = task.scope
+            assert scope is not None
+            if task.role in ("member", "batch"):
+                if scope.full:
+                    self.ready.untake(task, started=False)
+                    scope.park(task)
+                    continue
+                scope.active += 1
+            self._start(task, scope)
+            if self._settling:
+                self._drain()
+                if self.finished:
+                    return
+
+    def _start(self, task: TaskRun, scope: ScopeRun) -> None:
+        """Submit the task's next attempt, unless it has no items left or a value it needs does not exist."""
+        unit = task.unit
+        if task.role == "batch" and not self._fill(task, scope):
+            return
+        read: dict[str, Ref] = {}
+        for name in unit.reads:
+            ref = scope.lookup(name)
+            if ref is None:
+                self._starve(task, scope, name)
+                return
+            read[name] = ref
+        if task.role == "merger":
+            read["results"] = values.for_merger(scope)
+        if task.number == 0 and self.kept is not None:
+            task.number = self.kept.attempts(unit.path, task.item_label)
+        self._key += 1
+        task.key = self._key
+        task.number += 1
+        task.peak_bytes = 0
+        task.started_at = self._now
+        self._move(task, "running")
+        self.running[task.key] = task
+        self._set_clocks(task)
+        each = task.items is not None and (unit.timeout_s is not None or unit.idle_timeout_s is not None)
+        self._actions.append(Submit(task.key, unit, task.number, task.after, read, task.items, task.labels, each))
+        self._record(
+            AttemptStarted(self._at(), task.key, unit.path, unit.label, task.item_label, task.number, unit.executor)
+        )
+
+    def _starve(self, task: TaskRun, scope: ScopeRun, name: str) -> None:
+        """Skip what reads a value that was never produced."""
+        reason = f"{name!r} has no value: the step that writes it did not run or did not succeed"
+        self._give_back(task, scope, started=False)
+        if task.role == "member":
+            self._settle(task, "skipped", reason)
+            return
+        self._move(task, "skipped")
+        scope.hidden = None
+        self._settle(scope, "skipped", reason)
+
+    def _set_clocks(self, task: TaskRun) -> None:
+        """The attempt's clocks begin (again) now; a timer that comes too early for them is set anew."""
+        unit = task.unit
+        if unit.timeout_s is not None:
+            if task.clock is None:
+                self._timer(self._now + unit.timeout_s, "attempt", task, task.key)
+            task.clock = self._now + unit.timeout_s
+        if unit.idle_timeout_s is not None:
+            if task.idle_clock is None:
+                self._timer(self._now + unit.idle_timeout_s, "idle", task, task.key)
+            task.idle_clock = self._now + unit.idle_timeout_s
+
+    def _give_back(self, task: TaskRun, scope: ScopeRun, started: bool = True) -> None:
+        """The task holds its place and its share of the budget no longer."""
+        self.ready.untake(task, started)
+        if task.role in ("member", "batch"):
+            self._leave(scope)

@@ -1,0 +1,186 @@
+"""Turn: what every part of the scheduler stands on: its state, records, timers, and moves by the table. Pure.
+
+The scheduler is one class in layers, each in a file of its own, so that its rules can be read by subject:
+
+    turn  <-  keeping  <-  starting  <-  attempts  <-  items  <-  scopes  <-  scheduler
+
+A layer calls those to its left; what it needs of those to its right is declared at the end of ``Turn``.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import deque
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from procflow.actions import Action, Record
+from procflow.attempt import (
+    Failure,
+    Progressed,
+    Succeeded,
+)
+from procflow.errors import InternalError
+from procflow.events import (
+    Event,
+    RunStatus,
+    Status,
+)
+from procflow.graph import TaskGraph
+from procflow.kept import Kept
+from procflow.ready import Budget, Ready
+from procflow.ref import Ref
+from procflow.runs import MapRun, ScopeRun, TaskRun, UnitRun
+from procflow.states import TRANSITIONS, State
+
+__all__ = ["Ending", "Turn"]
+
+STORY = 400
+"""Moves kept for the story of an internal error."""
+
+Ending = Literal["enough", "failed", "timeout", "cancelled"]
+"""Why a block ends before all its members do."""
+
+
+class Turn:
+    """The state of a run's decisions and the small parts that change it."""
+
+    def __init__(
+        self,
+        graph: TaskGraph,
+        *,
+        slots: Mapping[str, int],
+        memory_bytes: int | None = None,
+        run_id: str = "run",
+        kept: Kept | None = None,
+    ) -> None:
+        self.graph = graph
+        self.run_id = run_id
+        self.slots = dict(slots)
+        self.memory_bytes = memory_bytes
+        self.kept = kept
+        self.ready = Ready(Budget(slots, memory_bytes, graph.resources))
+        self.root = ScopeRun(graph.root, None, 0, ())
+        self.running: dict[int, TaskRun] = {}
+        self.finished = False
+        self.status: RunStatus = "succeeded"
+        self.failures = 0
+        self.tolerated = 0
+        self.late = 0
+        self.records = 0
+        self.attempts_over = 0
+        self.retries = 0
+        self._crashes: deque[float] = deque()
+        self._kept_refs: dict[int, Ref] = {}
+        self._actions: list[Action] = []
+        self._settling: deque[TaskRun | ScopeRun] = deque()
+        self._timers: list[tuple[float, int, str, Any, Any]] = []
+        self._key = 0
+        self._seq = 0
+        self._story: deque[tuple[str, str, str, str]] = deque(maxlen=STORY)
+        self._began = 0.0
+        self._now = 0.0
+        self._followers: dict[int, dict[int, list[int]]] = {}
+
+    def _record(self, event: Event) -> None:
+        self.records += 1
+        self._actions.append(Record(event))
+
+    def _at(self) -> float:
+        return self._now - self._began
+
+    def _next_seq(self) -> int:
+        self._seq += 1
+        return self._seq
+
+    def _timer(self, at: float, kind: str, run: UnitRun, token: Any) -> None:
+        heapq.heappush(self._timers, (at, self._next_seq(), kind, run, token))
+
+    def _move(self, run: UnitRun, to: State) -> None:
+        """Change a state, by the table only."""
+        if (run.state, to) not in TRANSITIONS:
+            name = run.unit.label or "the run"
+            story = [f"{s[0]} [{s[1]}] {s[2]} -> {s[3]}" for s in self._story if s[0] == name]
+            raise InternalError(f"{name} [{run.item}] can't go from {run.state} to {to}", story)
+        self._story.append((run.unit.label or "the run", run.item, run.state, to))
+        run.state = to
+
+    def story(self) -> list[str]:
+        """The last moves, for the report of an internal error."""
+        return [f"{label} [{item}] {before} -> {after}" for label, item, before, after in self._story][-20:]
+
+    # What the layers above give to those below; the scheduler has them all.
+
+    def _make_ready(self, run: TaskRun | ScopeRun, after: int) -> None:
+        """The run waits for nothing but its start."""
+        raise NotImplementedError
+
+    def _open(self, scope: ScopeRun) -> None:
+        """The block begins, or begins again."""
+        raise NotImplementedError
+
+    def _begin(self, scope: ScopeRun, after: int) -> None:
+        """Let the block's first members go."""
+        raise NotImplementedError
+
+    def _begin_items(self, run: MapRun) -> None:
+        """The items of a map are known."""
+        raise NotImplementedError
+
+    def _feed(self, run: MapRun) -> None:
+        """Keep items of a map waiting for their start."""
+        raise NotImplementedError
+
+    def _fill(self, task: TaskRun, scope: ScopeRun) -> bool:
+        """Give a batch its items as it starts."""
+        raise NotImplementedError
+
+    def _absorb(self, task: TaskRun, run: MapRun, outcome: Progressed | Succeeded) -> None:
+        """Take the items that a batch reports."""
+        raise NotImplementedError
+
+    def _batch_ended_well(self, task: TaskRun, run: MapRun, outcome: Succeeded) -> None:
+        """A batch is done."""
+        raise NotImplementedError
+
+    def _batch_ended_badly(self, task: TaskRun, run: MapRun, failure: Failure, lost: bool, culprit: int | None) -> None:
+        """A batch broke off."""
+        raise NotImplementedError
+
+    def _hidden_done(
+        self, task: TaskRun, scope: ScopeRun, outputs: Mapping[str, Ref], pages: Sequence[tuple[Ref, int]]
+    ) -> None:
+        """A block's gate, merger or expand has done its part."""
+        raise NotImplementedError
+
+    def _settle(self, run: TaskRun | ScopeRun, state: Status, reason: str = "") -> None:
+        """The run has reached a final state."""
+        raise NotImplementedError
+
+    def _step_finished(self, run: TaskRun, state: Status) -> None:
+        """Record the end of a step."""
+        raise NotImplementedError
+
+    def _drain(self) -> None:
+        """Tell blocks of their settled members."""
+        raise NotImplementedError
+
+    def _judge(self, scope: ScopeRun, who: str) -> None:
+        """A member failed for good: does the block go on?"""
+        raise NotImplementedError
+
+    def _end_early(self, scope: ScopeRun, ending: Ending, reason: str) -> None:
+        """The block's end is decided before all members are done."""
+        raise NotImplementedError
+
+    def _maybe_close(self, scope: ScopeRun) -> None:
+        """Close the block if nothing below is left."""
+        raise NotImplementedError
+
+    def _announce(self, scope: ScopeRun, members: int) -> None:
+        """Record that the block begins."""
+        raise NotImplementedError
+
+    def _count_own(self, scope: ScopeRun, more: int) -> None:
+        """Count failures that are no member's."""
+        raise NotImplementedError
