@@ -1,8 +1,8 @@
 """History: read-only views of the journal, for commands, reports, resume and the planner.
 
-A ``History`` never writes, never checkpoints and never makes the writer wait; it works while a run is going on and after one was
-killed. A run that the journal calls running but whose lock nobody holds shows as ``killed``. Refs are read without running
-any code; this file never opens a value.
+A ``History`` never writes, never checkpoints and never makes the writer wait; it works while a run is going on and
+after one was killed. A run that the journal calls running but whose lock nobody holds shows as ``killed``. Refs are
+read without running any code; this file never opens a value.
 """
 
 from __future__ import annotations
@@ -54,6 +54,8 @@ class RunRow:
     file: str | None
     lock: str | None
     params: dict[str, Any]
+    options: dict[str, Any]
+    earlier: str | None
     executor: str
     workers: int
     status: str
@@ -81,7 +83,10 @@ class RunRow:
 
 @dataclass(frozen=True, slots=True)
 class StepRow:
-    """One attempt, one block, or one item that failed: a row of ``step_executions``. Times are seconds since the run began."""
+    """One attempt, one block, or one item that failed: a row of ``step_executions``.
+
+    Times are seconds since the run (or the session of it) began.
+    """
 
     id: int
     run_id: str
@@ -92,6 +97,7 @@ class StepRow:
     item: str
     attempt: int
     kind: str
+    role: str | None
     status: str
     cause: str | None
     reason: str | None
@@ -158,9 +164,9 @@ class Learned:
 
 
 _RUN_SQL = """
-SELECT run_id, pipeline, file, lock, params, executor, workers, status, reason, started, ended, exit_code, pid, host,
-    procflow_version, python_version, sessions, steps, succeeded, failed, lost, skipped, cancelled, failures, tolerated,
-    wall_s, work_s
+SELECT run_id, pipeline, file, lock, params, options, earlier, executor, workers, status, reason, started, ended,
+    exit_code, pid, host, procflow_version, python_version, sessions, steps, succeeded, failed, lost, skipped,
+    cancelled, failures, tolerated, wall_s, work_s
 FROM runs
 """
 _STEP_SQL = f"SELECT {', '.join(COLUMNS)} FROM step_executions WHERE id BETWEEN ? AND ? "
@@ -315,7 +321,7 @@ class History:
 
     def _run(self, row: tuple[Any, ...]) -> RunRow:
         values = list(row)
-        values[4] = _mapping(row[4])
+        values[4], values[5] = _mapping(row[4]), _mapping(row[5])
         run = RunRow(*values)
         if run.status != "running":
             return run

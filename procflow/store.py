@@ -1,8 +1,9 @@
 """The store: the journal of runs, written by the parent alone.
 
-``record`` only buffers; ``commit`` writes all that is buffered in one transaction, which is durable when it returns (WAL,
-``synchronous=FULL``). The engine announces nothing before its commit returned. After a commit that failed, the buffer is whole:
-calling ``commit`` again is safe, and nothing that was committed before is touched. ``StepProgress`` is not journalled.
+``record`` only buffers; ``commit`` writes all that is buffered in one transaction, which is durable when it returns
+(WAL, ``synchronous=FULL``). The engine announces nothing before its commit returned. After a commit that failed, the
+buffer is whole: calling ``commit`` again is safe, and nothing that was committed before is touched. ``StepProgress``
+is not journalled.
 
 Two pipelines of one folder may run at once, so every transaction holds the folder's writer lock: at any instant at most one
 connection writes or checkpoints. This file owns the writing side; ``history.py`` reads. It never unpickles a value.
@@ -12,28 +13,22 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import os
-import platform
-import socket
 import sqlite3
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
-from datetime import datetime, timezone
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
-from procflow import __version__
+from procflow import store_begin
 from procflow.errors import InternalError, StoreError
 from procflow.events import Event
 from procflow.state_folder import StateFolder, is_network_mount, try_flock
-from procflow.store_rows import PLAIN_COLUMNS, Rows, storable
+from procflow.store_begin import ID_BITS, Print, RunRecord, Taken, utc_now
+from procflow.store_rows import PLAIN_COLUMNS, Rows
 from procflow.store_schema import COLUMNS, connect_writer, create_database, told
 
-__all__ = ["Journal", "MemoryStore", "NullStore", "RunRecord", "Store", "utc_now"]
+__all__ = ["ID_BITS", "Journal", "MemoryStore", "NullStore", "Print", "RunRecord", "Store", "Taken", "utc_now"]
 
-ID_BITS = 32
-"""Row ids are ``runs.seq << 32`` and up, so the rows of two runs that go on together never meet."""
 LOCK_WAIT_S = 30.0
 
 _INSERT_STEP = {
@@ -41,6 +36,8 @@ _INSERT_STEP = {
     for columns in (COLUMNS, PLAIN_COLUMNS)
 }
 _INSERT_OUTPUT = "INSERT OR REPLACE INTO outputs VALUES (?,?,?,?,?,?)"
+_INSERT_PAGE = "INSERT OR REPLACE INTO pages VALUES (?,?,?,?,?)"
+_INSERT_CHUNK = "INSERT OR REPLACE INTO chunks VALUES (?,?,?,?,?)"
 _INSERT_METRIC = "INSERT OR REPLACE INTO metrics (execution_id, name, run_id, value) VALUES (?,?,?,?)"
 _UPDATE_RUN = """
 UPDATE runs SET steps = coalesce(:steps, steps), status = coalesce(:status, status), reason = coalesce(:reason, reason),
@@ -50,33 +47,6 @@ UPDATE runs SET steps = coalesce(:steps, steps), status = coalesce(:status, stat
 WHERE seq = :seq
 """
 _UPDATED = ("steps", "status", "reason", "ended", "exit_code", "failures", "tolerated", "wall_s", "work_s")
-
-
-def utc_now() -> str:
-    """The wall clock as UTC ISO text, for display only: ``2026-11-20T08:00:00.123Z``."""
-    return datetime.now(timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
-@dataclass(frozen=True, slots=True)
-class RunRecord:
-    """What is known of a run when it begins.
-
-    ``params`` are shown by ``procflow show``: mask secrets before. ``lock`` is the name of the run's lock (``lock_name``), by which
-    readers see whether it lives; None where it has none.
-    """
-
-    run_id: str
-    pipeline: str
-    file: str | None = None
-    lock: str | None = None
-    params: Mapping[str, Any] = field(default_factory=dict)
-    executor: str = "processes"
-    workers: int = 1
-    started: str = field(default_factory=utc_now)
-    pid: int = field(default_factory=os.getpid)
-    host: str = field(default_factory=socket.gethostname)
-    procflow_version: str = __version__
-    python_version: str = field(default_factory=platform.python_version)
 
 
 class Journal(Protocol):
@@ -159,13 +129,15 @@ class _Buffer:
 
 
 class MemoryStore(_Buffer):
-    """A store for tests: what was committed is in ``runs``, ``steps``, ``outputs`` and ``metrics``, and goes with the object."""
+    """A store for tests: what was committed is in ``runs``, ``steps``, ``outputs``, ``pages``, ``chunks``, ``metrics``."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__(clock)
         self.runs: dict[str, dict[str, Any]] = {}
         self.steps: dict[int, dict[str, Any]] = {}
         self.outputs: list[tuple[int, str, str, str, str, bytes]] = []
+        self.pages: list[tuple[int, int, str, int, bytes]] = []
+        self.chunks: list[tuple[int, int, str, str, bytes]] = []
         self.metrics: list[tuple[int, str, str, float]] = []
         self.commits = 0
 
@@ -183,6 +155,8 @@ class MemoryStore(_Buffer):
         for columns, batch in rows.batches():
             self.steps.update({row[0]: dict.fromkeys(COLUMNS) | dict(zip(columns, row, strict=True)) for row in batch})
         self.outputs += rows.outputs
+        self.pages += rows.pages
+        self.chunks += rows.chunks
         self.metrics += rows.metrics
         self.runs[rows.run_id].update(rows.run | rows.counts)
         self.commits += 1
@@ -227,41 +201,14 @@ class Store(_Buffer):
     def begin(self, run: RunRecord) -> None:
         """Record a run's beginning; durable when it returns.
 
-        A run id that is there is a run resumed: its rows stay, and what its last session left running becomes ``lost``. The same
-        goes for other runs of this lock that never ended: the caller holds that lock, so they are dead.
+        A run id that is there is a run resumed: its rows stay, and what its last session left running becomes
+        ``lost``. The same goes for other runs of this lock that never ended: the caller holds that lock, so they are
+        dead.
         """
         with self._transaction("the run can't be recorded") as db:
-            self._bury(db, run)
-            row = db.execute("SELECT seq FROM runs WHERE run_id = ?", (run.run_id,)).fetchone()
-            values = (
-                *(
-                    storable(run.pipeline),
-                    run.file and storable(run.file),
-                    run.lock,
-                    _json(run.params),
-                    run.executor,
-                    run.workers,
-                ),
-                *(run.started, run.pid, storable(run.host), run.procflow_version, run.python_version),
-            )
-            if row is None:
-                seq = db.execute(_INSERT_RUN, (run.run_id, *values)).lastrowid or 0
-                first, counts = (seq << ID_BITS) + 1, None
-            else:
-                seq = row[0]
-                db.execute(_RESUME_RUN, (*values, run.run_id))
-                first = db.execute(
-                    "SELECT max(id) FROM step_executions WHERE id BETWEEN ? AND ?",
-                    (seq << ID_BITS, ((seq + 1) << ID_BITS) - 1),
-                ).fetchone()[0]
-                first = (first or seq << ID_BITS) + 1
-                counts = db.execute(
-                    "SELECT succeeded, failed, lost, skipped, cancelled FROM runs WHERE seq = ?", (seq,)
-                ).fetchone()
-        self._seq = seq
+            self._seq, first, counts = store_begin.begin(db, run)
         self._rows = Rows(run.run_id, first)
-        if counts is not None:
-            self._rows.counts.update(zip(("succeeded", "failed", "lost", "skipped", "cancelled"), counts, strict=True))
+        self._rows.counts.update(counts)
 
     def commit(self) -> None:
         """One transaction with all that is buffered; durable when it returns.
@@ -274,10 +221,14 @@ class Store(_Buffer):
         with self._transaction("what happened can't be recorded") as db:
             for columns, batch in rows.batches():
                 db.executemany(_INSERT_STEP[columns], batch)
-            if rows.outputs:
-                db.executemany(_INSERT_OUTPUT, rows.outputs)
-            if rows.metrics:
-                db.executemany(_INSERT_METRIC, rows.metrics)
+            for sql, batch in (
+                (_INSERT_OUTPUT, rows.outputs),
+                (_INSERT_PAGE, rows.pages),
+                (_INSERT_CHUNK, rows.chunks),
+                (_INSERT_METRIC, rows.metrics),
+            ):
+                if batch:
+                    db.executemany(sql, batch)
             self._update_run(db, rows)
         self._committed()
 
@@ -303,17 +254,6 @@ class Store(_Buffer):
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    def _bury(self, db: sqlite3.Connection, run: RunRecord) -> None:
-        """Mark what earlier sessions left running; only runs of this run's lock can be known to be dead."""
-        dead = db.execute(
-            "SELECT seq FROM runs WHERE status = 'running' AND (run_id = ? OR lock = ?)", (run.run_id, run.lock)
-        ).fetchall()
-        for (seq,) in dead:
-            own = (seq << ID_BITS, ((seq + 1) << ID_BITS) - 1)
-            lost = db.execute(_BURY_STEPS + "AND kind = 'task'", own).rowcount
-            db.execute(_BURY_STEPS, own)
-            db.execute("UPDATE runs SET status = 'killed', lost = lost + ? WHERE seq = ?", (lost, seq))
 
     def _update_run(self, db: sqlite3.Connection, rows: Rows) -> None:
         values = dict.fromkeys(_UPDATED) | rows.run | rows.counts
@@ -355,27 +295,6 @@ class Store(_Buffer):
             raise StoreError(
                 f"{self._folder.db}: {doing}: the journal was replaced by another file while the run was going on"
             )
-
-
-_INSERT_RUN = """
-INSERT INTO runs (run_id, pipeline, file, lock, params, executor, workers, started, pid, host, procflow_version,
-    python_version, status)
-VALUES (?,?,?,?,?,?,?,?,?,?,?,?,'running')
-"""
-_RESUME_RUN = """
-UPDATE runs SET pipeline = ?, file = ?, lock = ?, params = ?, executor = ?, workers = ?, started = ?, pid = ?, host = ?,
-    procflow_version = ?, python_version = ?, status = 'running', reason = NULL, ended = NULL, exit_code = NULL,
-    failures = NULL, tolerated = NULL, wall_s = NULL, work_s = NULL, sessions = sessions + 1
-WHERE run_id = ?
-"""
-_BURY_STEPS = """
-UPDATE step_executions SET status = 'lost', cause = 'crash', reason = 'procflow itself was killed'
-WHERE id BETWEEN ? AND ? AND status = 'running'
-"""
-
-
-def _json(value: Mapping[str, Any]) -> str:
-    return json.dumps({str(k): v for k, v in value.items()}, default=repr, skipkeys=True)
 
 
 @contextlib.contextmanager

@@ -1,25 +1,23 @@
 """Events to rows: what the journal says about a run, before it is written.
 
-``Rows`` collects the rows of one run since the last commit, keyed by id, so that an attempt which starts and ends between two
-commits costs one insert. It holds nothing for an attempt that ended well: its memory is bounded by what runs at once, by the
-steps declared, and by the attempts that failed and whose step has not settled yet. It never touches a disk or a clock.
+``Rows`` collects the rows of one run since the last commit, keyed by id, so that an attempt which starts and ends
+between two commits costs one insert. It holds nothing for an attempt that ended well: its memory is bounded by what
+runs at once, by the steps declared, and by the attempts that failed and whose step has not settled yet. It never
+touches a disk or a clock.
 """
 
 from __future__ import annotations
 
 import json
-import pickle
-import zlib
 from collections.abc import Callable, Mapping
-from io import BytesIO
-from typing import Any, NoReturn
+from typing import Any
 
 from procflow import events as ev
 from procflow.attempt import Failure
 from procflow.attempt_log import log_path
-from procflow.errors import StoreError
-from procflow.ref import Ref, from_plain
+from procflow.ref import Ref
 from procflow.result import exit_code
+from procflow.store_refs import decode_ref, encode_ref, indices_text
 from procflow.store_schema import COLUMNS
 
 __all__ = ["PLAIN_COLUMNS", "Row", "Rows", "decode_ref", "encode_ref", "failure_text", "storable"]
@@ -28,7 +26,8 @@ Row = tuple[Any, ...]
 """One row of ``step_executions``, in the order of ``COLUMNS`` or of ``PLAIN_COLUMNS``."""
 
 PLAIN_COLUMNS = (
-    *("id", "run_id", "key", "path", "label", "name", "item", "attempt", "kind", "status", "parent_step_id"),
+    *("id", "run_id", "key", "path", "label", "name", "item", "attempt", "kind", "role", "status"),
+    "parent_step_id",
     *(
         "branch_name",
         "join_policy",
@@ -47,39 +46,8 @@ PLAIN_COLUMNS = (
 
 _AT = {name: i for i, name in enumerate(COLUMNS)}
 _REASON, _TOLERATED, _STATUS, _RETRY = _AT["reason"], _AT["tolerated"], _AT["status"], _AT["retry_in_s"]
-_MARK = b"R1"
 MAX_MESSAGE = 10_000
 MAX_TRACEBACK = 200_000
-
-
-def encode_ref(ref: Ref) -> bytes:
-    """The ref as bytes: ``R1``, a CRC-32, and a protocol 4 pickle of its nested tuples of bytes, numbers and text.
-
-    That format is fixed for good by the pickle documentation; ``decode_ref`` reads it without running any code.
-    """
-    body = pickle.dumps(ref.plain(), 4)
-    return _MARK + zlib.crc32(body).to_bytes(4, "little") + body
-
-
-def decode_ref(data: bytes) -> Ref:
-    """The ref that ``encode_ref`` wrote; StoreError for anything else, such as flipped bits or a foreign pickle."""
-    body = data[6:]
-    if data[:2] != _MARK or zlib.crc32(body).to_bytes(4, "little") != data[2:6]:
-        raise StoreError("a recorded result is damaged: its checksum is wrong")
-    try:
-        return from_plain(_PlainUnpickler(BytesIO(body)).load())
-    except (pickle.UnpicklingError, EOFError, ValueError, TypeError, IndexError, KeyError) as error:
-        raise StoreError(f"a recorded result can't be read: {error}") from error
-
-
-class _PlainUnpickler(pickle.Unpickler):
-    """Knows no class and no function, so a pickle can only hold plain data."""
-
-    def find_class(self, module: str, name: str) -> NoReturn:
-        raise pickle.UnpicklingError(f"{module}.{name} has no place in a ref")
-
-    def persistent_load(self, pid: Any) -> NoReturn:
-        raise pickle.UnpicklingError("a ref has no persistent ids")
 
 
 def storable(text: str) -> str:
@@ -130,6 +98,8 @@ class Rows:
         self._plain: list[Row] = []
         self._full: dict[int, Row] = {}
         self.outputs: list[tuple[int, str, str, str, str, bytes]] = []
+        self.pages: list[tuple[int, int, str, int, bytes]] = []
+        self.chunks: list[tuple[int, int, str, str, bytes]] = []
         self.metrics: list[tuple[int, str, str, float]] = []
         self.run: dict[str, Any] = {}
         self.counts = dict.fromkeys(("succeeded", "failed", "lost", "skipped", "cancelled"), 0)
@@ -144,6 +114,7 @@ class Rows:
         self._handlers: dict[type, Callable[[Any], None]] = {
             ev.AttemptStarted: self._attempt_started,
             ev.AttemptFinished: self._attempt_finished,
+            ev.ItemsDone: self._items_done,
             ev.StepFinished: self._step_finished,
             ev.BlockStarted: self._block_started,
             ev.BlockFinished: self._block_finished,
@@ -164,7 +135,7 @@ class Rows:
         self._started = {}
         self._plain = []
         self._full = {}
-        self.outputs = []
+        self.outputs, self.pages, self.chunks = [], [], []
         self.metrics = []
         self.run = {}
 
@@ -210,7 +181,7 @@ class Rows:
     def _started_row(self, row_id: int, e: ev.AttemptStarted) -> Row:
         place = self._place(e.path, e.label)
         return (
-            *(row_id, self.run_id, e.key, e.path, e.label, place.name, e.item, e.number, "task", "running"),
+            *(row_id, self.run_id, e.key, e.path, e.label, place.name, e.item, e.number, "task", e.role, "running"),
             *(None, None, None, place.parent, place.branch, place.join, e.executor, e.at, None),
             *(None, None, None, None, None, None, log_path(e.label, e.item, e.number)),
             *(None, None, None, None, None, None, None),
@@ -221,7 +192,9 @@ class Rows:
         self._started.pop(row_id, None)
         path, item, status, usage = e.path, e.item, e.status, e.usage
         if e.outputs:
-            self._add_outputs(row_id, path, item, e.outputs)
+            self._add_outputs(row_id, e)
+        for position, (page, count) in enumerate(e.pages):
+            self.pages.append((row_id, position, self.run_id, count, encode_ref(page)))
         if e.metrics:
             self.metrics += [(row_id, storable(name), self.run_id, float(value)) for name, value in e.metrics.items()]
         self.counts[status] += 1
@@ -245,6 +218,7 @@ class Rows:
                 item,
                 number,
                 "task",
+                e.role,
                 status,
                 place.parent,
                 place.branch,
@@ -265,19 +239,32 @@ class Rows:
     def _bad_row(self, row_id: int, e: ev.AttemptFinished) -> Row:
         place, usage, failure = self._place(e.path, e.label), e.usage, e.failure
         return (
-            *(row_id, self.run_id, e.key, e.path, e.label, place.name, e.item, e.number, "task", e.status),
+            *(row_id, self.run_id, e.key, e.path, e.label, place.name, e.item, e.number, "task", e.role, e.status),
             *(failure.cause if failure else None, None, _message(failure), place.parent, place.branch, place.join),
             *(e.executor, e.started_at, e.at, usage.wall_s, usage.cpu_s, usage.peak_rss_bytes, e.cost, e.count),
             *(_names(e.outputs), log_path(e.label, e.item, e.number), failure_text(failure) if failure else None),
             *(None, e.retry_in_s, None, None, None, None),
         )
 
-    def _add_outputs(self, row_id: int, path: str, item: str, outputs: Mapping[str, Ref]) -> None:
-        for name, ref in outputs.items():
-            self.outputs.append((row_id, storable(name), self.run_id, path, item, encode_ref(ref)))
+    def _add_outputs(self, row_id: int, e: ev.AttemptFinished) -> None:
+        for name, ref in e.outputs.items():
+            if e.role == "batch" and e.indices:
+                self._add_chunk(row_id, e.indices, ref)
+            else:
+                self.outputs.append((row_id, storable(name), self.run_id, e.path, e.item, encode_ref(ref)))
+
+    def _add_chunk(self, row_id: int, indices: range | tuple[int, ...], chunk: Ref) -> None:
+        self.chunks.append((row_id, indices[0], self.run_id, indices_text(indices), encode_ref(chunk)))
+
+    def _items_done(self, e: ev.ItemsDone) -> None:
+        if e.indices:
+            self._add_chunk(self._open[e.key], e.indices, e.chunk)
 
     def _step_finished(self, e: ev.StepFinished) -> None:
         """A bad end adds its reason to the last attempt's row; where no attempt has that place it gets its own row."""
+        if e.kept:
+            self._kept(e)
+            return
         if e.status == "succeeded":
             return
         last = self._unsettled.pop((e.path, e.item), None)
@@ -293,6 +280,7 @@ class Rows:
             *(row_id, self.run_id, None, e.path, e.label, place.name, e.item, e.attempts),
             *(
                 "item" if e.attempts else "task",
+                "batch" if e.attempts else "member",
                 e.status,
                 failure.cause if failure else None,
                 storable(e.reason) or None,
@@ -306,6 +294,17 @@ class Rows:
             *(int(e.tolerated), None, None, None, None, None),
         )
 
+    def _kept(self, e: ev.StepFinished) -> None:
+        """A row that says only that the step was done before; its result lies with the attempt that made it."""
+        place, row_id = self._place(e.path, e.label), self._new_id()
+        known: dict[str, Any] = {
+            "id": row_id, "run_id": self.run_id, "path": e.path, "label": e.label, "name": place.name, "item": e.item,
+            "attempt": 0, "kind": "kept", "role": "member", "status": e.status, "ended": e.at,
+            "parent_step_id": place.parent, "branch_name": place.branch, "join_policy": place.join,
+            "output_ref": storable(",".join(e.produced)), "reason": storable(e.reason) or None,
+        }  # fmt: skip
+        self._full[row_id] = tuple(known.get(column) for column in COLUMNS)
+
     def _block_started(self, e: ev.BlockStarted) -> None:
         if e.path not in self._blocks:
             self._blocks[e.path] = e
@@ -315,7 +314,7 @@ class Rows:
         self._open_blocks[where] = (row_id, e.at)
         attempt = self._block_tries.get(where, 0) + 1
         self._full[row_id] = (
-            *(row_id, self.run_id, None, e.path, e.label, place.name, e.item, attempt, e.kind, "running"),
+            *(row_id, self.run_id, None, e.path, e.label, place.name, e.item, attempt, e.kind, None, "running"),
             *(None, None, None, place.parent, place.branch, e.join, None, e.at, None),
             *(None, None, None, None, None, None, None, None, None, None, e.members, None, None, None),
         )
@@ -331,7 +330,7 @@ class Rows:
         join = self._blocks[e.path].join if e.path in self._blocks else None
         failure = e.failure
         self._full[row_id] = (
-            *(row_id, self.run_id, None, e.path, e.label, place.name, e.item, e.attempt, e.kind, e.status),
+            *(row_id, self.run_id, None, e.path, e.label, place.name, e.item, e.attempt, e.kind, None, e.status),
             *(failure.cause if failure else None, storable(e.reason) or None),
             *(_message(failure), place.parent, place.branch, join, None),
             *(started, e.at, e.wall_s, None, failure.peak_rss_bytes if failure else None, e.cost),

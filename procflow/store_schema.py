@@ -15,7 +15,7 @@ from procflow.errors import StoreError
 
 __all__ = ["COLUMNS", "SCHEMA_VERSION", "connect_reader", "connect_writer", "create_database", "told"]
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 APPLICATION_ID = 0x70726366  # "prcf"
 BUSY_MS = 10_000
 # A larger journal is not read through at every start; SQLite still checks each page that it uses.
@@ -30,7 +30,9 @@ _STEP_COLUMNS: tuple[tuple[str, str], ...] = (
     ("name", "TEXT NOT NULL"),
     ("item", "TEXT NOT NULL"),
     ("attempt", "INTEGER NOT NULL"),  # from 1; 0 where the step never started
-    ("kind", "TEXT NOT NULL"),  # task, item (a failed item of a batch), or the kind of block
+    # task, item (a failed item of a batch), kept (done before this session), copied (from another run), or a block's kind
+    ("kind", "TEXT NOT NULL"),
+    ("role", "TEXT"),  # member, gate, expand, merger, batch; NULL for blocks
     ("status", "TEXT NOT NULL"),  # running, succeeded, skipped, failed, lost, cancelled
     ("cause", "TEXT"),
     ("reason", "TEXT"),
@@ -67,6 +69,8 @@ _TABLES = (
         file TEXT,
         lock TEXT,
         params TEXT NOT NULL,
+        options TEXT NOT NULL DEFAULT '{}',
+        earlier TEXT,
         executor TEXT NOT NULL,
         workers INTEGER NOT NULL,
         status TEXT NOT NULL,
@@ -99,6 +103,44 @@ _TABLES = (
         item TEXT NOT NULL,
         ref BLOB NOT NULL,
         PRIMARY KEY (execution_id, name)
+    )""",
+    """CREATE TABLE pages (
+        execution_id INTEGER NOT NULL,
+        position INTEGER NOT NULL,
+        run_id TEXT NOT NULL,
+        count INTEGER NOT NULL,
+        ref BLOB NOT NULL,
+        PRIMARY KEY (execution_id, position)
+    )""",
+    # Values of a map's items. A running batch reports several times; no two chunks of an attempt begin with one item.
+    """CREATE TABLE chunks (
+        execution_id INTEGER NOT NULL,
+        first INTEGER NOT NULL,
+        run_id TEXT NOT NULL,
+        indices TEXT NOT NULL,
+        ref BLOB NOT NULL,
+        PRIMARY KEY (execution_id, first)
+    )""",
+    # What each task was made from. Results of executions before ``since`` were made from something else.
+    """CREATE TABLE fingerprints (
+        run_id TEXT NOT NULL,
+        label TEXT NOT NULL,
+        role TEXT NOT NULL,
+        path TEXT NOT NULL,
+        digest TEXT NOT NULL,
+        parts TEXT NOT NULL,
+        since INTEGER NOT NULL,
+        PRIMARY KEY (run_id, label, role)
+    )""",
+    """CREATE TABLE sessions (
+        run_id TEXT NOT NULL,
+        number INTEGER NOT NULL,
+        first_id INTEGER NOT NULL,
+        started TEXT NOT NULL,
+        pid INTEGER NOT NULL,
+        procflow_version TEXT NOT NULL,
+        python_version TEXT NOT NULL,
+        PRIMARY KEY (run_id, number)
     )""",
     """CREATE TABLE metrics (
         execution_id INTEGER NOT NULL,
@@ -225,7 +267,8 @@ def _check_header(db: sqlite3.Connection, path: Path) -> None:
         )
     if version < SCHEMA_VERSION:
         raise StoreError(
-            f"{path}: journal version {version} is not one that procflow ever wrote; the journal is damaged"
+            f"{path}: journal version {version} is not one that this procflow can read; "
+            "move it away to start a new one, or name another folder with --state-dir"
         )
 
 

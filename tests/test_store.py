@@ -154,6 +154,7 @@ def test_a_successful_attempt_is_one_row_with_all_it_used(store: Store, folder: 
         "item": "",
         "attempt": 1,
         "kind": "task",
+        "role": "member",
         "status": "succeeded",
         "executor": "processes",
         "started": 1.0,

@@ -1,0 +1,177 @@
+"""The beginning of a run or of a session of it, as rows: all that is written in the journal's first transaction.
+
+Besides the run itself these are: the burial of what a killed session left running, what each task is made from
+(fingerprints, so that the next session knows what changed), and the results that a new run takes over from an earlier
+one. It writes through a connection whose transaction is the caller's (``store.py``).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import socket
+import sqlite3
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from typing import Any
+
+from procflow import __version__
+from procflow.store_rows import storable
+from procflow.store_schema import COLUMNS
+
+__all__ = ["ID_BITS", "Print", "RunRecord", "Taken", "begin", "ids_of", "utc_now"]
+
+ID_BITS = 32
+"""Row ids are ``runs.seq << 32`` and up, so the rows of two runs that go on together never meet."""
+COUNTS = ("succeeded", "failed", "lost", "skipped", "cancelled")
+
+
+def utc_now() -> str:
+    """The wall clock as UTC ISO text, for display only: ``2026-11-20T08:00:00.123Z``."""
+    return datetime.now(timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def ids_of(seq: int) -> tuple[int, int]:
+    """The first and last row id that a run may use."""
+    return seq << ID_BITS, ((seq + 1) << ID_BITS) - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Print:
+    """What one task of the pipeline is made from.
+
+    ``since`` is the first execution whose results were made from just this; None for those of the session that begins.
+    """
+
+    label: str
+    role: str
+    path: str
+    digest: str
+    parts: Mapping[str, str] = field(default_factory=dict)
+    since: int | None = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """A result that a new run takes over: the execution that made it, and where its task stands now."""
+
+    execution_id: int
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class RunRecord:
+    """What is known of a run when it begins.
+
+    ``params`` are shown by ``procflow show``: mask secrets before. ``lock`` is the name of the run's lock
+    (``lock_name``), by which readers see whether it lives; None where it has none. ``options`` are the limits that were
+    asked for, as JSON can hold them, for the next session. ``earlier`` is another run whose results are ``taken`` over.
+    """
+
+    run_id: str
+    pipeline: str
+    file: str | None = None
+    lock: str | None = None
+    params: Mapping[str, Any] = field(default_factory=dict)
+    executor: str = "processes"
+    workers: int = 1
+    started: str = field(default_factory=utc_now)
+    pid: int = field(default_factory=os.getpid)
+    host: str = field(default_factory=socket.gethostname)
+    procflow_version: str = __version__
+    python_version: str = field(default_factory=platform.python_version)
+    options: Mapping[str, Any] = field(default_factory=dict)
+    earlier: str | None = None
+    prints: Sequence[Print] = ()
+    taken: Sequence[Taken] = ()
+
+
+def begin(db: sqlite3.Connection, run: RunRecord) -> tuple[int, int, dict[str, int]]:
+    """Write it all; returns the run's ``seq``, its first free row id, and its counts of attempts so far."""
+    _bury(db, run)
+    values = (
+        *(storable(run.pipeline), run.file and storable(run.file), run.lock, _json(run.params), _json(run.options)),
+        *(run.executor, run.workers, run.started, run.pid, storable(run.host)),
+        *(run.procflow_version, run.python_version),
+    )
+    row = db.execute("SELECT seq FROM runs WHERE run_id = ?", (run.run_id,)).fetchone()
+    counts = dict.fromkeys(COUNTS, 0)
+    if row is None:
+        seq = db.execute(_INSERT_RUN, (run.run_id, run.earlier, *values)).lastrowid or 0
+        first = ids_of(seq)[0] + 1
+    else:
+        seq = row[0]
+        db.execute(_RESUME_RUN, (*values, run.run_id))
+        last = db.execute("SELECT max(id) FROM step_executions WHERE id BETWEEN ? AND ?", ids_of(seq)).fetchone()[0]
+        first = (last or ids_of(seq)[0]) + 1
+        found = db.execute(f"SELECT {', '.join(COUNTS)} FROM runs WHERE seq = ?", (seq,)).fetchone()
+        counts = dict(zip(COUNTS, found, strict=True))
+    number = db.execute("SELECT sessions FROM runs WHERE seq = ?", (seq,)).fetchone()[0]
+    session = (run.run_id, number, first, run.started, run.pid, run.procflow_version, run.python_version)
+    db.execute("INSERT INTO sessions VALUES (?,?,?,?,?,?,?)", session)
+    _write_prints(db, run, first)
+    return seq, _take_over(db, run, first), counts
+
+
+def _bury(db: sqlite3.Connection, run: RunRecord) -> None:
+    """Mark what earlier sessions left running; only runs of this run's lock can be known to be dead."""
+    dead = db.execute(
+        "SELECT seq FROM runs WHERE status = 'running' AND (run_id = ? OR lock = ?)", (run.run_id, run.lock)
+    ).fetchall()
+    for (seq,) in dead:
+        lost = db.execute(_BURY_STEPS + "AND kind = 'task'", ids_of(seq)).rowcount
+        db.execute(_BURY_STEPS, ids_of(seq))
+        db.execute("UPDATE runs SET status = 'killed', lost = lost + ? WHERE seq = ?", (lost, seq))
+
+
+def _write_prints(db: sqlite3.Connection, run: RunRecord, first: int) -> None:
+    db.execute("DELETE FROM fingerprints WHERE run_id = ?", (run.run_id,))
+    db.executemany(
+        "INSERT INTO fingerprints (run_id, label, role, path, digest, parts, since) VALUES (?,?,?,?,?,?,?)",
+        (
+            (run.run_id, p.label, p.role, p.path, p.digest, _json(p.parts), first if p.since is None else p.since)
+            for p in run.prints
+        ),
+    )
+
+
+def _take_over(db: sqlite3.Connection, run: RunRecord, first: int) -> int:
+    """Copy results of another run, so that this one is whole by itself; the next free row id."""
+    for new, taken in enumerate(run.taken, first):
+        db.execute(_COPY_STEP, (new, run.run_id, taken.path, taken.execution_id))
+        db.execute(_COPY_OUTPUTS, (new, run.run_id, taken.path, taken.execution_id))
+        db.execute(_COPY_PAGES, (new, run.run_id, taken.execution_id))
+        db.execute(_COPY_CHUNKS, (new, run.run_id, taken.execution_id))
+    return first + len(run.taken)
+
+
+_INSERT_RUN = """
+INSERT INTO runs (run_id, earlier, pipeline, file, lock, params, options, executor, workers, started, pid, host,
+    procflow_version, python_version, status)
+VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,'running')
+"""
+_RESUME_RUN = """
+UPDATE runs SET pipeline = ?, file = ?, lock = ?, params = ?, options = ?, executor = ?, workers = ?, started = ?,
+    pid = ?, host = ?, procflow_version = ?, python_version = ?, status = 'running', reason = NULL, ended = NULL,
+    exit_code = NULL, failures = NULL, tolerated = NULL, wall_s = NULL, work_s = NULL, sessions = sessions + 1
+WHERE run_id = ?
+"""
+_BURY_STEPS = """
+UPDATE step_executions SET status = 'lost', cause = 'crash', reason = 'procflow itself was killed'
+WHERE id BETWEEN ? AND ? AND status = 'running'
+"""
+_COPIED = tuple(c for c in COLUMNS if c not in ("id", "run_id", "path", "kind", "key", "log", "status", "failure"))
+_COPY_STEP = f"""
+INSERT INTO step_executions (id, run_id, path, kind, status, {", ".join(_COPIED)})
+SELECT ?, ?, ?, 'copied', CASE status WHEN 'skipped' THEN status ELSE 'succeeded' END, {", ".join(_COPIED)}
+FROM step_executions WHERE id = ?
+"""
+_COPY_OUTPUTS = "INSERT INTO outputs SELECT ?, name, ?, ?, item, ref FROM outputs WHERE execution_id = ?"
+_COPY_PAGES = "INSERT INTO pages SELECT ?, position, ?, count, ref FROM pages WHERE execution_id = ?"
+_COPY_CHUNKS = "INSERT INTO chunks SELECT ?, first, ?, indices, ref FROM chunks WHERE execution_id = ?"
+
+
+def _json(value: Mapping[str, Any]) -> str:
+    return json.dumps({str(k): v for k, v in value.items()}, default=repr, skipkeys=True)
