@@ -11,6 +11,7 @@ The public names below are loaded on first use, because workers import this pack
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -76,3 +77,10 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted([*__all__, "__version__"])
+
+
+if "PROCFLOW_FAILPOINTS" in os.environ:
+    # Here, because workers import this package too. Only fault tests set it.
+    from procflow.failpoint_actions import arm_from_environment
+
+    arm_from_environment()

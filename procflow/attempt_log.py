@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+from procflow.failpoints import fp
 from procflow.plaintext import clean
 
 __all__ = ["FileLog", "LogFolder", "LogLine", "log_path", "plain_text"]
@@ -171,6 +172,7 @@ class FileLog:
             self._folder.dropped_bytes += len(data)
             return
         try:
+            fp("log.write")
             self._place(data)
         except OSError as error:
             self._lose(error, len(data))
@@ -180,6 +182,7 @@ class FileLog:
         path = self.path
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
         try:
+            fp("log.open")
             try:
                 self._fd = os.open(path, flags, 0o600)
             except FileNotFoundError:

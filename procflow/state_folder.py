@@ -32,6 +32,7 @@ from pathlib import Path
 from types import TracebackType
 
 from procflow.errors import LockHeld, StoreError
+from procflow.failpoints import fp
 from procflow.units import duration_text
 
 __all__ = [
@@ -145,6 +146,7 @@ class StateFolder:
                 continue
             except OSError as error:
                 raise _unusable(target, "can't be made", error) from error
+            fp("run.folder.made")
             return name
         raise StoreError(f"{self.path / 'runs'}: no free run id was found in 100 tries; is the clock standing still?")
 
@@ -317,6 +319,7 @@ class RunLock:
             os.close(fd)
             raise
         self._fd = fd
+        fp("run.lock.taken")
 
     def _take(self, fd: int, wait_s: float) -> None:
         begun = self._clock()
