@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from procflow import step
     from procflow.api import Graph, Map, Merge, Parallel, Pipeline, Sequence, Shell, Split, Step, Subpipeline, load
+    from procflow.attempt import FailedMember
     from procflow.errors import (
         ExecutorError,
         InternalError,
@@ -33,6 +34,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "api": "Graph Map Merge Parallel Pipeline Sequence Shell Split Step Subpipeline load",
+    "attempt": "FailedMember",
     "errors": "ExecutorError InternalError LockHeld PipelineError ProcflowError RunFailed StoreError",
     "result": "RunResult",
     "step": "StepOutput",
@@ -41,6 +43,7 @@ _WHERE = {name: home for home, names in _HOMES.items() for name in names.split()
 
 __all__ = [
     "ExecutorError",
+    "FailedMember",
     "Graph",
     "InternalError",
     "LockHeld",

@@ -20,6 +20,7 @@ __all__ = [
     "AttemptLog",
     "Cause",
     "Failed",
+    "FailedMember",
     "Failure",
     "Items",
     "Lost",
@@ -45,7 +46,8 @@ class Failure:
     ``traceback`` is text with the user's frames only (procflow's own are cut), causes first. ``user_place`` is
     ``file:line`` of the deepest frame in the user's code. ``exception`` is the pickled exception where it could be
     pickled *and* rebuilt in the worker, else None; nobody but the Python API opens it. ``kinds`` are the names of
-    the exception's classes, most specific first, without BaseException and object.
+    the exception's classes, most specific first, without BaseException and object. ``item`` is a short repr of the
+    map's item that raised; empty outside maps and where its worker died.
     """
 
     cause: Cause
@@ -58,9 +60,30 @@ class Failure:
     exit_code: int | None = None
     peak_rss_bytes: int | None = None
     exception: bytes | None = None
+    item: str = ""
 
     def __str__(self) -> str:
         return f"{self.type}: {self.message}" if self.message else self.type
+
+
+@dataclass(frozen=True, slots=True)
+class FailedMember:
+    """What a merge by ``module:name`` gets in place of the value of a member that failed.
+
+    ``name`` is the member's, or the index of a map's item; ``type`` and ``message`` are those of its exception, as in
+    ``Failure``. It counts as false, so that ``[row for row in rows if row]`` leaves it out.
+    """
+
+    name: str
+    type: str
+    message: str
+    cause: Cause
+
+    def __bool__(self) -> bool:
+        return False
+
+    def __str__(self) -> str:
+        return f"{self.name} failed: {self.type}: {self.message}"
 
 
 @dataclass(frozen=True, slots=True)

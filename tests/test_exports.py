@@ -14,7 +14,7 @@ PUBLIC = {
     # to build and run pipelines
     *("Pipeline", "Step", "Shell", "Merge", "Split", "Subpipeline", "Sequence", "Parallel", "Graph", "Map", "load"),
     # what a run gives
-    *("RunResult",),
+    *("RunResult", "FailedMember"),
     # inside a step
     *("step", "StepOutput"),
     # what can go wrong

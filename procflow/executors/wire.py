@@ -142,6 +142,7 @@ def _plain_failure(failure: Failure) -> Message:
         failure.exit_code,
         failure.peak_rss_bytes,
         failure.exception,
+        failure.item,
     )
 
 
