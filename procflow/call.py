@@ -70,3 +70,10 @@ class StepCall:
     params: Mapping[str, Any] = field(default_factory=dict)
     folder: str | None = None
     item_name: str | None = None
+
+    def __reduce__(self) -> tuple[type[StepCall], tuple[Any, ...]]:
+        # The default of frozen dataclasses asks for the fields anew each time, which costs more than the pickle.
+        return StepCall, (
+            self.kind, self.path, self.name, self.function, self.args, self.kwargs, self.outputs, self.options, self.when,
+            self.constants, self.params, self.folder, self.item_name,
+        )  # fmt: skip

@@ -5,9 +5,9 @@
         └── outcomes <── wait <── executors
 
 Clock, executors, store and observers are passed in; the engine decides nothing. Records are stored in groups: at
-the latest ``COMMIT_S`` after the first, and always before an attempt starts that builds on them. Observers hear of
-a record only once it is durable, so what was announced stays true after any crash. Observers may fail without harm;
-the store may not.
+the latest ``COMMIT_MOST_S`` after the first (``COMMIT_S`` on a quick disk), and always before an attempt starts
+that builds on them. Observers hear of a record only once it is durable, so what was announced stays true after any
+crash. Observers may fail without harm; the store may not.
 """
 
 from __future__ import annotations
@@ -21,12 +21,17 @@ from procflow.attempt import Attempt, AttemptLog, Outcome
 from procflow.errors import InternalError
 from procflow.events import Event
 from procflow.executors.base import Executor
+from procflow.failpoints import fp
 from procflow.scheduler import Scheduler
 
 __all__ = ["COMMIT_S", "Engine", "Journal", "Observer", "Waiter"]
 
 COMMIT_S = 0.02
-"""Longest time that a record waits to be made durable."""
+"""How long a record waits to be made durable, at least; more where the disk is slow ..."""
+COMMIT_SHARE = 0.05
+"""... so that commits take no more than this share of the loop's time, ..."""
+COMMIT_MOST_S = 0.5
+"""... and at most this long."""
 
 
 class Journal(Protocol):
@@ -82,12 +87,18 @@ class Engine:
         self._recorded = 0
         self._durable = 0
         self._commit_at: float | None = None
+        self._commit_gap_s = COMMIT_S
         self._waiting: list[Event] = []
         self._asked: list[str] = []
+        self._hurried = False
 
     def stop(self, reason: str) -> None:
         """Ask the run to end; may be called from a signal handler. The loop takes it up when it wakes."""
         self._asked.append(reason)
+
+    def hurry(self) -> None:
+        """Kill what still runs after ``stop``, without grace; may be called from a signal handler."""
+        self._hurried = True
 
     def run(self) -> None:
         """Run to the end."""
@@ -103,13 +114,20 @@ class Engine:
                 yield self._commit()
             outcomes = self._waiter.wait(self._until())
             now = clock()
+            if outcomes:
+                fp("engine.received")
             for outcome in outcomes:
                 self._perform(scheduler.handle(outcome, now))
             while self._asked and not scheduler.finished:
                 self._perform(scheduler.handle(StopAsked(self._asked.pop(0)), now))
+            if self._hurried:
+                self._hurried = False
+                for key, task in scheduler.running.items():
+                    self._executors[task.unit.executor].kill(key, "cancelled", 0.0)
             if not outcomes and not scheduler.finished:
                 self._perform(scheduler.handle(Tick(), now))
         yield self._commit()
+        fp("run.finish")
 
     def _until(self) -> float | None:
         """When the loop must wake without an outcome."""
@@ -137,7 +155,7 @@ class Engine:
         self._waiting.append(event)
         self._recorded += 1
         if self._commit_at is None:
-            self._commit_at = self._clock() + COMMIT_S
+            self._commit_at = self._clock() + self._commit_gap_s
 
     def _submit(self, submit: Submit) -> None:
         unit = submit.unit
@@ -146,6 +164,7 @@ class Engine:
             own = submit.items.label if submit.items is not None else ""
             item = "/".join((*submit.labels, own)) if own else "/".join(submit.labels)
             log = self._open_log(unit.label, item, submit.number)
+        fp("engine.submit")
         self._executors[unit.executor].submit(
             Attempt(
                 submit.key,
@@ -164,14 +183,18 @@ class Engine:
 
     def _settle_debt(self) -> None:
         """Make everything recorded so far durable; observers hear of it in the next turn."""
+        begun = self._clock()
         self._journal.commit()
         self._durable = self._recorded
+        cost_s = self._clock() - begun
+        self._commit_gap_s = min(COMMIT_MOST_S, max(COMMIT_S, cost_s / COMMIT_SHARE))
 
     def _commit(self) -> list[Event]:
         """Make everything recorded so far durable, then tell the observers."""
         self._settle_debt()
         self._commit_at = None
         events, self._waiting = self._waiting, []
+        fp("engine.announce")
         for observer in list(self._observers):
             try:
                 for event in events:

@@ -15,7 +15,7 @@ from itertools import pairwise
 from typing import Any
 
 from procflow.errors import ProcflowError
-from procflow.ref import Inline, ListOf, MappingOf, Ordered, Ref
+from procflow.ref import Element, Inline, ListOf, MappingOf, Ordered, Ref
 
 __all__ = ["PackError", "UnpackError", "dumps", "explain", "pack", "unpack"]
 
@@ -94,6 +94,9 @@ def unpack(ref: Ref) -> Any:
         return {name: unpack(member) for name, member in ref.members}
     if isinstance(ref, Ordered):
         return _unpack_ordered(ref)
+    if isinstance(ref, Element):
+        # Pages stand above this file; most refs never need them.
+        return import_module("procflow.pages").take(ref.of, (ref.index,))[0]
     raise UnpackError(f"a ref of kind {type(ref).__name__} can't be opened here")
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from procflow import objects
 from procflow.call import StepCall
 from procflow.errors import ExecutorError
 
@@ -61,10 +62,8 @@ def _payload(call: StepCall) -> Payload:
 
 
 def _pickle(value: object) -> bytes:
-    import cloudpickle  # type: ignore[import-untyped]
-
-    data: bytes = cloudpickle.dumps(value, protocol=5)
-    return data
+    # Plain pickle is ten times faster where a function can be imported; cloudpickle takes the rest.
+    return objects.dumps(value)
 
 
 def _story(call: StepCall, error: Exception) -> str:
