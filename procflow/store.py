@@ -22,6 +22,7 @@ from typing import Any, Protocol
 from procflow import store_begin
 from procflow.errors import InternalError, StoreError
 from procflow.events import Event
+from procflow.failpoints import fp
 from procflow.state_folder import StateFolder, is_network_mount, try_flock
 from procflow.store_begin import ID_BITS, Print, RunRecord, Taken, utc_now
 from procflow.store_rows import PLAIN_COLUMNS, Rows
@@ -116,10 +117,16 @@ class _Buffer:
         rows = self._rows
         if rows is None:
             raise InternalError("an event came before the run began")
+        fp("journal.record")
         if rows.add(event):
             self._pending += 1
             if self._oldest is None:
                 self._oldest = self._clock()
+
+    def abandon(self) -> None:
+        """Forget what is buffered: procflow broke in the middle of something, and half of it must not be kept."""
+        if self._rows is not None:
+            self._committed()
 
     def _committed(self) -> None:
         assert self._rows is not None
@@ -191,8 +198,10 @@ class Store(_Buffer):
             raise told(folder.writer_lock, error, "can't be opened") from error
         try:
             with _writer_lock(fd, folder):
+                fp("journal.open.before")
                 create_database(folder.db)
                 db = connect_writer(folder.db, is_network_mount(folder.path))
+            fp("journal.open.after")
             return cls(folder, db, fd, clock)
         except BaseException:
             os.close(fd)
@@ -206,7 +215,10 @@ class Store(_Buffer):
         dead.
         """
         with self._transaction("the run can't be recorded") as db:
+            fp("journal.begin.before")
             self._seq, first, counts = store_begin.begin(db, run)
+            fp("journal.begin.full")
+        fp("journal.begin.after")
         self._rows = Rows(run.run_id, first)
         self._rows.counts.update(counts)
 
@@ -218,9 +230,12 @@ class Store(_Buffer):
         rows = self._rows
         if rows is None or not self._pending:
             return
+        fp("journal.commit.before")
         with self._transaction("what happened can't be recorded") as db:
+            fp("journal.commit.begun")
             for columns, batch in rows.batches():
                 db.executemany(_INSERT_STEP[columns], batch)
+            fp("journal.commit.steps")
             for sql, batch in (
                 (_INSERT_OUTPUT, rows.outputs),
                 (_INSERT_PAGE, rows.pages),
@@ -229,7 +244,10 @@ class Store(_Buffer):
             ):
                 if batch:
                     db.executemany(sql, batch)
+            fp("journal.commit.outputs")
             self._update_run(db, rows)
+            fp("journal.commit.full")
+        fp("journal.commit.after")
         self._committed()
 
     def close(self) -> None:
@@ -242,8 +260,10 @@ class Store(_Buffer):
             db, self._db = self._db, None
             # Closing the last connection checkpoints, so it takes the writer lock as well.
             try:
+                fp("journal.close.before")
                 with contextlib.suppress(StoreError), _writer_lock(self._lock_fd, self._folder):
                     db.close()
+                fp("journal.close.after")
             finally:
                 with contextlib.suppress(sqlite3.Error):
                     db.close()
