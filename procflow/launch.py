@@ -4,14 +4,12 @@
     launch:   Prepared ─ state folder, lock, store, executors ─ engine ─> RunResult
 
 The Python API and the command line both run through here. It owns the order in which things are opened and closed, the
-checks that need to know machine and executors, and the signals of a run; it decides nothing about steps.
+checks that need to know machine and executors; it decides nothing about steps.
 """
 
 from __future__ import annotations
 
 import os
-import signal
-import threading
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -21,20 +19,24 @@ from procflow import model
 from procflow.build import Load, LoadedFile
 from procflow.compiler import compile_pipeline
 from procflow.engine import Engine, Observer
-from procflow.errors import PipelineError, Problem
+from procflow.errors import InternalError, PipelineError, Problem, ProcflowError
 from procflow.events import Event
-from procflow.executors import open_executor, open_waiter
+from procflow.executors import open_waiter
 from procflow.graph import TaskGraph
+from procflow.guard import Guard
 from procflow.preflight import check
 from procflow.resources import Machine, budget, probe
 from procflow.resources import workers as workers_of
 from procflow.result import Recorder, RunResult
 from procflow.scheduler import Scheduler
+from procflow.signals import Signals
 from procflow.state_folder import StateFolder, fresh_run_id, locate, lock_name
 from procflow.units import Share
+from procflow.watch import Watch
 
 if TYPE_CHECKING:
     from procflow.source import Source
+    from procflow.store import Store
 
 __all__ = ["Prepared", "Run", "iterate", "launch", "prepare"]
 
@@ -170,6 +172,8 @@ def iterate(
         lock = folder.lock(name)
         lock.acquire(prepared.run_id, lock_wait_s)
         stack.callback(lock.release)
+        signals = stack.enter_context(Signals())
+        guard = stack.enter_context(Guard(folder, name))
         folder.new_run(prepared.run_id)
         store = Store.open(folder)
         stack.callback(store.close)
@@ -185,11 +189,8 @@ def iterate(
                 workers=prepared.workers,
             )
         )
-        executors = {}
-        for each in sorted(graph.executors):
-            executors[each] = open_executor(each, prepared.workers, run_id=prepared.run_id)
-            stack.callback(executors[each].close)
-        waiter = open_waiter(executors)
+        executors = guard.open(sorted(graph.executors), prepared.workers, prepared.run_id)
+        watch = stack.enter_context(Watch(open_waiter(executors), signals, guard.reaper))
         recorder = Recorder(prepared.workers, graph)
         run = Run(prepared, folder)
         for observer in observers:
@@ -203,8 +204,14 @@ def iterate(
             memory_bytes=prepared.memory_bytes,
             run_id=prepared.run_id,
         )
-        engine = Engine(scheduler, executors, waiter, store, observers=(recorder, *observers), open_log=logs.open)
-        with _signals(engine, waiter):
+        engine = Engine(
+            *(scheduler, executors, watch, store),
+            observers=(recorder, *observers),
+            open_log=logs.open,
+            clock=watch.clock,
+        )
+        signals.attach(engine.stop, engine.hurry)
+        with _crash_only(store):
             for events in engine.turns():
                 yield from events
         return recorder.result(scheduler.outputs)
@@ -224,25 +231,13 @@ def _lines_to(observers: Sequence[Observer]) -> Callable[[Any], None] | None:
 
 
 @contextmanager
-def _signals(engine: Engine, waiter: Any) -> Iterator[None]:
-    """SIGINT and SIGTERM ask the run to stop, and wake the loop; only where this is the main thread."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-
-    def asked(number: int, frame: object) -> None:
-        engine.stop(signal.Signals(number).name)
-
-    before = {number: signal.signal(number, asked) for number in (signal.SIGINT, signal.SIGTERM)}
-    wakeup = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-    waiter.watch(reader)
+def _crash_only(store: Store) -> Iterator[None]:
+    """When procflow itself breaks, what is not yet durable is forgotten: half of a decision must not be resumed from."""
     try:
         yield
-    finally:
-        waiter.unwatch(reader)
-        signal.set_wakeup_fd(wakeup)
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        os.close(reader)
-        os.close(writer)
+    except GeneratorExit:
+        raise
+    except BaseException as error:
+        if not isinstance(error, ProcflowError) or isinstance(error, InternalError):
+            store.abandon()
+        raise

@@ -38,9 +38,9 @@ _EXIT_CODES = {"succeeded": 0, "failed": 1, "partial": 3, "timed_out": 4}
 
 
 def exit_code(status: str, reason: str = "") -> int:
-    """The process exit code for how a run ended; a cancelled run has 143 for SIGTERM, else 130."""
+    """The process exit code for how a run ended; a cancelled run has 143 for SIGTERM, 129 for SIGHUP, else 130."""
     if status == "cancelled":
-        return 143 if "SIGTERM" in reason else 130
+        return 143 if "SIGTERM" in reason else 129 if "SIGHUP" in reason else 130
     return _EXIT_CODES[status]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from procflow.errors import ExecutorError
@@ -37,9 +37,19 @@ def capabilities_of(name: str) -> frozenset[str]:
     return found
 
 
-def open_executor(name: str, slots: int, *, run_id: str = "") -> Executor:
-    """An executor by name, with so many slots (inline always has one)."""
-    made: Executor = _class(name)() if name == "inline" else _class(name)(slots, run_id=run_id)
+def open_executor(
+    name: str, slots: int, *, run_id: str = "", token: str | None = None, inherit: Sequence[int] = ()
+) -> Executor:
+    """An executor by name, with so many slots (inline always has one).
+
+    ``token`` marks the processes of the run, ``inherit`` are descriptors that all its workers get.
+    """
+    if name == "inline":
+        made: Executor = _class(name)()
+    elif name == "processes":
+        made = _class(name)(slots, run_id=run_id, token=token, inherit=inherit)
+    else:
+        made = _class(name)(slots, run_id=run_id)
     return made
 
 

@@ -11,11 +11,15 @@ import os
 import signal
 from collections.abc import Iterable
 
-__all__ = ["TOKEN_NAME", "WORKER_TOKEN_NAME", "family", "kill_family", "signal_all"]
+from procflow.sweep import TOKEN_NAME
 
-TOKEN_NAME = "PROCFLOW_RUN_TOKEN"
+__all__ = ["TOKEN_NAME", "WORKER_TOKEN_NAME", "family", "kill_family", "killed", "signal_all"]
+
 WORKER_TOKEN_NAME = "PROCFLOW_WORKER_TOKEN"
 ROUNDS = 20
+
+killed: set[int] = set()
+"""Who was killed here and may become, or have become, a child that nobody waits for: the reaper's to empty."""
 
 
 def family(pid: int, token: str) -> list[int]:
@@ -62,18 +66,21 @@ def _descendants(pid: int, parents: dict[int, int]) -> set[int]:
 
 def kill_family(pid: int, token: str) -> int:
     """SIGKILL the worker's family, again and again until nothing of it is left; how many were killed."""
-    killed: set[int] = set()
+    found: set[int] = set()
     for _ in range(ROUNDS):
         members = family(pid, token)
         if not members:
             break
         signal_all(members, signal.SIGKILL)
-        killed.update(members)
-    return len(killed)
+        found.update(members)
+    return len(found)
 
 
 def signal_all(pids: Iterable[int], number: int) -> None:
     """Send a signal to each; those that are gone don't matter."""
+    pids = list(pids)
+    if number == signal.SIGKILL:
+        killed.update(pids)
     for pid in pids:
         try:
             os.kill(pid, number)

@@ -46,7 +46,7 @@ class WorkerPopen(LokyPopen):  # type: ignore[misc]
                 stdin=subprocess.DEVNULL,
                 stdout=process_obj.output_fd,
                 stderr=process_obj.output_fd,
-                pass_fds=(fd, process_obj.channel_fd),
+                pass_fds=(fd, process_obj.channel_fd, *process_obj.inherit),
                 env={**os.environ, **process_obj.env},
                 start_new_session=True,
             )
@@ -81,10 +81,12 @@ class WorkerProcess(LokyProcess):  # type: ignore[misc]
         env: Mapping[str, str],
         channel_fd: int,
         output_fd: int,
+        inherit: tuple[int, ...] = (),
     ) -> None:
         super().__init__(target=target, args=args, name=name, env=dict(env))
         self.channel_fd = channel_fd
         self.output_fd = output_fd
+        self.inherit = inherit
 
     @staticmethod
     def _Popen(process_obj: WorkerProcess) -> WorkerPopen:

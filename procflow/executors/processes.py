@@ -11,7 +11,7 @@ import secrets
 import signal
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from procflow.attempt import Attempt, Cause, Lost, Outcome, Progressed, Started
 from procflow.call import StepCall
@@ -36,8 +36,9 @@ class ProcessExecutor:
     """Runs attempts in worker processes; see ``executors.base.Executor`` for the face.
 
     ``env`` is added to the workers' environment. ``token`` marks every process of the run in its environment
-    (``PROCFLOW_RUN_TOKEN``). ``spawn_timeout_s`` is how long a worker may take to say hello. ``log_level`` is the
-    lowest level of ``logging`` records that workers send. Linux only: it needs pidfds and /proc.
+    (``PROCFLOW_RUN_TOKEN``). ``inherit`` are descriptors that workers get under the same numbers.
+    ``spawn_timeout_s`` is how long a worker may take to say hello. ``log_level`` is the lowest level of ``logging``
+    records that workers send. Linux only: it needs pidfds and /proc.
     """
 
     name = "processes"
@@ -50,6 +51,7 @@ class ProcessExecutor:
         run_id: str = "",
         env: Mapping[str, str] | None = None,
         token: str | None = None,
+        inherit: Sequence[int] = (),
         spawn_timeout_s: float = 30.0,
         log_level: int = 20,
     ) -> None:
@@ -60,6 +62,7 @@ class ProcessExecutor:
         self.slots = slots
         self.token = token or f"{run_id}.{secrets.token_hex(8)}"
         self._env = dict(env or {})
+        self._inherit = tuple(inherit)
         self._spawn_timeout_s = spawn_timeout_s
         self._log_level = log_level
         self._payloads = Payloads()
@@ -107,6 +110,10 @@ class ProcessExecutor:
     def pids(self) -> dict[int, int]:
         """The worker's pid for every attempt that runs, by key. The worker leads a session of that number."""
         return {key: slot.pid for key, slot in self._running.items()}
+
+    def workers(self) -> set[int]:
+        """The pids of all workers, busy or not: children that this executor waits for itself."""
+        return {slot.pid for slot in self._all}
 
     def check(self, call: StepCall) -> None:
         """ExecutorError naming step, argument and type where the call can't be sent to a worker."""
@@ -328,7 +335,7 @@ class ProcessExecutor:
         name = f"procflow-{self._spawned}"
         token = f"{self.token}.{self._spawned}"
         try:
-            slot = Slot(name, token, self.token, self._env, attempt.cpus, self._log_level)
+            slot = Slot(name, token, self.token, self._env, attempt.cpus, self._log_level, self._inherit)
         except (OSError, AssertionError) as error:
             return self._spawn_failed(attempt, payload, f"the system refused: {error}")
         slot.attempt, slot.payload = attempt, payload

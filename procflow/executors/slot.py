@@ -73,7 +73,14 @@ class Slot:
     )
 
     def __init__(
-        self, name: str, token: str, run_token: str, env: Mapping[str, str], cpus: int, log_level: int
+        self,
+        name: str,
+        token: str,
+        run_token: str,
+        env: Mapping[str, str],
+        cpus: int,
+        log_level: int,
+        inherit: tuple[int, ...] = (),
     ) -> None:
         """Start a worker; OSError where the system refuses."""
         self.token = f"{WORKER_TOKEN_NAME}={token}"
@@ -96,9 +103,9 @@ class Slot:
         self.base_rss_bytes = 0
         self.peak_rss_bytes = 0
         own = {WORKER_TOKEN_NAME: token, TOKEN_NAME: run_token}
-        self._start(name, {**env, **_blas(cpus), **own}, cpus, log_level)
+        self._start(name, {**env, **_blas(cpus), **own}, cpus, log_level, inherit)
 
-    def _start(self, name: str, env: Mapping[str, str], cpus: int, log_level: int) -> None:
+    def _start(self, name: str, env: Mapping[str, str], cpus: int, log_level: int, inherit: tuple[int, ...]) -> None:
         from procflow import worker
         from procflow.executors.launch import WorkerProcess
 
@@ -108,7 +115,7 @@ class Slot:
         try:
             # Both ends below stay open in the child only: with a copy here, its death would never be seen.
             args = (theirs.fileno(), os.getpid(), cpus, log_level)
-            self.process = WorkerProcess(worker.main, args, name, env, theirs.fileno(), write_fd)
+            self.process = WorkerProcess(worker.main, args, name, env, theirs.fileno(), write_fd, inherit)
             self.process.start()
             self.pid: int = self.process.pid
             pidfd = os.pidfd_open(self.pid)

@@ -1,0 +1,197 @@
+"""Sweep: ends every process of a run, wherever it has got to, and removes what bears the run's token.
+
+Workers and all that they start carry ``PROCFLOW_RUN_TOKEN`` in the environment they were started with; a daemon that
+forked twice and leads a session of its own still has it. Run as a script, this file is the reaper: a tiny process that
+sleeps until its parent is gone, then sweeps. It imports nothing of procflow and as little as possible, because it starts
+beside every run. It knows no workers, locks or records, and never touches a process without the token.
+
+    stdin of the script:  "token <t>", "folder <f>" ..., and at the end of the run "done" (nothing is left) or "go" (sweep)
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+
+__all__ = ["SHM", "TOKEN_NAME", "bearers", "environment", "main", "prefix", "remove_left", "sweep"]
+
+TOKEN_NAME = "PROCFLOW_RUN_TOKEN"
+SHM = "/dev/shm"
+SIGKILL = 9
+"""The number, since ``signal`` is slow to import."""
+PAUSE_S = 0.005
+TRACKER_S = 0.5
+"""How long multiprocessing's resource trackers get to remove what the dead left behind; they end by themselves."""
+PATIENCE_S = 30.0
+"""How long the reaper goes on killing what keeps coming back."""
+
+
+def environment(token: str) -> dict[str, str]:
+    """What the processes of a run have in their environment."""
+    return {TOKEN_NAME: token}
+
+
+def prefix(token: str) -> str:
+    """What the names of a run's shared memory segments and temporary folders begin with."""
+    return f"procflow-{token}"
+
+
+def bearers(token: str) -> dict[int, bool]:
+    """Living processes with the token, without this one; the value says whether it is a resource tracker."""
+    mark = f"{TOKEN_NAME}={token}".encode()
+    me = os.getpid()
+    found = {}
+    for name in os.listdir("/proc"):
+        # A zombie has no environment any more, and those of other users can't be read.
+        if name.isdigit() and mark in _read(f"/proc/{name}/environ").split(b"\0") and int(name) != me:
+            found[int(name)] = b"resource_tracker import main" in _read(f"/proc/{name}/cmdline")
+    return found
+
+
+def sweep(token: str, limit_s: float = 2.0) -> list[int]:
+    """SIGKILL every bearer of the token, again and again until none is seen twice in a row.
+
+    Returns who is left after ``limit_s``.
+    """
+    began = time.monotonic()
+    calm = 0
+    killed: set[int] = set()
+    while True:
+        found = bearers(token)
+        waited = time.monotonic() - began
+        for pid, tracker in found.items():
+            if not tracker or waited > TRACKER_S:
+                _kill(pid)
+                killed.add(pid)
+        # Some may have become children of this process.
+        killed = {pid for pid in killed if not _reaped(pid)}
+        calm = 0 if found else calm + 1
+        if calm == 2 or waited > limit_s:
+            return sorted(found)
+        time.sleep(PAUSE_S if found else PAUSE_S / 5)
+
+
+def remove_left(token: str, folders: tuple[str, ...] = (SHM,)) -> int:
+    """Remove the run's segments and temporary folders from the folders given; how many there were."""
+    count = 0
+    for folder in folders:
+        try:
+            names = os.listdir(folder)
+        except OSError:
+            continue
+        for name in names:
+            if name.startswith(prefix(token)):
+                _remove(os.path.join(folder, name))
+                count += 1
+    return count
+
+
+def _remove(path: str) -> None:
+    """A file or a whole folder; never what a link points to."""
+    try:
+        if os.path.isdir(path) and not os.path.islink(path):
+            for folder, folders, files in os.walk(path, topdown=False):
+                for name in files:
+                    os.unlink(os.path.join(folder, name))
+                for name in folders:
+                    below = os.path.join(folder, name)
+                    (os.unlink if os.path.islink(below) else os.rmdir)(below)
+            os.rmdir(path)
+        else:
+            os.unlink(path)
+    except OSError:
+        return
+
+
+def _kill(pid: int) -> None:
+    try:
+        os.kill(pid, SIGKILL)
+    except OSError:
+        return
+
+
+def _reaped(pid: int) -> bool:
+    """Whether nobody has to wait for the process any more (here)."""
+    try:
+        return os.waitpid(pid, os.WNOHANG)[0] == pid
+    except ChildProcessError:
+        return True
+
+
+def _read(path: str) -> bytes:
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return b""
+    data = b""
+    try:
+        while chunk := os.read(fd, 1 << 17):
+            data += chunk
+    except OSError:
+        return b""
+    finally:
+        os.close(fd)
+    return data
+
+
+def main(parent_pid: int) -> None:
+    """The reaper. Its signals are blocked already: whoever starts it blocks them, so that there is no moment without."""
+    orders = _orders(parent_pid).split("\n")
+    if "done" in orders:
+        return
+    tokens = [order[6:] for order in orders if order.startswith("token ")]
+    folders = tuple(order[7:] for order in orders if order.startswith("folder "))
+    for token in tokens:
+        sweep(token, PATIENCE_S)
+        remove_left(token, folders)
+
+
+def _orders(parent_pid: int) -> str:
+    """What came on stdin until it said "done" or "go", or until the parent was gone, whichever comes first.
+
+    The end of the stream alone says nothing while the parent lives: something in it may have closed all descriptors. And a
+    child that it forked may hold the stream open for ever. So the pidfd decides.
+    """
+    import select
+
+    pidfd = os.pidfd_open(parent_pid) if _is_alive(parent_pid) else -1
+    poll = select.poll()
+    poll.register(0, select.POLLIN)
+    if pidfd >= 0:
+        poll.register(pidfd, select.POLLIN)
+    os.set_blocking(0, False)
+    data = b""
+    while not data.endswith((b"done\n", b"go\n")):
+        # Asked after the pidfd was opened: it may be another's by now.
+        gone = os.getppid() != parent_pid
+        ready = [0] if gone else [fd for fd, _ in poll.poll()]
+        if 0 in ready or pidfd in ready:
+            chunk = _available()
+            data += chunk
+            if chunk:
+                continue
+        if gone or pidfd in ready or pidfd < 0:
+            break
+        poll.unregister(0)
+    return data.decode("utf-8", "surrogateescape")
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except OSError:
+        return False
+    return True
+
+
+def _available() -> bytes:
+    try:
+        return os.read(0, 1 << 16)
+    except BlockingIOError:
+        return b""
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))
+    os._exit(0)
