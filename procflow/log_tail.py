@@ -16,6 +16,7 @@ from procflow.attempt_log import log_path, plain_text
 __all__ = ["finder", "short_path"]
 
 TAIL_BYTES = 64 << 10
+_OURS = b'  File "' + os.fsencode(os.path.dirname(os.path.abspath(__file__))) + b"/"
 _BATCH = re.compile(r"(?P<outer>.*__)?(?P<first>\d+)-(?P<last>\d+)\.(?P<number>\d+)\.log")
 
 
@@ -62,7 +63,20 @@ def last_lines(path: Path, count: int = LOG_LINES) -> list[str]:
         file.seek(max(0, size - TAIL_BYTES))
         data = file.read(TAIL_BYTES)
     lines = data.rstrip(b"\r\n").split(b"\n") if data.strip() else []
-    return [plain_text(line) for line in lines[-count:]]
+    return [plain_text(line) for line in _without_our_frames(lines)[-count:]]
+
+
+def _without_our_frames(lines: list[bytes]) -> list[bytes]:
+    """The lines with stack dumps cut where procflow's own frames begin: those of the step come first."""
+    kept, ours = [], False
+    for line in lines:
+        if line.startswith(b'  File "'):
+            ours = ours or line.startswith(_OURS)
+        else:
+            ours = False
+        if not ours:
+            kept.append(line)
+    return kept
 
 
 def short_path(path: Path) -> str:

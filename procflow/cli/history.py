@@ -85,9 +85,9 @@ def history(
 @_format_option
 @_state_option
 def show(run: str | None, form: str, state_dir: str | None) -> None:
-    """Show one run and its steps: RUN is an id or its beginning, without it the last run."""
+    """Show one run and its steps: RUN is an id or its beginning; without it, or with the word last, the last run."""
     with _opened(state_dir) as past:
-        found = _found(past, run)
+        found = _found(past, None if run == "last" else run)
         if form == "json":
             out(_json(_whole(past, found)))
             return
