@@ -47,6 +47,9 @@ UPDATE runs SET steps = coalesce(:steps, steps), status = coalesce(:status, stat
     succeeded = :succeeded, failed = :failed, lost = :lost, skipped = :skipped, cancelled = :cancelled
 WHERE seq = :seq
 """
+_END_SESSION = """
+UPDATE sessions SET ended = ? WHERE (run_id, number) = (SELECT run_id, sessions FROM runs WHERE seq = ?)
+"""
 _UPDATED = ("steps", "status", "reason", "ended", "exit_code", "failures", "tolerated", "wall_s", "work_s")
 
 
@@ -199,8 +202,9 @@ class Store(_Buffer):
         try:
             with _writer_lock(fd, folder):
                 fp("journal.open.before")
-                create_database(folder.db)
-                db = connect_writer(folder.db, is_network_mount(folder.path))
+                network = is_network_mount(folder.path)
+                create_database(folder.db, network)
+                db = connect_writer(folder.db, network)
             fp("journal.open.after")
             return cls(folder, db, fd, clock)
         except BaseException:
@@ -280,6 +284,8 @@ class Store(_Buffer):
         if values["status"] is not None:
             values["ended"] = utc_now()
         db.execute(_UPDATE_RUN, values | {"seq": self._seq})
+        if values["status"] is not None:
+            db.execute(_END_SESSION, (values["status"], self._seq))
 
     @contextlib.contextmanager
     def _transaction(self, doing: str) -> Iterator[sqlite3.Connection]:

@@ -140,6 +140,7 @@ _TABLES = (
         pid INTEGER NOT NULL,
         procflow_version TEXT NOT NULL,
         python_version TEXT NOT NULL,
+        ended TEXT,
         PRIMARY KEY (run_id, number)
     )""",
     """CREATE TABLE metrics (
@@ -214,7 +215,7 @@ def connect_reader(path: Path) -> sqlite3.Connection:
     return db
 
 
-def create_database(path: Path) -> None:
+def create_database(path: Path, network: bool) -> None:
     """Make the database where there is none, whole or not at all; the caller holds the writer lock.
 
     It is built beside its place and renamed, so an empty file in its place is damage and never a beginning.
@@ -234,6 +235,9 @@ def create_database(path: Path) -> None:
             db.execute(f"PRAGMA application_id={APPLICATION_ID}")
             db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
             db.execute("COMMIT")
+            if not network:
+                # Here, since the change in place would for an instant leave what readers can't open.
+                db.execute("PRAGMA journal_mode=WAL").fetchone()
         # Side files of a database that was removed would be read into the new one.
         for suffix in ("-wal", "-shm", "-journal"):
             path.with_name(path.name + suffix).unlink(missing_ok=True)
