@@ -110,7 +110,7 @@ def begin(db: sqlite3.Connection, run: RunRecord) -> tuple[int, int, dict[str, i
         counts = dict(zip(COUNTS, found, strict=True))
     number = db.execute("SELECT sessions FROM runs WHERE seq = ?", (seq,)).fetchone()[0]
     session = (run.run_id, number, first, run.started, run.pid, run.procflow_version, run.python_version)
-    db.execute("INSERT INTO sessions VALUES (?,?,?,?,?,?,?)", session)
+    db.execute("INSERT INTO sessions VALUES (?,?,?,?,?,?,?,NULL)", session)
     _write_prints(db, run, first)
     return seq, _take_over(db, run, first), counts
 

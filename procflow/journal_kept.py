@@ -1,0 +1,256 @@
+"""Kept results out of the journal: which of a run's results still hold for a pipeline as it is now, and why not others.
+
+A result holds if its task is made from the same as then (fingerprint), all that it builds on is so too, and it began
+after the last good execution of everything it builds on. The last rule carries over from one session to the next what
+the scheduler knows only while it runs: that something upstream was made anew. ``verdicts`` tells it per step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from procflow.events import Role
+from procflow.fingerprint import Fingerprint, changes
+from procflow.graph import MapUnit, ScopeUnit
+from procflow.journal_results import Good, Indices, Results, above
+from procflow.kept import KeptTask
+from procflow.needs import Key, Need
+from procflow.ref import Element, ListOf, Ref
+from procflow.store_begin import Print, Taken
+
+__all__ = ["JournalKept", "Verdict"]
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a resume does with a task: ``why`` it runs again, empty where its result is kept.
+
+    ``done`` and ``total`` count the items of a map, or a step's items inside one; None where they do not apply or nobody
+    knows.
+    """
+
+    key: Key
+    path: str
+    why: str = ""
+    done: int | None = None
+    total: int | None = None
+
+    @property
+    def kept(self) -> bool:
+        return not self.why
+
+
+class JournalKept:
+    """The results of ``results`` for the pipeline of ``needs``, whose tasks are made from ``prints``.
+
+    ``same_run`` says that the run itself goes on: then attempts and clocks go on too. ``compare`` is False for results
+    that are to be used whatever they were made from.
+    """
+
+    def __init__(
+        self,
+        needs: Mapping[Key, Need],
+        prints: Mapping[Key, Fingerprint],
+        results: Results,
+        *,
+        same_run: bool,
+        compare: bool = True,
+    ) -> None:
+        self.needs = needs
+        self.results = results
+        self._prints = prints
+        self._same_run = same_run
+        self._compare = compare
+        self._keys = {(need.unit.path, key[1]): key for key, need in needs.items()}
+        self._floors: dict[tuple[Key, str], int] = {}
+        self.changed = {key: why for key in needs if (why := self._change(key))}
+        self.stale: set[Key] = set()
+        for key, need in needs.items():
+            if key in self.changed or any(before in self.stale for before in need.keys):
+                self.stale.add(key)
+
+    def _change(self, key: Key) -> str:
+        """What is different in what a task is made from; empty where nothing is."""
+        old, new = self.results.prints.get(key), self._prints[key]
+        if not self._compare:
+            return ""
+        if old is None:
+            return "is new"
+        if new.opaque:
+            return f"holds a value of type {new.opaque[0]}, which can't be compared"
+        return f"{' and '.join(changes(old.parts, new.parts))} changed" if old.digest != new.digest else ""
+
+    # -- what the scheduler asks -------------------------------------------------------------------------------
+
+    def task(self, path: str, item: str, role: Role) -> KeptTask | None:
+        """The result of a task, None where it has to run."""
+        key = self._keys.get((path, role))
+        good = self.good(key, item) if key is not None else None
+        if good is None:
+            return None
+        return KeptTask(self.results.outputs(good.id), self.results.pages(good.id), good.skipped)
+
+    def items(self, path: str, item: str) -> Sequence[tuple[Indices, Ref]]:
+        """Chunks of values of a map's items that are done."""
+        key = self._keys.get((path, "batch"))
+        found: list[tuple[Indices, Ref]] = []
+        seen: set[int] = set()
+        for execution_id in self.batches(key, item) if key is not None else ():
+            for indices, chunk in self.results.chunks_of(execution_id):
+                if seen.isdisjoint(indices):
+                    found.append((indices, chunk))
+                else:
+                    new = [(i, place) for place, i in enumerate(indices) if i not in seen]
+                    if new:
+                        found.append((tuple(i for i, _ in new), ListOf(tuple(Element(chunk, p) for _, p in new))))
+                seen.update(indices)
+        return found
+
+    def attempts(self, path: str, item: str) -> int:
+        """How many attempts were made before."""
+        if not self._same_run:
+            return 0
+        label = self._labels.get(path)
+        return self.results.attempts.get((label, item), 0) if label is not None else 0
+
+    def consumed_s(self, path: str, item: str) -> float:
+        """Seconds of its timeout that a block has used up."""
+        label = "" if not path else self._labels.get(path)
+        return self.results.consumed_s(label, item) if self._same_run and label is not None else 0.0
+
+    @cached_property
+    def _labels(self) -> dict[str, str]:
+        return {path: key[0] for (path, _), key in self._keys.items()}
+
+    # -- what holds --------------------------------------------------------------------------------------------
+
+    def good(self, key: Key, item: str) -> Good | None:
+        """The execution whose result holds for a task."""
+        found = self.results.good.get(key, {}).get(item)
+        return found if found is not None and key not in self.stale and found.id > self._floor(key, item) else None
+
+    def batches(self, key: Key, item: str) -> list[int]:
+        """The executions whose items hold, for a map that calls a function."""
+        found = self.results.chunks.get(key[0], {}).get(item, [])
+        if not found or key in self.stale:
+            return []
+        floor = self._floor(key, item)
+        return [execution_id for execution_id in found if execution_id > floor]
+
+    def _floor(self, key: Key, item: str) -> int:
+        """Only executions after this one hold: the last of what the task builds on, and of what it was made from."""
+        floor = self._since(key)
+        for before in self.needs[key].keys:
+            floor = max(floor, self._latest(before, item))
+        return floor
+
+    def _since(self, key: Key) -> int:
+        known = self.results.prints.get(key)
+        return max(0, known.since - 1) if known is not None and self._compare else 0
+
+    def _latest(self, key: Key, item: str) -> int:
+        """The last good execution of a task or in a block, as seen from an item: those in inner maps count all together."""
+        need = self.needs[key]
+        where = above(item, need.depth)
+        if key[1] != "block":
+            return max(self.results.latest.get(key, {}).get(where, 0), self._since(key))
+        known = self._floors.get((key, where))
+        if known is None:
+            known = self._since(key)
+            for member in need.members:
+                known = max(known, self._latest(member, where))
+            self._floors[key, where] = known
+        return known
+
+    # -- for the journal of the session that begins --------------------------------------------------------------
+
+    def prints(self) -> Iterator[Print]:
+        """What the tasks are made from now, and since when."""
+        for key, new in self._prints.items():
+            old = self.results.prints.get(key)
+            since = old.since if old is not None and self._same_run else 0
+            fresh = self._same_run and key in self.changed
+            yield Print(*key, self.needs[key].unit.path, new.digest, new.parts, None if fresh else since)
+
+    def taken(self) -> list[Taken]:
+        """The results that a new run takes over."""
+        found: list[Taken] = []
+        for key, need in self.needs.items():
+            path = need.unit.path
+            for item in self.results.good.get(key, ()):
+                good = self.good(key, item)
+                if good is not None:
+                    found.append(Taken(good.id, path))
+            for item in self.results.chunks.get(key[0], ()) if key[1] == "batch" else ():
+                found += (Taken(execution_id, path) for execution_id in self.batches(key, item))
+        return sorted(found, key=lambda taken: taken.execution_id)
+
+    # -- for people --------------------------------------------------------------------------------------------
+
+    def verdicts(self) -> dict[Key, Verdict]:
+        """What happens to every task and block, in an order in which causes come first."""
+        found: dict[Key, Verdict] = {}
+        for key, need in self.needs.items():
+            found[key] = self._verdict(key, need, found)
+        return found
+
+    def _verdict(self, key: Key, need: Need, known: Mapping[Key, Verdict]) -> Verdict:
+        path = need.unit.path
+        if key[1] == "block":
+            return self._block_verdict(key, need, known)
+        why = self.changed.get(key, "") or self._because(need, known)
+        if key[1] == "batch":
+            done = (
+                0
+                if why
+                else sum(self.results.count_items(i) for i in self.batches(key, ""))
+                if not need.depth
+                else None
+            )
+            expand = self.good((key[0], "expand"), "") if not need.depth else None
+            total = self.results.count_pages(expand.id) if expand is not None else None
+            why = why or ("" if need.depth or (total is not None and done == total) else self._never(key))
+            return Verdict(key, path, why, done, total)
+        if need.depth:
+            items = self.results.good.get(key, {})
+            return Verdict(key, path, why, 0 if why else sum(1 for item in items if self.good(key, item)))
+        return Verdict(key, path, why or ("" if self.good(key, "") is not None else self._never(key)))
+
+    def _block_verdict(self, key: Key, need: Need, known: Mapping[Key, Verdict]) -> Verdict:
+        assert isinstance(need.unit, ScopeUnit)
+        why = self.changed.get(key, "")
+        for member in need.members:
+            if not why and known[member].why:
+                why = known[member].why
+        if not why and isinstance(need.unit, MapUnit) and not need.depth and not self.results.blocks.get((key[0], "")):
+            why = "not all its items are done"
+        return Verdict(key, need.unit.path, why)
+
+    def _because(self, need: Need, known: Mapping[Key, Verdict]) -> str:
+        """The first cause among what a task builds on."""
+        for name, makers in need.reads.items():
+            for maker in makers:
+                if known[maker].why and self.needs[maker].depth <= need.depth and not self._same_item(maker, need):
+                    what = (
+                        f"reads {name!r}, a value of {maker[0]}" if name and name != "results" else f"needs {maker[0]}"
+                    )
+                    return f"{what}, which runs again"
+        for before in need.strict:
+            if known[before].why and not self._same_item(before, need):
+                return f"depends on {before[0]}, which runs again"
+        return ""
+
+    def _same_item(self, before: Key, need: Need) -> bool:
+        """Within the items of one map it depends on the item, unless it holds for all."""
+        return self.needs[before].depth > 0 and need.depth > 0 and before not in self.stale
+
+    def _never(self, key: Key) -> str:
+        """Why a task whose fingerprint is the same has no result."""
+        ended = self.results.ended.get(key)
+        if key in self.results.good or (key[1] == "batch" and self.results.chunks.get(key[0])):
+            return "something it builds on was made anew" if ended == "succeeded" else "not all its items are done"
+        return {
+            None: "never ran", "failed": "failed", "lost": "was cut off", "cancelled": "was stopped",
+        }.get(ended, "never ran")  # fmt: skip
