@@ -1,7 +1,8 @@
 """Cgroup: the limits that Linux control groups put on this process, v1, v2 and both together.
 
-Reads ``/proc/self/cgroup``, ``/proc/self/mountinfo`` and the limit files of the own group and of all its ancestors, because a
-limit often stands far above. Everything is read below ``root``. A file that is missing, empty or odd counts as no limit.
+Reads ``/proc/self/cgroup``, ``/proc/self/mountinfo`` and the limit files of the own group and of all its ancestors,
+because a limit often stands far above. Everything is read below ``root``. A file that is missing, empty or odd counts
+as no limit.
 """
 
 from __future__ import annotations
@@ -11,7 +12,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["Group", "Limit", "cpu_limit", "groups", "memory_headroom", "memory_limit"]
+__all__ = [
+    "Group",
+    "Limit",
+    "cpu_limit",
+    "groups",
+    "kills_together",
+    "memory_headroom",
+    "memory_limit",
+    "oom_kills",
+    "oom_source",
+]
 
 _NONE = 1 << 60
 """Numbers from here on mean no limit: v1 writes 2^63 less a page."""
@@ -29,8 +40,8 @@ class Limit:
 class Group:
     """One group on the way from this process's own to the top of its hierarchy.
 
-    ``folder`` is where its files are, ``shown`` the same without ``root``. ``version`` is 1 or 2; ``controllers`` are those of
-    a v1 hierarchy.
+    ``folder`` is where its files are, ``shown`` the same without ``root``. ``version`` is 1 or 2; ``controllers`` are
+    those of a v1 hierarchy.
     """
 
     folder: Path
@@ -109,6 +120,38 @@ def cpu_limit(found: list[Group]) -> Limit | None:
         if share and of:
             limits.append(Limit(share / of, f"{group.shown}/{file}"))
     return min(limits, key=lambda limit: limit.amount, default=None)
+
+
+def oom_kills(found: list[Group], root: Path) -> int:
+    """How many processes the kernel has killed for want of memory in this process's own group (and, v2, below it).
+
+    Without a group that counts, all of the machine.
+    """
+    group, file = _counter(found)
+    text = group.text(file) if group is not None else "\n".join(_lines(root / "proc/vmstat"))
+    count = re.search(r"^oom_kill ([0-9]{1,18})$", text, re.MULTILINE)
+    return int(count[1]) if count is not None else 0
+
+
+def oom_source(found: list[Group]) -> str:
+    """The file that ``oom_kills`` reads."""
+    group, file = _counter(found)
+    return f"{group.shown}/{file}" if group is not None else "/proc/vmstat"
+
+
+def kills_together(found: list[Group]) -> str:
+    """The file that tells the kernel to kill a whole group, this process with it, where memory runs out; else empty."""
+    sources = (f"{g.shown}/memory.oom.group" for g in found if g.version == 2 and g.text("memory.oom.group") == "1")
+    return next(sources, "")
+
+
+def _counter(found: list[Group]) -> tuple[Group | None, str]:
+    """The first group that counts the kernel's kills, and the file it does so in."""
+    for group in found:
+        file = "memory.events" if group.version == 2 else "memory.oom_control"
+        if (group.version == 2 or "memory" in group.controllers) and "oom_kill " in group.text(file):
+            return group, file
+    return None, ""
 
 
 def _count(text: str) -> int | None:

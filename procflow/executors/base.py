@@ -8,12 +8,12 @@ signal wakeup descriptor can be awaited together.
 
 from __future__ import annotations
 
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from procflow.attempt import Attempt, Cause, Outcome
 from procflow.call import StepCall
 
-__all__ = ["CAPABILITIES", "Capability", "Executor"]
+__all__ = ["CAPABILITIES", "Capability", "Executor", "MemoryUse", "Metered"]
 
 Capability = Literal["kill", "memory", "threads"]
 CAPABILITIES: dict[str, str] = {
@@ -22,6 +22,28 @@ CAPABILITIES: dict[str, str] = {
     "threads": "give a step its own number of BLAS threads",
 }
 """What an executor may be able to do, in words for messages. A pipeline that asks for more is refused."""
+
+
+class MemoryUse(NamedTuple):
+    """What an executor's attempts hold now: bytes by key, and of all its workers together, idle ones too.
+
+    ``room_bytes`` is the least that any attempt has left to its own limit.
+    """
+
+    rss_bytes: dict[int, int]
+    total_bytes: int
+    room_bytes: float
+
+
+class Metered(Protocol):
+    """What an executor with the capability ``memory`` can do beyond ``Executor``."""
+
+    def memory(self, budget_bytes: int | None) -> MemoryUse:
+        """Look at what is held now; ``budget_bytes`` is what all attempts of the run may hold together."""
+        raise NotImplementedError
+
+    def shed(self) -> None:
+        """Let go of memory that no attempt needs: idle workers end."""
 
 
 class Executor(Protocol):

@@ -6,7 +6,6 @@ after that is killed with its family. Bounded in time; output is read on, so tha
 
 from __future__ import annotations
 
-import os
 import select
 import signal
 import time
@@ -27,9 +26,7 @@ def end_workers(slots: Iterable[Slot]) -> None:
         if slot.attempt is not None:
             slot.signal_group(signal.SIGCONT)
             slot.signal_group(signal.SIGTERM if slot.ready else signal.SIGKILL)
-        # An idle worker ends at the end of its stream.
-        os.close(slot.channel_fd)
-        slot.channel_fd = -1
+        slot.hang_up()
     _reap(left, ASK_S)
     for slot in left:
         slot.kill()
@@ -61,16 +58,9 @@ def _reap(slots: set[Slot], seconds: float) -> None:
                     poll.unregister(slot.output_fd)
                 slots.discard(slot)
                 slot.reap()
-            elif fd == slot.output_fd and not _read(slot):
+            elif fd == slot.output_fd and slot.read_output() is False:
                 poll.unregister(fd)
                 del by_fd[fd]
-
-
-def _read(slot: Slot) -> bool:
-    try:
-        return slot.read_output()
-    except BlockingIOError:
-        return True
 
 
 def _close_log(slot: Slot) -> None:

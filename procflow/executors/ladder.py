@@ -2,8 +2,9 @@
 
     SIGCONT, SIGUSR1 (Python stacks to the log, 0.1 s)  ->  SIGTERM, grace  ->  SIGKILL to the family, 2 s  ->  given up
 
-An attempt that is no longer needed gets no stacks; a worker that is not ready, not trusted or silent gets SIGKILL at
-once. It also holds the clock of a worker that starts. Nothing here waits: ``run`` is called when ``deadline`` has come.
+An attempt that is no longer needed gets no stacks, one that eats memory gets its stacks in 0.02 s and no grace; a
+worker that is not ready, not trusted or silent gets SIGKILL at once. It also holds the clock of a worker that starts.
+Nothing here waits: ``run`` is called when ``deadline`` has come.
 """
 
 from __future__ import annotations
@@ -19,6 +20,10 @@ __all__ = ["DUMP_S", "Ladder"]
 
 DUMP_S = 0.1
 """How long a worker has to write its Python stacks."""
+OOM_DUMP_S = 0.02
+"""The same for a step over its memory limit, which may take another gigabyte every second."""
+PRESSURE_GRACE_S = 0.5
+"""The most grace where all are short of memory."""
 DEATH_S = 2.0
 """After SIGKILL: how long until a worker that can't die (it hangs in the kernel) is given up."""
 
@@ -59,12 +64,14 @@ class Ladder:
         if not slot.ready:
             self.kill(slot)
             return
+        if cause in ("oom", "pressure"):
+            slot.grace_s = min(slot.grace_s, PRESSURE_GRACE_S)
         slot.signal_group(signal.SIGCONT)
-        if cause == "cancelled":
+        if cause in ("cancelled", "pressure"):
             self._terminate(slot)
         else:
             slot.signal(signal.SIGUSR1)
-            self.set(slot, "dump", DUMP_S)
+            self.set(slot, "dump", OOM_DUMP_S if cause == "oom" else DUMP_S)
 
     def kill(self, slot: Slot) -> None:
         """SIGKILL, whatever came before."""
@@ -76,7 +83,10 @@ class Ladder:
         now = time.monotonic()
         for slot in [slot for slot in self._slots if slot.due <= now]:
             if slot.stage == "dump":
-                self._terminate(slot)
+                if slot.cause == "oom":
+                    self.kill(slot)
+                else:
+                    self._terminate(slot)
             elif slot.stage == "kill":
                 self.clear(slot)
                 self._give_up(slot)

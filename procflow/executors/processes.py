@@ -3,10 +3,13 @@
 No thread, no lock, no shared pipe: a worker's death, hang or bad message costs exactly the attempt that it ran. pidfds
 tell of deaths, because a child that a step forked may hold every pipe open. Everything with a clock (the kill ladder, a
 worker that does not start) is driven from ``wait``. The executor decides nothing: it never retries a step.
+
+The file is longer than 400 lines because every way in which a worker's life may end changes the same few collections.
 """
 
 from __future__ import annotations
 
+import logging
 import secrets
 import signal
 import sys
@@ -17,8 +20,10 @@ from procflow.attempt import Attempt, Cause, Lost, Outcome, Progressed, Started
 from procflow.call import StepCall
 from procflow.errors import ExecutorError
 from procflow.executors import wire
+from procflow.executors.base import MemoryUse
 from procflow.executors.ending import end_workers
 from procflow.executors.family import TOKEN_NAME, kill_family
+from procflow.executors.footprint import Footprint
 from procflow.executors.ladder import Ladder
 from procflow.executors.payload import Payload, Payloads
 from procflow.executors.poller import GONE, IN, OUT, Poller
@@ -28,8 +33,12 @@ from procflow.failure import lost_failure
 
 __all__ = ["ProcessExecutor"]
 
+logger = logging.getLogger(__name__)
+
 SILENT_S = 0.5
 """How long a worker that closed its channel may take to end."""
+DISMISS_S = 2.0
+"""How long a worker that is no longer needed may take to end."""
 
 
 class ProcessExecutor:
@@ -72,6 +81,7 @@ class ProcessExecutor:
         self._running: dict[int, Slot] = {}
         self._waiting = Waiting()
         self._ladder = Ladder(self._give_up)
+        self._footprint = Footprint()
         self._resent: set[int] = set()
         self._outcomes: list[Outcome] = []
         self._spawned = 0
@@ -115,6 +125,15 @@ class ProcessExecutor:
         """The pids of all workers, busy or not: children that this executor waits for itself."""
         return {slot.pid for slot in self._all}
 
+    def memory(self, budget_bytes: int | None) -> MemoryUse:
+        """What the workers' process trees hold now; see ``Metered``."""
+        return self._footprint.sample(self._all, budget_bytes)
+
+    def shed(self) -> None:
+        """End all idle workers; those needed later are started again."""
+        for slot in self._idle[:]:
+            self._dismiss(slot)
+
     def check(self, call: StepCall) -> None:
         """ExecutorError naming step, argument and type where the call can't be sent to a worker."""
         self._payloads.of(call)
@@ -124,8 +143,8 @@ class ProcessExecutor:
         if self._closed:
             raise ExecutorError("the executor is closed")
         payload = self._payloads.of(attempt.call)
-        if self._idle:
-            slot = self._idle.pop()
+        slot = self._rested(attempt)
+        if slot is not None:
             slot.attempt, slot.payload = attempt, payload
             self._running[attempt.key] = slot
             self._send(slot)
@@ -161,8 +180,7 @@ class ProcessExecutor:
             if waiting.log is not None:
                 waiting.log.close()
             self._outcomes.append(Lost(key, lost_failure(cause)))
-            self._poller.wake()
-            return
+            return self._poller.wake()
         slot = self._running.get(key)
         if slot is None:
             return
@@ -170,8 +188,7 @@ class ProcessExecutor:
             # What came before the kill counts.
             self._read_all(slot)
             if self._running.get(key) is not slot:
-                self._poller.wake()
-                return
+                return self._poller.wake()
         self._ladder.begin(slot, cause, grace_s)
 
     def close(self) -> None:
@@ -181,6 +198,7 @@ class ProcessExecutor:
         self._closed = True
         end_workers(self._all)
         kill_family(0, f"{TOKEN_NAME}={self.token}")
+        self._footprint.close()
         for kept in (self._all, self._running, self._idle, self._outcomes):
             kept.clear()
         self._poller.close()
@@ -288,7 +306,7 @@ class ProcessExecutor:
         slot.done_cpu_s += outcome.usage.cpu_s  # type: ignore[union-attr]
         self._release(slot)
         self._idle.append(slot)
-        self._outcomes.append(outcome)
+        self._outcomes.append(slot.size.end(outcome))  # type: ignore[arg-type]
 
     def _release(self, slot: Slot) -> None:
         """The slot's attempt is over."""
@@ -317,11 +335,8 @@ class ProcessExecutor:
             self._send(slot)
 
     def _on_output(self, slot: Slot) -> None:
-        try:
-            if not slot.read_output():
-                self._poller.unregister(slot.output_fd)
-        except BlockingIOError:
-            return
+        if slot.read_output() is False:
+            self._poller.unregister(slot.output_fd)
 
     def _distrust(self, slot: Slot, what: str) -> None:
         slot.trouble = f"its worker sent {what} and was replaced; a step must not write to descriptors it did not open"
@@ -330,12 +345,31 @@ class ProcessExecutor:
 
     # Workers' lives
 
+    def _rested(self, attempt: Attempt) -> Slot | None:
+        """The idle worker that was used last; one that has grown too much since it was young is replaced."""
+        while self._idle:
+            slot = self._idle[-1]
+            grown = slot.size.grown(self._footprint.leak_bytes, attempt)
+            if not grown:
+                return self._idle.pop()
+            logger.debug("worker %d has kept %d bytes between steps and is replaced", slot.pid, grown)
+            self._dismiss(slot)
+        return None
+
+    def _dismiss(self, slot: Slot) -> None:
+        """Let an idle worker end by itself, in a bounded time."""
+        self._retire(slot)
+        slot.hang_up()
+        self._ladder.set(slot, "silent", DISMISS_S)
+
     def _spawn(self, attempt: Attempt, payload: Payload) -> None:
         self._spawned += 1
         name = f"procflow-{self._spawned}"
         token = f"{self.token}.{self._spawned}"
         try:
-            slot = Slot(name, token, self.token, self._env, attempt.cpus, self._log_level, self._inherit)
+            slot = Slot(
+                name, token, self.token, self._env, attempt.cpus, self._log_level, self._inherit, self._footprint.size
+            )
         except (OSError, AssertionError) as error:
             return self._spawn_failed(attempt, payload, f"the system refused: {error}")
         slot.attempt, slot.payload = attempt, payload
@@ -361,6 +395,7 @@ class ProcessExecutor:
         attempt, payload = slot.attempt, slot.payload
         if attempt is None or payload is None:
             return
+        self._footprint.judge(slot, death)
         if slot.cause is None and not slot.trouble:
             if not slot.ready:
                 del self._running[attempt.key]

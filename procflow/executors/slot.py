@@ -10,14 +10,16 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from procflow import rss
 from procflow.attempt import Attempt, Cause, Lost, Progressed, Usage
 from procflow.executors import wire
 from procflow.executors.channel import Inbox, Outbox, frame
 from procflow.executors.family import TOKEN_NAME, WORKER_TOKEN_NAME, family, kill_family, signal_all
+from procflow.executors.footprint import Size
 from procflow.executors.payload import Payload
 from procflow.failure import lost_failure
 
@@ -65,6 +67,7 @@ class Slot:
         "process",
         "ready",
         "reported",
+        "size",
         "stage",
         "tail",
         "token",
@@ -81,8 +84,9 @@ class Slot:
         cpus: int,
         log_level: int,
         inherit: tuple[int, ...] = (),
+        size: Callable[[int], Size] = Size,
     ) -> None:
-        """Start a worker; OSError where the system refuses."""
+        """Start a worker; OSError where the system refuses. ``size`` makes what tells its memory, from its pid."""
         self.token = f"{WORKER_TOKEN_NAME}={token}"
         self.inbox = Inbox()
         self.outbox = Outbox()
@@ -104,6 +108,7 @@ class Slot:
         self.peak_rss_bytes = 0
         own = {WORKER_TOKEN_NAME: token, TOKEN_NAME: run_token}
         self._start(name, {**env, **_blas(cpus), **own}, cpus, log_level, inherit)
+        self.size = size(self.pid)
 
     def _start(self, name: str, env: Mapping[str, str], cpus: int, log_level: int, inherit: tuple[int, ...]) -> None:
         from procflow import worker
@@ -158,6 +163,7 @@ class Slot:
             if len(known) > wire.KNOWN_CALLS:
                 del known[next(iter(known))]
             data = frame((wire.PAYLOAD, digest, payload.folder, payload.data)) + data
+        self.size.begin(attempt)
         self.began = time.monotonic()
         return self.outbox.send(self.channel_fd, data)
 
@@ -171,12 +177,12 @@ class Slot:
         if self.attempt is not None and self.attempt.report_each:
             self.reported.update(progress.indices, (index for index, _ in progress.failures))
 
-    def read_output(self) -> bool:
-        """Give one piece of the worker's output to the attempt's log; False at the end, True where there may be more.
-
-        BlockingIOError where nothing is there.
-        """
-        data = os.read(self.output_fd, OUTPUT_CHUNK)
+    def read_output(self) -> bool | None:
+        """Give one piece of the worker's output to the attempt's log; None where nothing is there, False at the end."""
+        try:
+            data = os.read(self.output_fd, OUTPUT_CHUNK)
+        except BlockingIOError:
+            return None
         if not data:
             return False
         if not self.ready:
@@ -187,12 +193,9 @@ class Slot:
 
     def drain_output(self) -> None:
         """Give all that the output pipe holds to the attempt's log."""
-        try:
-            for _ in range(OUTPUT_READS):
-                if not self.read_output():
-                    return
-        except OSError:
-            return
+        for _ in range(OUTPUT_READS):
+            if not self.read_output():
+                return
 
     def signal(self, number: int) -> None:
         """Signal the worker alone."""
@@ -219,6 +222,8 @@ class Slot:
         """SIGKILL to the worker and its family, as far as it can be seen now; the rest after its death."""
         members = family(self.pid, self.token)
         self.note_peak()
+        if self.size.group is not None:
+            self.size.group.kill()
         self.signal(signal.SIGKILL)
         signal_all(members, signal.SIGKILL)
 
@@ -229,9 +234,7 @@ class Slot:
                 status = file.read()
         except OSError:
             return
-        _, found, rest = status.partition(b"VmHWM:")
-        if found:
-            self.peak_rss_bytes = int(rest.split(None, 1)[0]) * 1024
+        self.peak_rss_bytes = max(self.peak_rss_bytes, rss.peak_in(status))
 
     @property
     def dead(self) -> bool:
@@ -246,22 +249,29 @@ class Slot:
         # Before the worker is reaped, so that its pid still names its session and no other.
         kill_family(self.pid, self.token)
         code: int | None = None
-        cpu_s, peak = 0.0, self.peak_rss_bytes or None
+        cpu_s, peak = 0.0, max(self.peak_rss_bytes, self.size.peak_bytes) or None
         try:
             _, status, usage = os.wait4(self.pid, os.WNOHANG)
             code = os.waitstatus_to_exitcode(status)
             cpu_s = max(0.0, usage.ru_utime + usage.ru_stime - self.base_cpu_s - self.done_cpu_s)
             # The kernel starts this figure at the parent's own peak: only growth says something about the worker.
             if usage.ru_maxrss * 1024 > self.base_rss_bytes:
-                peak = max(peak or 0, usage.ru_maxrss * 1024)
+                peak = max(peak or 0, usage.ru_maxrss * 1024 - self.size.tree.shared_bytes)
         except ChildProcessError:
             pass
         self.process._popen.reaped(code if code is not None else -1)
         self.close()
         return Death(code, cpu_s, peak)
 
+    def hang_up(self) -> None:
+        """Close the channel: an idle worker ends at the end of its stream. Harmless when done before."""
+        if self.channel_fd >= 0:
+            os.close(self.channel_fd)
+            self.channel_fd = -1
+
     def close(self) -> None:
         """Close the descriptors; harmless when done before."""
+        self.size.close()
         for name in ("channel_fd", "output_fd", "pidfd"):
             fd = getattr(self, name)
             if fd >= 0:
