@@ -1,9 +1,9 @@
 """Failpoints: named places where a fault can be made to happen, and the checked-in list of their names.
 
-``fp("journal.commit.before")`` does nothing but look at one variable unless something was armed. This file owns the names and
-the grammar; what a fault does (a signal, an error, a pause) is in ``failpoint_actions.py``, which is loaded only where the
-environment has ``PROCFLOW_FAILPOINTS``. Tests hold the code to this list: a name that is not in it is refused, one that no
-run comes by is a failure. Pure.
+``fp("journal.commit.before")`` does nothing but look at one variable unless something was armed. This file owns the names
+and the grammar; what a fault does (a signal, an error, a pause) is in ``failpoint_actions.py``, which is loaded only
+where the environment has ``PROCFLOW_FAILPOINTS``. Tests hold the code to this list: a name that is not in it is refused,
+one that no run comes by is a failure. Pure.
 """
 
 from __future__ import annotations

@@ -49,7 +49,7 @@ class _Marks:
 
 @contextlib.contextmanager
 def eager(checkpoint_pages: int) -> Iterator[None]:
-    """Every turn of the loop commits and announces, and the log is written back every few pages: more instants to look at."""
+    """Every turn of the loop commits and announces, the log is written back every few pages: more instants to see."""
     commit_s, connect = engine_module.COMMIT_S, store_module.connect_writer
 
     def connect_eagerly(path: Path, network: bool) -> sqlite3.Connection:

@@ -70,7 +70,7 @@ def night(shape: float = 1.0) -> Pipeline:
         Map("each", each, items="rows"),
         Map("outer", Step("first", inner, inputs={"item": "item"}, params={"key": "first"}), items=range(OUTER)),
         Step("never", chain, params={"key": "never"}, when="${d1} == ''"),
-        Step("end", end, inputs={"a": "each", "b": "outer", "c": "d2", "d": "d1", **{f"b{i}": f"b{i}" for i in range(branches)}}),
+        Step("end", end, inputs={name: name for name in ("each", "outer", "d1", "d2", *(f"b{i}" for i in range(branches)))}),
     ]  # fmt: skip
     return Pipeline("night", steps=steps)
 
