@@ -67,15 +67,16 @@ def _announce(build: Build, scope: Scope, block: subpipelines.Members, names: li
         "sequence": "step {name!r} makes it, and runs later",
         "parallel": "step {name!r} makes it in the same parallel block; use type: graph, or a step after the block",
     }
-    for i, step in enumerate(block.steps):
-        if i not in faces:
-            scope.withhold(
-                names[i], build.surfaces.face(step, names[i]), f"step {names[i]!r} makes it, and {why_off(step)}"
-            )
-        elif block.kind == "graph":
+    for i in faces:
+        if block.kind == "graph":
             scope.publish(names[i], faces[i])
         else:
-            scope.withhold(names[i], faces[i], why[block.kind].format(name=names[i]))
+            scope.withhold(names[i], (names[i], *faces[i].writes), why[block.kind].format(name=names[i]))
+    for step, name in zip(block.steps, names, strict=True):
+        for value, writer, off in build.surfaces.dormant(step, name):
+            scope.withhold(writer, (value,), f"step {writer!r} makes it, and {off}")
+        if is_off(step):
+            scope.withhold(name, (name,), f"it is a step, and {why_off(step)}")
 
 
 def _check_names(build: Build, block: subpipelines.Members, names: list[str], faces: Faces) -> None:
@@ -92,18 +93,23 @@ def _check_names(build: Build, block: subpipelines.Members, names: list[str], fa
             )
     for i, face in faces.items():
         step = block.steps[i]
+        declares = not (isinstance(step, Block) and publishes_members(step))
         for value in face.writes:
+            first = writers.setdefault(value, i)
+            twice = exclusive and first != i and names[first].casefold() != names[i].casefold()
+            reserved = declares and value in (*ROOTS, INDEX)
+            if not (twice or reserved):
+                continue
             at = (*block.loc, i, *written_at(step, value, build.surfaces))
-            if value in (*ROOTS, INDEX) and not (isinstance(step, Block) and publishes_members(step)):
+            if reserved:
                 build.note(
                     f"{value!r} can't be the name of a value: ${{{value}}} means something else", at, "rename it"
                 )
-            first = writers.setdefault(value, i)
-            if exclusive and first != i and names[first].casefold() != names[i].casefold():
+            if twice:
+                hint = ", or give the block merge: collect_all, first_success, best_quality or combine_outputs"
                 build.note(
                     f"{names[first]!r} and {names[i]!r} both write {value!r} and may run at once", at,
-                    "rename one" if block.kind == "graph" else
-                    "rename one, or give the block merge: collect_all, first_success, best_quality or combine_outputs",
+                    "rename one" + (hint if block.kind == "parallel" else ""),
                 )  # fmt: skip
 
 

@@ -22,6 +22,8 @@ __all__ = ["Edges", "order", "shortest_cycles"]
 Edges = dict[int, set[int]]
 """For each member, the members before it."""
 
+MOST_SHOWN = 20
+"""Steps of a cycle that a message names."""
 MOST_STEPS = 2_000_000
 """Edges looked at in search of the shortest cycle of one knot; after that the shortest so far is named."""
 
@@ -57,7 +59,10 @@ def order(
     elif kind == "graph":
         _by_values({i: surfaces.reads(steps[i]) for i in faces}, names, faces, scope, after)
         for ring in shortest_cycles(after):
-            text = " -> ".join(names[i] for i in (*ring, ring[0]))
+            shown = [names[i] for i in (*ring, ring[0])]
+            if len(shown) > MOST_SHOWN:
+                shown[MOST_SHOWN // 2 : -MOST_SHOWN // 2] = [f"({len(shown) - MOST_SHOWN:,} more)"]
+            text = " -> ".join(shown)
             at = _edge_at(steps[ring[0]], names[ring[1]], faces[ring[1]], surfaces)
             problems.append(
                 Problem(
