@@ -59,7 +59,7 @@ class Facts:
         key = str(lookup.path[0])
         if key in known:
             try:
-                return template.follow(known[key], lookup.path[1:], lookup)
+                return template.follow(known[key], lookup.path[1:], Lookup(f"{root}.{key}", lookup.path[1:]))
             except template.ReferenceFailed as failed:
                 raise NoValue(str(failed)) from None
         if root == "params" and key in self.unset:
@@ -108,9 +108,9 @@ class Scope:
         if face.is_open:
             self.openers.add(step)
 
-    def withhold(self, step: str, face: Face, why: str) -> None:
-        """The step's outputs have no values here, for the reason given."""
-        for name in (step, *face.writes):
+    def withhold(self, step: str, names: Iterable[str], why: str) -> None:
+        """What the step makes has no value here, for the reason given; a reason given earlier stays."""
+        for name in names:
             self.absent.setdefault(name, Absent(step, why))
 
     # -- questions ---------------------------------------------------------------------------------------------

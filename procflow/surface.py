@@ -96,6 +96,16 @@ class Surfaces:
                 is_open = is_open or face.is_open
         return Face(tuple(writes), is_open, keyed=True)
 
+    def dormant(self, step: AnyStep, name: str, off: str = "") -> Iterator[tuple[str, str, str]]:
+        """Values that the step or steps inside would write if they were not left out: value, step, and why it is."""
+        off = why_off(step) if is_off(step) else off
+        if isinstance(step, Block) and publishes_members(step):
+            members = inner_steps(step)
+            for member, inner in zip(members, unique_names(members), strict=True):
+                yield from self.dormant(member, inner, off)
+        elif off:
+            yield from ((value, name, off) for value in self.face(step, name).writes)
+
     def reads(self, step: AnyStep) -> tuple[Lookup, ...]:
         """The values that the step and all inside it need from outside, one lookup each."""
         known = self._reads.get(id(step))
