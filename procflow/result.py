@@ -19,6 +19,7 @@ from procflow.critical_path import critical_path_s
 from procflow.errors import RunFailed
 from procflow.graph import TaskGraph
 from procflow.ref import Ref
+from procflow.signals import exit_code_of
 
 __all__ = [
     "BlockRecord",
@@ -38,9 +39,9 @@ _EXIT_CODES = {"succeeded": 0, "failed": 1, "partial": 3, "timed_out": 4}
 
 
 def exit_code(status: str, reason: str = "") -> int:
-    """The process exit code for how a run ended; a cancelled run has 143 for SIGTERM, 129 for SIGHUP, else 130."""
+    """The process exit code for how a run ended; a cancelled run has 128 + n for its signal, else 130."""
     if status == "cancelled":
-        return 143 if "SIGTERM" in reason else 129 if "SIGHUP" in reason else 130
+        return exit_code_of(reason)
     return _EXIT_CODES[status]
 
 
