@@ -199,6 +199,7 @@ failure = st.builds(
     kinds=st.lists(st.text(max_size=5), max_size=2).map(tuple),
     exit_code=st.none() | st.integers(-64, 255),
     exception=st.none() | st.binary(max_size=9),
+    item=st.text(max_size=5),
 )
 usage = st.builds(Usage, st.floats(0, 9), st.floats(0, 9), st.integers(0, 1 << 40))
 number = st.floats(0, 1e6)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -626,3 +627,38 @@ def test_more_attempts_than_slots_are_refused() -> None:
         with pytest.raises(ExecutorError, match="more than 1 attempts"):
             executor.submit(attempt(2, "double", 1))
         assert isinstance(finish(executor)[-1], Succeeded)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [1, 2])
+def test_whatever_is_killed_whenever_each_attempt_ends_once_and_nothing_is_left(seed: int) -> None:
+    chance = random.Random(seed)
+    kinds = [("double", 2), ("large", 3), ("sleep", 0.02), ("shout", "x"), ("print_much", 1), ("exit_now", 1)]
+    before, fds = children(), open_fds()
+    waiting = [attempt(key, *chance.choice(kinds)) for key in range(150)]
+    out: dict[int, Attempt] = {}
+    ended: dict[int, Outcome] = {}
+    with ProcessExecutor(3) as executor:
+        while waiting or out:
+            while waiting and len(out) < 3:
+                one = waiting.pop()
+                out[one.key] = one
+                executor.submit(one)
+            ready = [slot.pid for slot in executor._all if slot.ready]
+            dice = chance.random()
+            if dice < 0.08 and ready:
+                os.kill(chance.choice(ready), chance.choice([signal.SIGKILL, signal.SIGSEGV, signal.SIGTERM]))
+            elif dice < 0.14:
+                executor.kill(chance.choice(list(out)), chance.choice(["timeout", "cancelled"]), 0.02)
+            for outcome in finish(executor):
+                if is_final(outcome):
+                    assert outcome.key not in ended
+                    ended[outcome.key] = outcome
+                    one = out.pop(outcome.key)
+                    text = log_of(one)
+                    if isinstance(outcome, Succeeded) and value(outcome) == 1:
+                        assert text.count("x" * 1023 + "\n") == 1024
+    assert len(ended) == 150
+    assert not any(isinstance(outcome, Failed) for outcome in ended.values())
+    assert children() == before
+    assert open_fds() == fds

@@ -3,7 +3,7 @@
 loky's own launch lets the child share the parent's stdin, stdout and stderr until its first line of Python runs, and
 hands its start-up data through a pipe that can block. Here the three are set before exec, so that whatever a broken
 interpreter prints is captured, and the data lies in an anonymous file. Nothing here waits for the worker; reaping
-is ``process.py``'s.
+is ``slot.py``'s.
 """
 
 from __future__ import annotations

@@ -8,6 +8,9 @@ heavy.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import fields
+from operator import attrgetter
 from typing import Any
 
 from procflow.attempt import Attempt, Failed, Failure, Items, Progressed, Skipped, Succeeded, Usage
@@ -37,6 +40,8 @@ PAYLOAD, RUN = 1, 2
 HELLO, PROGRESS, RECORD, SUCCEEDED, SKIPPED, FAILED = 11, 12, 13, 14, 15, 16
 
 Message = tuple[Any, ...]
+
+_plain_failure: Callable[[Failure], Message] = attrgetter(*(field.name for field in fields(Failure)))
 
 
 def plain_run(attempt: Attempt, digest: bytes) -> Message:
@@ -127,22 +132,6 @@ def _plain_items(outcome: Succeeded | Progressed) -> Message:
         _plain_indices(outcome.indices),
         None if chunk is None else chunk.plain(),
         tuple((index, _plain_failure(failure)) for index, failure in outcome.failures),
-    )
-
-
-def _plain_failure(failure: Failure) -> Message:
-    return (
-        failure.cause,
-        failure.type,
-        failure.message,
-        failure.traceback,
-        failure.user_place,
-        failure.kinds,
-        failure.signal,
-        failure.exit_code,
-        failure.peak_rss_bytes,
-        failure.exception,
-        failure.item,
     )
 
 
