@@ -192,6 +192,8 @@ def _in_full(story: Story, find_log: FindLog | None) -> list[str]:
     if failure is not None:
         if failure.user_place:
             lines.append(f"    at {clean(failure.user_place)}")
+        if failure.item:
+            lines.append(f"    the item is {shortened(failure.item)}")
         if failure.peak_rss_bytes and failure.cause in ("oom", "crash"):
             lines.append(f"    peak memory {size_text(failure.peak_rss_bytes)}")
         if failure.traceback:

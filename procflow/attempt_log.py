@@ -20,6 +20,7 @@ from pathlib import Path
 
 from procflow.failpoints import fp
 from procflow.plaintext import clean
+from procflow.secrets import Masker
 
 __all__ = ["FileLog", "LogFolder", "LogLine", "log_path", "plain_text"]
 
@@ -69,13 +70,18 @@ class LogFolder:
     """Makes the logs of one run's attempts. ``folder`` is the run's folder, ``on_line`` is told every line.
 
     ``trouble`` is the first error that made output be dropped, None while all is well; ``dropped_bytes`` counts what a
-    failing disk cost (not what the cap left out).
+    failing disk cost (not what the cap left out). ``mask`` takes secrets out before anything is written or told.
     """
 
     def __init__(
-        self, folder: Path, cap_bytes: int = CAP_BYTES, on_line: Callable[[LogLine], None] | None = None
+        self,
+        folder: Path,
+        cap_bytes: int = CAP_BYTES,
+        on_line: Callable[[LogLine], None] | None = None,
+        mask: Masker | None = None,
     ) -> None:
         self.folder = folder
+        self.mask = mask
         self.cap_bytes = cap_bytes
         self.on_line = on_line
         self.trouble: str | None = None
@@ -110,7 +116,7 @@ class FileLog:
     Bytes fill the head, then a ring behind it. Positions count from ``_base``: what an earlier session left in the file.
     """
 
-    __slots__ = ("_base", "_fd", "_folder", "_partial", "_size", "item", "label", "number")
+    __slots__ = ("_base", "_fd", "_folder", "_mask", "_partial", "_size", "item", "label", "number")
 
     def __init__(self, folder: LogFolder, label: str, item: str, number: int) -> None:
         self._folder = folder
@@ -120,6 +126,7 @@ class FileLog:
         self._fd = -1
         self._size = 0
         self._partial = b""
+        self._mask = folder.mask.stream() if folder.mask is not None else None
 
     @property
     def path(self) -> Path:
@@ -133,6 +140,11 @@ class FileLog:
 
     def write(self, data: bytes) -> None:
         """Append raw output."""
+        if self._mask is not None:
+            data = self._mask.feed(data)
+        self._write(data)
+
+    def _write(self, data: bytes) -> None:
         if not data:
             return
         self._store(data)
@@ -142,6 +154,8 @@ class FileLog:
     def record(self, level: int, logger: str, message: str) -> None:
         """Append ``HH:MM:SS LEVEL logger: message``."""
         name = _LEVELS.get(level) or f"LEVEL{level}"
+        if self._folder.mask is not None:
+            logger, message = self._folder.mask.text(logger), self._folder.mask.text(message)
         self._store(f"{self._folder.clock()} {name} {logger}: {message}\n".encode("utf-8", "backslashreplace"))
         if self._folder.on_line is not None:
             for line in message.splitlines() or [""]:
@@ -149,6 +163,8 @@ class FileLog:
 
     def close(self) -> None:
         """No more output will come: the ring is put in order and the file closed. Idempotent."""
+        if self._mask is not None and self._fd != -2:
+            self._write(self._mask.end())
         fd, self._fd = self._fd, -2
         if fd < 0:
             return

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypedDict
 
 from procflow import condition, template
-from procflow.call import Lookup
+from procflow.call import SECRETS, Lookup
 from procflow.errors import Loc, Problem
 from procflow.graph import Places
 from procflow.model import Defaults, Pipeline
@@ -42,6 +42,8 @@ class LoadedFile(Protocol):
     def source(self) -> SourceFile: ...
 
 
+_MAY_HOLD_SECRETS = ("params", "inputs", "env", "stdin")
+"""Keys of a step whose text a worker fills in and passes on to the step alone."""
 Load = Callable[[str, "str | None"], LoadedFile]
 """Loads the file of a ``type: pipeline`` step: the path as written, and the folder of the file that names it. Raises
 ``PipelineError``; problems without a place are told at the step's ``file``."""
@@ -83,7 +85,10 @@ class Setting:
 
 @dataclass(slots=True)
 class Build:
-    """One compile: what it was given, and what it finds. ``override`` is the executor of steps that name none."""
+    """One compile: what it was given, and what it finds. ``override`` is the executor of steps that name none.
+
+    ``secrets`` are the environment variables that hold secrets.
+    """
 
     load: Load | None = None
     override: str | None = None
@@ -92,6 +97,7 @@ class Build:
     resources: dict[str, float] = field(default_factory=dict)
     files: dict[Loc, SourceFile] = field(default_factory=dict)
     surfaces: Surfaces = field(default_factory=Surfaces)
+    secrets: set[str] = field(default_factory=set)
 
     def note(self, message: str, loc: Loc, hint: str = "") -> None:
         """One more problem; the compile goes on."""
@@ -122,13 +128,35 @@ class Binder:
             return None
         found: dict[Lookup, Any] = {}
         for at, lookup in template.lookups(parsed):
-            found[lookup] = self._resolved(lookup, *key, *at)
-        return template.replace(parsed, found.__getitem__, text) if found else parsed
+            found[lookup] = value = self._resolved(lookup, *key, *at)
+            if key[0] not in _MAY_HOLD_SECRETS:
+                self.refuse_secrets(value, *key)
+
+
+        def part(value: Any) -> str:
+            if any(lookup.name == SECRETS for _, lookup in template.lookups(value)):
+                self.note("a list or mapping with a secret in it can't stand inside a text", *key)
+            return text(value)
+
+        return template.replace(parsed, found.__getitem__, part) if found else parsed
+
+    def refuse_secrets(self, tree: Any, *key: str | int) -> None:
+        """A problem where what is bound holds a secret, at a key that would show or keep it."""
+        if any(lookup.name == SECRETS for _, lookup in template.lookups(tree)):
+            hint = "pass it through params"
+            if key[0] == "command":
+                hint = "pass it through env or stdin: others can read the arguments of commands"
+            self.note(f"a secret can't stand in {key[0]}", *key, hint=hint)
 
     def constant(self, tree: Any, what: str, *key: str | int, hint: str = "") -> Any:
-        """The same for something that must be known before the run: ``what`` in the message names it."""
+        """The same for something that must be known before the run: ``what`` in the message names it.
+
+        Secrets stay lookups.
+        """
         bound = self(tree, *key)
         for at, lookup in template.lookups(bound):
+            if lookup.name == SECRETS:
+                continue
             self.note(f"{what} must be known before the run, and {lookup} is a value", *key, *at, hint=hint)
             return None
         return bound
@@ -158,6 +186,8 @@ class Binder:
             return None, {}
         constants: dict[str, Any] = {}
         for lookup in parsed.lookups:
+            if lookup.name == SECRETS:
+                continue
             if lookup.name in ROOTS:
                 facts: dict[str, Any] = constants.setdefault(lookup.name, {})
                 facts.update(self.scope.facts.value(Lookup("params")) if not lookup.path else self._fact(lookup))
@@ -166,15 +196,12 @@ class Binder:
         return parsed.text, constants
 
     def _alias(self, lookup: Lookup) -> Lookup:
-        """The lookup of the value that is meant; a fact stays what it is."""
-        if lookup.name in ROOTS:
-            return lookup
+        """The lookup of the value or the secret that is meant; another fact stays what it is."""
         try:
             found = self.scope.resolve(lookup)
         except NoValue:
             return lookup
-        assert isinstance(found, Lookup)
-        return found
+        return found if isinstance(found, Lookup) else lookup
 
     def _moves(self, lookup: Lookup) -> bool:
         return self._alias(lookup) != lookup

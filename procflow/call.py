@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-__all__ = ["INDEX", "ITEM", "Kind", "Lookup", "StepCall", "Text"]
+__all__ = ["INDEX", "ITEM", "SECRETS", "Kind", "Lookup", "StepCall", "Text"]
 
 Kind = Literal["transform", "shell", "merge", "split", "expand", "gate"]
 
@@ -19,6 +19,9 @@ ITEM = "item"
 """The name under which a map's body reads its item, unless the map says ``as:``."""
 INDEX = "index"
 """The name under which a map's body reads the index of its item."""
+SECRETS = "secrets"
+"""The name under which secrets are looked up: ``Lookup(SECRETS, ("API_TOKEN",))`` is opened in the worker, from the
+environment variable that holds it, so that no call and no fingerprint ever has the value."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,13 +18,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from procflow import blocks, ranks
+from procflow import blocks, ranks, template
 from procflow.build import Binder, Build, Load, Setting, placed
 from procflow.errors import PipelineError, Problem
 from procflow.graph import ScopeUnit, TaskGraph
 from procflow.model import Pipeline
 from procflow.names import Facts, Scope, did_you_mean, with_params
-from procflow.subpipelines import MAX_DEPTH, Members, parameters
+from procflow.subpipelines import MAX_DEPTH, Members, parameters, with_secrets
 from procflow.surface import deepest
 from procflow.tasks import policy
 
@@ -53,6 +53,7 @@ def compile_pipeline(
     if too_deep is not None:
         raise PipelineError([Problem(f"blocks are nested more than {MAX_DEPTH} deep", too_deep)])
     facts = Facts({}, environ or {}, {"id": run_id, "name": pipeline.name})
+    facts = with_secrets(build, pipeline, facts, ())
     known, unset = parameters(build, pipeline, params or {}, facts, Binder(build, Scope(facts), ()))
     scope = Scope(with_params(facts, known, unset)).block()
     setting = Setting(pipeline.defaults, folder, executor or pipeline.defaults.executor or "processes")
@@ -68,10 +69,12 @@ def compile_pipeline(
     return TaskGraph(
         pipeline.name,
         ranks.ranked(root, durations or {}),
-        known,
+        {name: value for name, value in known.items() if not any(template.lookups(value))},
         build.resources,
         frozenset(build.executors),
         build.files,
+        pipeline.limits.retry_budget.fraction,
+        frozenset(build.secrets),
     )
 
 

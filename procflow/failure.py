@@ -10,20 +10,22 @@ from __future__ import annotations
 import os
 import signal as signals
 from collections.abc import Iterator
+from reprlib import Repr
 from types import FrameType, TracebackType
 from typing import Any
 
-from procflow import units
+from procflow import secrets, units
 from procflow.attempt import Cause, Failure
 from procflow.errors import ProcflowError
 
-__all__ = ["CommandFailed", "failure_from", "lost_failure"]
+__all__ = ["CommandFailed", "failure_from", "item_text", "lost_failure"]
 
 MAX_MESSAGE = 10_000
 MAX_TRACEBACK = 64_000
 MAX_EXCEPTION_BYTES = 64 * 1024
 MAX_CHAIN = 20
 MAX_FRAMES = 60
+MAX_ITEM = 200
 
 _OWN = os.path.dirname(os.path.abspath(__file__)) + os.sep
 _STDLIB = os.path.dirname(os.path.abspath(os.__file__)) + os.sep
@@ -83,7 +85,31 @@ def _message(exc: BaseException) -> str:
     return _bounded(text, MAX_MESSAGE)
 
 
+class _Short(Repr):
+    """Cuts texts after their secrets are masked, or half a secret could be left."""
+
+    def repr_str(self, x: str, level: int) -> str:
+        return super().repr_str(secrets.masked(x), level)
+
+
+_short = _Short()
+_short.maxstring = _short.maxother = _short.maxlong = 100
+
+
+def item_text(item: Any) -> str:
+    """A short repr of a map's item, for people; empty where it has none."""
+    try:
+        text = secrets.masked(_short.repr(item))
+    except BaseException:
+        # Its class has a __repr__ of its own, which may do anything.
+        return ""
+    text = text if len(text) <= MAX_ITEM else f"{text[: MAX_ITEM - 3]}..."
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 def _bounded(text: str, limit: int) -> str:
+    # First, because a secret that is cut in two is not known any more.
+    text = secrets.masked(text)
     if len(text) > limit:
         keep = limit // 2
         text = f"{text[:keep]}\n... {len(text) - 2 * keep} characters left out ...\n{text[-keep:]}"
@@ -190,6 +216,9 @@ def _rebuildable(exc: BaseException, message_length: int) -> bytes | None:
     try:
         data = objects.dumps(exc)
         if len(data) >= MAX_EXCEPTION_BYTES:
+            return None
+        mask = secrets.masker()
+        if mask is not None and mask.data(data) != data:
             return None
         return data if type(pickle.loads(data)) is type(exc) else None
     except BaseException:

@@ -15,6 +15,7 @@ from importlib.machinery import ModuleSpec, PathFinder
 from typing import Any
 
 from procflow.errors import ProcflowError
+from procflow.secrets import masked
 
 __all__ = ["FunctionError", "add_folder", "find", "resolve"]
 
@@ -79,7 +80,7 @@ def _imported(module_name: str, target: str, folder: str | None) -> Any:
     except BaseException as exc:
         # A module may do anything at import, sys.exit included: that ends the step, not the worker.
         text = f"{type(exc).__name__}: {exc}".rstrip(": ")
-        raise FunctionError(f"{target}: importing {module_name} failed: {text[:2000]}") from exc
+        raise FunctionError(f"{target}: importing {module_name} failed: {masked(text)[:2000]}") from exc
 
 
 def _no_module(module_name: str, target: str, folder: str | None) -> str:

@@ -22,8 +22,8 @@ from procflow.units import Rate, Share
 
 __all__ = [
     "MERGES", "NAME", "Amount", "Budget", "Command", "Duration", "Environment", "Function", "Inputs", "Join", "Name",
-    "Names", "Outputs", "Pause", "RateLimit", "RetryOn", "Score", "Size", "SplitStrategy", "Stdin", "Strategy", "Text",
-    "Tolerance", "When", "Workers", "is_name", "near", "refuse",
+    "Names", "Outputs", "Pause", "RateLimit", "RetryBudget", "RetryOn", "Score", "Secrets", "Size", "SplitStrategy", "Stdin",
+    "Strategy", "Text", "Tolerance", "When", "Workers", "is_name", "near", "refuse", "variable_of",
 ]  # fmt: skip
 
 NAME = r"^[A-Za-z_][A-Za-z0-9_-]{0,127}$"
@@ -259,6 +259,11 @@ def _workers(value: object) -> object:
 Budget = Annotated[
     Union[int, Share], PlainValidator(_budget), WithJsonSchema({"type": "string", "examples": ["80%", "8GB"]})
 ]
+RetryBudget = Annotated[
+    Share,
+    PlainValidator(lambda value: value if isinstance(value, Share) else units.share(value)),
+    WithJsonSchema({"type": "string", "examples": ["50%", "100%"]}),
+]
 Tolerance = Annotated[
     Union[int, Share, None],
     PlainValidator(_tolerance),
@@ -360,3 +365,36 @@ Environment = Annotated[
     dict[str, Any], PlainValidator(_environment), WithJsonSchema({"type": "object", "additionalProperties": _WORD})
 ]
 Stdin = Annotated[Any, PlainValidator(_stdin), WithJsonSchema({"type": ["string", "null"]})]
+
+
+# -- secrets ---------------------------------------------------------------------------------------------------
+
+_SECRET = re.compile(r"\$\{\s*env\.([A-Za-z_][A-Za-z0-9_]*)\s*\}")
+
+
+def variable_of(secret: str) -> str:
+    """The environment variable that a declared secret names: ``API_TOKEN`` for ``${env.API_TOKEN}``."""
+    found = _SECRET.fullmatch(secret)
+    assert found is not None
+    return found[1]
+
+
+def _secrets(value: object) -> dict[str, str]:
+    # What was written is never repeated: it may be the secret itself.
+    if not isinstance(value, Mapping):
+        raise ValueError("expected a mapping of names to ${env.NAME}")
+    faults: list[tuple[Loc, str, object]] = []
+    for name, written in value.items():
+        if not is_name(name):
+            faults.append(((name,), f"{_clip(str(name))} is not a name; write letters, digits, _ and -", name))
+        elif not isinstance(written, str) or _SECRET.fullmatch(written.strip()) is None:
+            hint = "write ${env.NAME}, and keep the value out of the file"
+            faults.append(((name,), f"a secret is the name of an environment variable; {hint}", None))
+    return refuse(faults) if faults else {name: written.strip() for name, written in value.items()}
+
+
+Secrets = Annotated[
+    dict[str, str],
+    PlainValidator(_secrets),
+    WithJsonSchema({"type": "object", "additionalProperties": {"type": "string", "pattern": r"^\s*\$\{\s*env\."}}),
+]

@@ -144,7 +144,7 @@ class TaskGraph:
 
     ``retry_share`` bounds the retries of the run as a whole, as a share of the attempts that are over. ``files``
     are the files of ``type: pipeline`` steps by the path at which they hang in the tree: ``loc`` of a unit inside
-    begins with it.
+    begins with it. ``secrets`` are the environment variables that hold secrets; ``params`` leaves out those that hold one.
     """
 
     name: str
@@ -154,6 +154,7 @@ class TaskGraph:
     executors: frozenset[str] = frozenset({"processes"})
     files: Mapping[Loc, Places] = field(default_factory=dict)
     retry_share: float = 0.5
+    secrets: frozenset[str] = frozenset()
 
 
 def walk(unit: Unit) -> Iterator[Unit]:

@@ -15,20 +15,23 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from procflow import model
+from procflow import model, secrets
 from procflow.build import Load, LoadedFile
 from procflow.compiler import compile_pipeline
 from procflow.engine import Engine, Observer
-from procflow.errors import InternalError, PipelineError, Problem, ProcflowError
+from procflow.errors import ExecutorError, InternalError, PipelineError, Problem, ProcflowError
 from procflow.events import Event
 from procflow.executors import open_waiter
+from procflow.failures_file import FailuresFile
 from procflow.graph import TaskGraph
 from procflow.guard import Guard
+from procflow.memory import MemoryWatch
 from procflow.preflight import check
 from procflow.resources import Machine, budget, probe
 from procflow.resources import workers as workers_of
 from procflow.result import Recorder, RunResult
 from procflow.scheduler import Scheduler
+from procflow.secrets import MaskedWaiter
 from procflow.signals import Signals
 from procflow.state_folder import StateFolder, fresh_run_id, locate, lock_name
 from procflow.units import Share
@@ -167,6 +170,7 @@ def iterate(
     source, graph = prepared.source, prepared.graph
     file = source.path if source is not None else None
     with ExitStack() as stack:
+        mask = stack.enter_context(secrets.known({name: os.environ[name] for name in graph.secrets}))
         folder = StateFolder.open(locate(state_dir, file))
         name = lock_name(file, pipeline.name)
         lock = folder.lock(name)
@@ -184,7 +188,7 @@ def iterate(
                 pipeline.name,
                 file=str(file) if file is not None else None,
                 lock=name,
-                params=dict(graph.params),
+                params=mask.tree(graph.params) if mask is not None else dict(graph.params),
                 executor=executor,
                 workers=prepared.workers,
             )
@@ -197,7 +201,10 @@ def iterate(
             begin = getattr(observer, "begin", None)
             if begin is not None:
                 begin(run)
-        logs = LogFolder(folder.run(prepared.run_id), on_line=_lines_to(observers))
+        run_folder = folder.run(prepared.run_id)
+        failures = FailuresFile(run_folder)
+        stack.callback(failures.close)
+        logs = LogFolder(run_folder, on_line=_lines_to(observers), mask=mask)
         scheduler = Scheduler(
             graph,
             slots={name: each.slots for name, each in executors.items()},
@@ -205,9 +212,10 @@ def iterate(
             run_id=prepared.run_id,
         )
         engine = Engine(
-            *(scheduler, executors, watch, store),
-            observers=(recorder, *observers),
+            *(scheduler, executors, watch if mask is None else MaskedWaiter(watch.wait, mask), store),
+            observers=(recorder, failures, *observers),
             open_log=logs.open,
+            memory=MemoryWatch(executors.values(), prepared.memory_bytes),
             clock=watch.clock,
         )
         signals.attach(engine.stop, engine.hurry)
@@ -240,4 +248,7 @@ def _crash_only(store: Store) -> Iterator[None]:
     except BaseException as error:
         if not isinstance(error, ProcflowError) or isinstance(error, InternalError):
             store.abandon()
+        if isinstance(error, ExecutorError) and secrets.masked(str(error)) != str(error):
+            # It tells what a worker printed that never was ready.
+            raise ExecutorError(secrets.masked(str(error))) from None
         raise

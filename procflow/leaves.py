@@ -81,6 +81,7 @@ def merge_options(strategy: Any, score: Any) -> tuple[Any, dict[str, Any]]:
 
 def _merge(step: Merge, common: Common, bind: Binder) -> StepCall:
     tree = bind(input_tree(step.inputs), "inputs")
+    bind.refuse_secrets(tree, "inputs")
     if not isinstance(tree, dict):
         for i, name in enumerate(step.inputs):
             if name in tuple(step.inputs)[:i]:
@@ -96,6 +97,7 @@ def _split(step: Split, common: Common, bind: Binder) -> StepCall:
         value = args = tuple(kwargs.pop(key) for key in step.inputs if key in kwargs)
     else:
         value = args
+    bind.refuse_secrets(value, "inputs")
     if len(value) != 1:
         bind.note("a split divides one value", "inputs", hint="name one; a function takes more under params: ${name}")
     if step.outputs == "*":

@@ -9,11 +9,13 @@ from __future__ import annotations
 import pickle
 from collections.abc import Iterable, Mapping, Sequence
 
-from procflow.attempt import Failure
+from procflow.attempt import FailedMember, Failure
 from procflow.graph import MergeSpec
-from procflow.ref import Inline, ListOf, MappingOf, Ref
+from procflow.ref import Inline, ListOf, MappingOf, Ordered, Ref
 
-__all__ = ["as_value", "collected", "merged"]
+__all__ = ["as_value", "collected", "marked", "merged"]
+
+MAX_MESSAGE = 1000
 
 Published = Mapping[str, Ref]
 
@@ -25,9 +27,33 @@ def as_value(published: Published) -> Ref:
     return MappingOf(tuple(published.items()))
 
 
-def collected(members: Iterable[tuple[str, Published]]) -> MappingOf:
-    """Member name to value, for merges by content; members that published nothing are left out."""
-    return MappingOf(tuple((name, as_value(published)) for name, published in members if published))
+def collected(members: Iterable[tuple[str, Published | Failure]]) -> MappingOf:
+    """Member name to value, for merges by content; members that published nothing are left out.
+
+    A failure in place of what a member published becomes a ``FailedMember``.
+    """
+    return MappingOf(tuple((name, _member(name, given)) for name, given in members if given))
+
+
+def _member(name: str, given: Published | Failure) -> Ref:
+    return _pickled(_marker(name, given)) if isinstance(given, Failure) else as_value(given)
+
+
+def _pickled(value: object) -> Inline:
+    return Inline(pickle.dumps(value, protocol=5))
+
+
+def marked(rows: Ordered, failures: Mapping[int, Failure]) -> Ordered:
+    """The results of a map with a ``FailedMember`` in the place of each item that failed."""
+    if not failures:
+        return rows
+    indices = tuple(sorted(failures))
+    markers = _pickled([_marker(str(i), failures[i]) for i in indices])
+    return Ordered((*rows.chunks, (indices, markers)))
+
+
+def _marker(name: str, failure: Failure) -> FailedMember:
+    return FailedMember(name, failure.type, failure.message[:MAX_MESSAGE], failure.cause)
 
 
 def merged(
@@ -42,7 +68,7 @@ def merged(
         errors = [{"step": name, "type": f.type, "message": f.message, "cause": f.cause} for name, f in failures]
         return {
             spec.output: ListOf(tuple(as_value(published) for _, published in members if published)),
-            f"{spec.output}_errors": Inline(pickle.dumps(errors, protocol=5)),
+            f"{spec.output}_errors": _pickled(errors),
         }
     if spec.strategy == "first_success":
         assert spec.output is not None

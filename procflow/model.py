@@ -14,7 +14,7 @@ from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, Tag, Wit
 
 from procflow.grammar import (  # isort: skip
     MERGES, NAME, Amount, Command, Duration, Environment, Function, Inputs, Join, Name, Names, Outputs, Pause,
-    RateLimit, Score, Size, SplitStrategy, Stdin, Strategy, Text, Tolerance, When,
+    RateLimit, Score, Secrets, Size, SplitStrategy, Stdin, Strategy, Text, Tolerance, When,
 )  # fmt: skip
 from procflow.record import (  # isort: skip
     ITEMS_SCHEMA, Conflicts, Defaults, ExecutorName, Given, Items, Limits, Param, Record, Retry, items_of, param, retry_conflicts,
@@ -326,6 +326,10 @@ class Pipeline(Record):
     description: str = ""
     type: Literal["sequence", "graph"] = "sequence"
     params: dict[Name, Annotated[Param, BeforeValidator(param)]] = Field(default_factory=dict)
+    secrets: Secrets = Field(
+        default_factory=dict,
+        description="environment variables, ${env.NAME}, whose values ${secrets.x} reads; never shown, never kept",
+    )
     limits: Limits = Field(default_factory=Limits)
     defaults: Defaults = Field(default_factory=Defaults)
     on_error: OnError = "stop"

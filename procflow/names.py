@@ -15,7 +15,7 @@ from itertools import islice
 from typing import Any
 
 from procflow import template
-from procflow.call import Lookup
+from procflow.call import SECRETS, Lookup
 from procflow.surface import ROOTS, Face, is_output
 
 __all__ = ["Facts", "NoValue", "Scope", "did_you_mean", "with_params"]
@@ -41,16 +41,26 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What references may name besides values. ``unset`` are parameters without a value, which is told elsewhere."""
+    """What references may name besides values. ``unset`` are parameters without a value, which is told elsewhere.
+
+    ``secrets`` are the declared ones with the environment variable that holds each, ``hidden`` all such variables.
+    """
 
     params: Mapping[str, Any]
     environ: Mapping[str, str]
     run: Mapping[str, Any]
     unset: frozenset[str] = frozenset()
+    secrets: Mapping[str, str] = field(default_factory=dict)
+    hidden: frozenset[str] = frozenset()
 
     def value(self, lookup: Lookup) -> Any:
-        """The constant that ``${params.x}``, ``${env.X}`` or ``${run.id}`` stands for; raises ``NoValue``."""
+        """The constant that ``${params.x}``, ``${env.X}`` or ``${run.id}`` stands for; raises ``NoValue``.
+
+        A secret stays a lookup of its environment variable, however it is named.
+        """
         root = lookup.name
+        if root == SECRETS or (root == "env" and lookup.path and str(lookup.path[0]) in self.hidden):
+            return self._secret(lookup)
         known: Mapping[str, Any] = {"params": self.params, "env": self.environ, "run": self.run}[root]
         if not lookup.path:
             if root == "params":
@@ -66,6 +76,19 @@ class Facts:
             return None
         what = {"params": "parameter", "env": "environment variable", "run": "fact of the run"}[root]
         raise NoValue(f"there is no {what} {key!r}", did_you_mean(key, known if root != "env" else ()))
+
+    def _secret(self, lookup: Lookup) -> Lookup:
+        """The lookup that a worker opens: ``${secrets.token}`` is ``Lookup("secrets", ("API_TOKEN",))``."""
+        if not lookup.path:
+            raise NoValue("${secrets} alone means nothing", "write ${secrets.NAME}")
+        name = str(lookup.path[0])
+        variable = self.secrets.get(name) if lookup.name == SECRETS else name
+        if variable is None:
+            near = did_you_mean(name, self.secrets)
+            raise NoValue(f"there is no secret {name!r}", near or f"declare it: secrets: {{{name}: ${{env.NAME}}}}")
+        if len(lookup.path) > 1:
+            raise NoValue(f"{lookup}: a secret is text, which has no parts")
+        return Lookup(SECRETS, (variable,))
 
 
 @dataclass(frozen=True, slots=True)

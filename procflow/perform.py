@@ -14,17 +14,18 @@ import resource
 import sys
 import threading
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from difflib import get_close_matches
 from importlib import import_module
 from time import monotonic, perf_counter, process_time, thread_time
 from types import ModuleType
 from typing import Any, Literal
 
-from procflow import functions, objects, pages, step
+from procflow import functions, objects, pages, secrets, step
 from procflow.attempt import Failed, Failure, Items, Progressed, Skipped, Succeeded, Usage
-from procflow.call import INDEX, Lookup, StepCall
+from procflow.call import INDEX, SECRETS, Lookup, StepCall
 from procflow.errors import ProcflowError
-from procflow.failure import failure_from
+from procflow.failure import failure_from, item_text
 from procflow.ref import Ref
 from procflow.template import ReferenceFailed, fill
 
@@ -64,7 +65,9 @@ class Values:
             opened[name] = value = _opened(ref, name)
             return value
         if name in self.constants:
-            return self.constants[name]
+            return fill(self.constants[name], self)
+        if name == SECRETS:
+            return secrets.values()
         near = get_close_matches(name, [*self.refs, *self.constants], n=1)
         guess = f"; did you mean {near[0]!r}?" if near else ""
         raise ReferenceFailed(f"{Lookup(name)}: there is no value {name!r}{guess}")
@@ -77,7 +80,7 @@ def _opened(ref: Ref, name: str) -> Any:
         raise
     except BaseException as exc:
         text = f"{type(exc).__name__}: {exc}".rstrip(": ")
-        raise objects.UnpackError(f"the value {name!r} can't be opened: {text[:2000]}") from exc
+        raise objects.UnpackError(f"the value {name!r} can't be opened: {secrets.masked(text)[:2000]}") from exc
 
 
 def perform(
@@ -283,7 +286,7 @@ def _each(
         raise
     except BaseException as exc:
         text = f"{type(exc).__name__}: {exc}".rstrip(": ")
-        raise objects.UnpackError(f"the items from {first} on can't be opened: {text[:2000]}") from exc
+        raise objects.UnpackError(f"the items from {first} on can't be opened: {secrets.masked(text)[:2000]}") from exc
     body = _body(call, kind, scope, judged)
     send, interval = running.send, chunk.interval
     last = len(indices) - 1
@@ -296,7 +299,7 @@ def _each(
             if type(value) is step.StepOutput:
                 value = _unwrapped(value, running)
         except BaseException as exc:
-            chunk.failures.append((index, failure_from(exc)))
+            chunk.failures.append((index, replace(failure_from(exc), item=item_text(item))))
         else:
             chunk.done.append(index)
             chunk.results.append(value)

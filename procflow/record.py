@@ -21,7 +21,19 @@ from pydantic import (
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from procflow import units
-from procflow.grammar import Amount, Budget, Duration, Name, Pause, RetryOn, Size, Text, Workers, is_name
+from procflow.grammar import (
+    Amount,
+    Budget,
+    Duration,
+    Name,
+    Pause,
+    RetryBudget,
+    RetryOn,
+    Size,
+    Text,
+    Workers,
+    is_name,
+)
 from procflow.units import Share
 
 __all__ = [
@@ -188,6 +200,10 @@ class Limits(Record):
     memory: Budget = Field(Share(0.8), description="budget for all running steps, as a size or a share")
     timeout: Duration | None = Field(None, description="clock of the whole run")
     resources: dict[Name, Amount] = Field(default_factory=dict, description="named resources that steps may ask for")
+    retry_budget: RetryBudget = Field(
+        Share(0.5),
+        description="most retries of the whole run, as a share of its attempts; at least 10 are always allowed",
+    )
 
 
 class Defaults(Record):

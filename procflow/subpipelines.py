@@ -2,8 +2,8 @@
 file.
 
 The file sees its params and the values that ``inputs`` names, nothing else. Its own defaults, ``on_error``,
-``limits.timeout`` and ``limits.resources`` hold inside; ``limits.workers`` and ``limits.memory`` are those of the run,
-and ``show`` is for runs of the file alone.
+``limits.timeout``, ``limits.resources`` and ``secrets`` hold inside; the other limits are those of the run, and ``show``
+is for runs of the file alone.
 """
 
 from __future__ import annotations
@@ -15,16 +15,19 @@ from typing import Any
 from procflow.build import Binder, Build, LoadedFile, Seat, Setting
 from procflow.call import Lookup
 from procflow.errors import Loc, PipelineError
+from procflow.grammar import variable_of
 from procflow.graph import MergeSpec, ScopeUnit, Unit
 from procflow.model import AnyStep, Param, Pipeline, Subpipeline
 from procflow.names import Facts, NoValue, Scope, did_you_mean, with_params
 from procflow.surface import Face, as_reference, deepest
 from procflow.tasks import gate_of, policy, retry_of
 
-__all__ = ["MAX_DEPTH", "Members", "MembersOf", "parameters", "subpipeline"]
+__all__ = ["MAX_DEPTH", "Members", "MembersOf", "parameters", "subpipeline", "with_secrets"]
 
 MAX_DEPTH = 64
 """Blocks inside one another, files included."""
+LEAST_SECRET = 4
+"""Shorter secrets are refused: masking them would mask half of every text, too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +78,7 @@ def subpipeline(
     pipeline = loaded.pipeline
     known, unset = parameters(build, pipeline, given, scope.facts, bind, step)
     facts = with_params(scope.facts, known, unset, name=pipeline.name)
+    facts = with_secrets(build, pipeline, facts, (*seat["loc"], "file"))
     inside = Scope(facts, names=dict.fromkeys(imports, "")).block()
     units = members_of(
         build, _setting_of(build, setting, step, seat, loaded),
@@ -190,6 +194,26 @@ def parameters(
                 key = "params" if step.params else "file"
                 bind.note(f"parameter {name!r} of {step.file} needs a value", key, hint=f"params: {{{name}: ...}}")
     return known, unset
+
+
+def with_secrets(build: Build, pipeline: Pipeline, facts: Facts, loc: Loc) -> Facts:
+    """The same facts with the secrets of a file, whose top in the tree is ``loc``."""
+    secrets = {name: variable_of(written) for name, written in pipeline.secrets.items()}
+    for name, variable in secrets.items():
+        value = facts.environ.get(variable)
+        if value is None:
+            build.note(
+                f"secret {name!r}: the environment variable {variable} is not set", (*loc, "secrets", name),
+                f"set it where procflow is started: export {variable}=...",
+            )  # fmt: skip
+        elif len(value.strip()) < LEAST_SECRET:
+            few = f"has fewer than {LEAST_SECRET} characters" if value else "is empty"
+            build.note(
+                f"secret {name!r}: the environment variable {variable} {few}, so it could not be masked in logs",
+                (*loc, "secrets", name),
+            )
+    build.secrets.update(secrets.values())
+    return replace(facts, secrets=secrets, hidden=facts.hidden | frozenset(secrets.values()))
 
 
 class _Surroundings(Scope):

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from procflow import condition, template
-from procflow.call import INDEX, Lookup
+from procflow.call import INDEX, SECRETS, Lookup
 from procflow.errors import Loc
 from procflow.model import AnyStep, Block, Graph, Map, Parallel, Pipeline, Sequence, Shell, StepBase, Subpipeline
 
@@ -33,7 +33,7 @@ __all__ = [
     "written_at",
 ]  # fmt: skip
 
-ROOTS = ("params", "env", "run")
+ROOTS = ("params", "env", "run", SECRETS)
 """First parts of references that are not values."""
 
 

@@ -150,6 +150,9 @@ def replace(tree: Any, fn: Callable[[Lookup], Any], text: Callable[[Any], str] =
         for part in tree.parts:
             if type(part) is Lookup:
                 value = fn(part)
+                if type(value) is Text:
+                    parts += value.parts
+                    continue
                 part = value if type(value) is Lookup else text(value)
             if parts and isinstance(part, str) and isinstance(parts[-1], str):
                 parts[-1] += part

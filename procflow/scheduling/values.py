@@ -28,8 +28,24 @@ def _pairs(scope: ScopeRun) -> list[tuple[str, dict[str, Ref]]]:
 
 
 def for_merger(scope: ScopeRun) -> Ref:
-    """What a merge by content gets: a mapping of members, or the list of a map's results."""
-    return mapping.results(scope) if isinstance(scope, MapRun) else merge.collected(_pairs(scope))
+    """What a merge by content gets: a mapping of members, or the list of a map's results.
+
+    A function of the user's is told of members and items that failed (``FailedMember``); strategies by name work on
+    the successes alone.
+    """
+    merger = scope.unit.merger
+    own = merger is not None and merger.call.function is not None
+    if isinstance(scope, MapRun):
+        rows = mapping.results(scope)
+        return merge.marked(rows, scope.failures) if own else rows
+    if not own:
+        return merge.collected(_pairs(scope))
+    known = Failure("error", "Failed", "")
+    return merge.collected(
+        (m.unit.name, m.published if m.state == "succeeded" else m.failure or known)
+        for m in scope.members
+        if m.state in ("succeeded", "failed")
+    )
 
 
 def published(scope: ScopeRun) -> dict[str, Ref]:

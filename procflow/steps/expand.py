@@ -19,6 +19,7 @@ from procflow import objects
 from procflow.call import StepCall
 from procflow.errors import ProcflowError
 from procflow.ref import Ref
+from procflow.secrets import masked
 from procflow.template import fill
 
 __all__ = ["MAX_ITEMS", "ItemsError", "run"]
@@ -120,7 +121,7 @@ def _counted(items: Iterable[Any]) -> Iterator[Any]:
         raise
     except Exception as exc:
         text = f"{type(exc).__name__}: {exc}".rstrip(": ")
-        raise ItemsError(f"getting item {count + 1} failed: {text[:2000]}") from exc
+        raise ItemsError(f"getting item {count + 1} failed: {masked(text)[:2000]}") from exc
 
 
 def _packed(members: list[Any], first: int) -> Iterator[tuple[Ref, int]]:

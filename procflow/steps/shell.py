@@ -26,6 +26,7 @@ from typing import IO, Any
 from procflow.call import StepCall
 from procflow.errors import ProcflowError
 from procflow.failure import CommandFailed
+from procflow.secrets import masked, masker
 from procflow.template import fill, shell_word
 
 __all__ = ["CommandError", "run"]
@@ -263,6 +264,9 @@ def _failed(argv: list[str], code: int, tail: bytes) -> CommandFailed:
             ending = f"died by signal {-code}"
     else:
         ending = f"ended with exit code {code}"
+    mask = masker()
+    if mask is not None:
+        tail = mask.cut(tail)
     text = tail.decode(errors="backslashreplace").strip()
     lines = "\n".join(text.splitlines()[-20:])
     message = f"{shown} {ending}" + (f"; the end of its stderr:\n{lines}" if lines else "; it wrote nothing to stderr")
@@ -282,6 +286,7 @@ def _parsed(stdout: bytes, parse: str) -> Any:
         try:
             return json.loads(text)
         except (ValueError, RecursionError) as exc:
+            text = masked(text)
             shown = text[:200] + ("..." if len(text) > 200 else "")
             raise CommandError(f"stdout is not JSON ({exc}): {shown!r}") from None
     raise CommandError(f"parse is text, lines or json, not {parse!r}")
