@@ -33,13 +33,14 @@ quickstart = module("quickstart")
 compare = module("compare")
 
 
-def run(pipeline: Path, *arguments: str, state: Path, code: int = 0) -> str:
-    """What ``procflow run`` prints on stdout."""
+def run(pipeline: Path, *arguments: str, state: Path) -> str:
+    """What ``procflow run`` prints on stdout; its progress on stderr must go on to the end of the run."""
     command = [sys.executable, "-m", "procflow", "run", str(pipeline), "--state-dir", str(state), *arguments]
     done = subprocess.run(
         command, cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=DEADLINE_S, check=False
     )
-    assert done.returncode == code, done.stdout + done.stderr
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"run \S+ succeeded: ", done.stderr.splitlines()[-1]), done.stderr
     return done.stdout
 
 
