@@ -18,7 +18,7 @@ PACKAGE = Path(__file__).parents[1] / "procflow"
 WORDS = "errors failpoints units ref call attempt events grammar record model graph executors.base"
 CORE = (
     "template condition compiler surface names ordering build leaves tasks blocks subpipelines ranks "
-    "critical_path scheduler scheduling actions states runs ready retries mapping kept needs merge plaintext"
+    "critical_path scheduler scheduling actions states runs ready retries mapping kept needs selection merge plaintext"
 )
 LOOP = "engine"
 TOP = "procflow __main__ api launch cli testing"
