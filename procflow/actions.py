@@ -18,6 +18,7 @@ class Submit:
     """Hand one attempt to an executor.
 
     ``after`` is how many records must be durable first: a task starts only once what it builds on can't be lost.
+    ``memory_bytes`` is what is reserved for it, which is its limit too; after an attempt that ran out it is more.
     """
 
     key: int
@@ -28,6 +29,7 @@ class Submit:
     items: Items | None = None
     labels: tuple[str, ...] = ()
     report_each: bool = False
+    memory_bytes: int | None = None
 
 
 @dataclass(slots=True)

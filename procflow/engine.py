@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Protocol
 
-from procflow.actions import Action, Kill, Record, StopAsked, Submit, Tick
+from procflow.actions import Action, Kill, Measured, Record, StopAsked, Submit, Tick
 from procflow.attempt import Attempt, AttemptLog, Outcome
 from procflow.errors import InternalError
 from procflow.events import Event
@@ -24,7 +24,7 @@ from procflow.executors.base import Executor
 from procflow.failpoints import fp
 from procflow.scheduler import Scheduler
 
-__all__ = ["COMMIT_S", "Engine", "Journal", "Observer", "Waiter"]
+__all__ = ["COMMIT_S", "Engine", "Journal", "Meter", "Observer", "Waiter"]
 
 COMMIT_S = 0.02
 """How long a record waits to be made durable, at least; more where the disk is slow ..."""
@@ -58,11 +58,23 @@ class Waiter(Protocol):
         """Outcomes in order of arrival, none when ``until`` came first."""
 
 
+class Meter(Protocol):
+    """What the engine needs of something that samples memory; ``due`` is when it wants to."""
+
+    due: float
+
+    def expect(self, memory_bytes: int | None) -> None:
+        """An attempt with this limit starts."""
+
+    def measure(self) -> Measured:
+        """Take a sample."""
+
+
 class Engine:
     """Drives one run to its end.
 
     ``executors`` are by name, ``waiter`` waits for all of them. ``open_log`` makes the log of an attempt from
-    label, item and number. ``failed_observers`` are those that raised and were dropped, with the error.
+    label, item and number. ``memory`` is asked for a sample whenever one is due. ``failed_observers`` are those that raised and were dropped, with the error.
     """
 
     def __init__(
@@ -74,6 +86,7 @@ class Engine:
         *,
         observers: Sequence[Observer] = (),
         open_log: Callable[[str, str, int], AttemptLog] | None = None,
+        memory: Meter | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.scheduler = scheduler
@@ -83,6 +96,7 @@ class Engine:
         self._journal = journal
         self._observers = list(observers)
         self._open_log = open_log
+        self._memory = memory
         self._clock = clock
         self._recorded = 0
         self._durable = 0
@@ -124,7 +138,9 @@ class Engine:
                 self._hurried = False
                 for key, task in scheduler.running.items():
                     self._executors[task.unit.executor].kill(key, "cancelled", 0.0)
-            if not outcomes and not scheduler.finished:
+            if self._memory is not None and now >= self._memory.due and scheduler.running:
+                self._perform(scheduler.handle(self._memory.measure(), now))
+            elif not outcomes and not scheduler.finished:
                 self._perform(scheduler.handle(Tick(), now))
         yield self._commit()
         fp("run.finish")
@@ -132,6 +148,8 @@ class Engine:
     def _until(self) -> float | None:
         """When the loop must wake without an outcome."""
         deadline = self.scheduler.next_deadline()
+        if self._memory is not None and self.scheduler.running:
+            deadline = self._memory.due if deadline is None else min(deadline, self._memory.due)
         if self._commit_at is not None:
             return self._commit_at if deadline is None else min(deadline, self._commit_at)
         if deadline is None and not self.scheduler.running:
@@ -164,6 +182,8 @@ class Engine:
             own = submit.items.label if submit.items is not None else ""
             item = "/".join((*submit.labels, own)) if own else "/".join(submit.labels)
             log = self._open_log(unit.label, item, submit.number)
+        if self._memory is not None:
+            self._memory.expect(submit.memory_bytes)
         fp("engine.submit")
         self._executors[unit.executor].submit(
             Attempt(
@@ -174,7 +194,7 @@ class Engine:
                 submit.items,
                 submit.labels,
                 unit.cpus,
-                unit.memory_bytes,
+                submit.memory_bytes,
                 submit.report_each,
                 self.scheduler.run_id,
                 log,

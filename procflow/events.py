@@ -47,7 +47,10 @@ class RunStarted:
 
 @dataclass(frozen=True, slots=True)
 class AttemptStarted:
-    """An attempt was handed to an executor. ``key`` joins it with its end; ``role`` says what the task is for."""
+    """An attempt was handed to an executor. ``key`` joins it with its end; ``role`` says what the task is for.
+
+    ``memory_bytes`` is what was reserved for it, if anything was.
+    """
 
     at: float
     key: int
@@ -57,6 +60,7 @@ class AttemptStarted:
     number: int
     executor: str
     role: Role = "member"
+    memory_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

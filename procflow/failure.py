@@ -231,6 +231,7 @@ _LOST_TYPES: dict[Cause, str] = {
     "idle": "Idle",
     "crash": "WorkerDied",
     "oom": "OutOfMemory",
+    "pressure": "MemoryPressure",
     "cancelled": "Cancelled",
     "spawn": "NoWorker",
 }
@@ -282,6 +283,8 @@ def _lost_words(cause: Cause, exit_code: int | None, signal: int | None, timeout
         return f"stopped: no heartbeat or progress{' for ' + units.duration_text(timeout_s) if timeout_s else ''}"
     if cause == "oom":
         return "stopped: used too much memory"
+    if cause == "pressure":
+        return "stopped: the run as a whole was short of memory"
     if cause == "cancelled":
         return "stopped: its result is no longer needed"
     if cause == "spawn":

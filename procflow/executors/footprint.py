@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["Footprint", "Size"]
 
 LEAK_BYTES = 300_000_000
-"""A worker may keep so much more than its functions' first runs left it with, or a tenth of the budget."""
+"""A worker may keep so much more than its functions' first runs left it with, or a quarter of its share of the budget."""
 ALARM_SHARE = 0.8
 """From this share of a limit on it is worth knowing exactly what forked children share."""
 COUNT_S = 1.0
@@ -114,7 +114,7 @@ class Footprint:
     def sample(self, slots: Collection[Slot], budget_bytes: int | None) -> MemoryUse:
         """Look at all workers now."""
         if budget_bytes is not None:
-            self.leak_bytes = max(LEAK_BYTES, budget_bytes // 10)
+            self.leak_bytes = max(LEAK_BYTES, budget_bytes // max(4, 4 * len(slots)))
         strays = _strays(slots)
         share = float("inf") if budget_bytes is None else budget_bytes / max(1, len(slots))
         rss_bytes: dict[int, int] = {}

@@ -98,10 +98,15 @@ class Starting(Keeping):
         self.running[task.key] = task
         self._set_clocks(task)
         each = task.items is not None and (unit.timeout_s is not None or unit.idle_timeout_s is not None)
-        self._actions.append(Submit(task.key, unit, task.number, task.after, read, task.items, task.labels, each))
-        self._record(
-            AttemptStarted(self._at(), task.key, unit.path, unit.label, task.item_label, task.number, unit.executor)
+        self._actions.append(
+            Submit(task.key, unit, task.number, task.after, read, task.items, task.labels, each, task.memory_bytes)
         )
+        self._record(
+            AttemptStarted(
+                self._at(), task.key, unit.path, unit.label, task.item_label, task.number, unit.executor, task.role,
+                task.memory_bytes,
+            )
+        )  # fmt: skip
 
     def _starve(self, task: TaskRun, scope: ScopeRun, name: str) -> None:
         """Skip what reads a value that was never produced."""
