@@ -7,7 +7,7 @@ the scheduler knows only while it runs: that something upstream was made anew. `
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -45,8 +45,8 @@ class Verdict:
 class JournalKept:
     """The results of ``results`` for the pipeline of ``needs``, whose tasks are made from ``prints``.
 
-    ``same_run`` says that the run itself goes on: then attempts and clocks go on too. ``compare`` is False for results
-    that are to be used whatever they were made from.
+    ``same_run`` says that the run itself goes on: then attempts and clocks go on too. The results of the labels in
+    ``ignore`` are used whatever they were made from.
     """
 
     def __init__(
@@ -56,14 +56,14 @@ class JournalKept:
         results: Results,
         *,
         same_run: bool,
-        compare: bool = True,
+        ignore: Container[str] = (),
     ) -> None:
         self.needs = needs
         self.results = results
         self._prints = prints
         self._same_run = same_run
-        self._compare = compare
-        self._keys = {(need.unit.path, key[1]): key for key, need in needs.items()}
+        self._ignore = ignore
+        self.keys_by_path = {(need.unit.path, key[1]): key for key, need in needs.items()}
         self._floors: dict[tuple[Key, str], int] = {}
         self.changed = {key: why for key in needs if (why := self._change(key))}
         self.stale: set[Key] = set()
@@ -74,7 +74,7 @@ class JournalKept:
     def _change(self, key: Key) -> str:
         """What is different in what a task is made from; empty where nothing is."""
         old, new = self.results.prints.get(key), self._prints[key]
-        if not self._compare:
+        if key[0] in self._ignore:
             return ""
         if old is None:
             return "is new"
@@ -86,7 +86,7 @@ class JournalKept:
 
     def task(self, path: str, item: str, role: Role) -> KeptTask | None:
         """The result of a task, None where it has to run."""
-        key = self._keys.get((path, role))
+        key = self.keys_by_path.get((path, role))
         good = self.good(key, item) if key is not None else None
         if good is None:
             return None
@@ -94,7 +94,7 @@ class JournalKept:
 
     def items(self, path: str, item: str) -> Sequence[tuple[Indices, Ref]]:
         """Chunks of values of a map's items that are done."""
-        key = self._keys.get((path, "batch"))
+        key = self.keys_by_path.get((path, "batch"))
         found: list[tuple[Indices, Ref]] = []
         seen: set[int] = set()
         for execution_id in self.batches(key, item) if key is not None else ():
@@ -112,17 +112,18 @@ class JournalKept:
         """How many attempts were made before."""
         if not self._same_run:
             return 0
-        label = self._labels.get(path)
+        label = self.labels.get(path)
         return self.results.attempts.get((label, item), 0) if label is not None else 0
 
     def consumed_s(self, path: str, item: str) -> float:
         """Seconds of its timeout that a block has used up."""
-        label = "" if not path else self._labels.get(path)
+        label = "" if not path else self.labels.get(path)
         return self.results.consumed_s(label, item) if self._same_run and label is not None else 0.0
 
     @cached_property
-    def _labels(self) -> dict[str, str]:
-        return {path: key[0] for (path, _), key in self._keys.items()}
+    def labels(self) -> dict[str, str]:
+        """Labels by path."""
+        return {path: key[0] for (path, _), key in self.keys_by_path.items()}
 
     # -- what holds --------------------------------------------------------------------------------------------
 
@@ -139,6 +140,18 @@ class JournalKept:
         floor = self._floor(key, item)
         return [execution_id for execution_id in found if execution_id > floor]
 
+    def is_whole(self, label: str, item: str) -> bool:
+        """Whether a map has a result for every item it found; True for other blocks."""
+        if (label, "expand") not in self.needs:
+            return True
+        expand = self.good((label, "expand"), item)
+        if expand is None:
+            return False
+        if (label, "batch") not in self.needs:
+            return True
+        done = sum(self.results.count_items(i) for i in self.batches((label, "batch"), item))
+        return done == self.results.count_pages(expand.id)
+
     def _floor(self, key: Key, item: str) -> int:
         """Only executions after this one hold: the last of what the task builds on, and of what it was made from."""
         floor = self._since(key)
@@ -148,7 +161,7 @@ class JournalKept:
 
     def _since(self, key: Key) -> int:
         known = self.results.prints.get(key)
-        return max(0, known.since - 1) if known is not None and self._compare else 0
+        return max(0, known.since - 1) if known is not None and key[0] not in self._ignore else 0
 
     def _latest(self, key: Key, item: str) -> int:
         """The last good execution of a task or in a block, as seen from an item: those in inner maps count all together."""
@@ -174,10 +187,12 @@ class JournalKept:
             fresh = self._same_run and key in self.changed
             yield Print(*key, self.needs[key].unit.path, new.digest, new.parts, None if fresh else since)
 
-    def taken(self) -> list[Taken]:
-        """The results that a new run takes over."""
+    def taken(self, without: Container[str] = ()) -> list[Taken]:
+        """The results that a new run takes over, but for some labels."""
         found: list[Taken] = []
         for key, need in self.needs.items():
+            if key[0] in without:
+                continue
             path = need.unit.path
             for item in self.results.good.get(key, ()):
                 good = self.good(key, item)

@@ -73,7 +73,7 @@ class Results:
 
     folder: StateFolder
     run_id: str
-    db: sqlite3.Connection
+    db: sqlite3.Connection | None
     prints: dict[Key, KnownPrint] = field(default_factory=dict)
     good: dict[Key, dict[str, Good]] = field(default_factory=dict)
     chunks: dict[str, dict[str, list[int]]] = field(default_factory=dict)
@@ -94,9 +94,15 @@ class Results:
             raise
         return found
 
+    @classmethod
+    def nothing(cls, folder: StateFolder) -> Results:
+        """Those of no run."""
+        return cls(folder, "", None)
+
     def close(self) -> None:
         """Let the journal go."""
-        self.db.close()
+        if self.db is not None:
+            self.db.close()
 
     # -- refs, when asked for ----------------------------------------------------------------------------------
 
@@ -138,6 +144,8 @@ class Results:
             raise StoreError(f"{self.folder.db}: run {self.run_id}, execution {execution_id}: {error}") from None
 
     def _rows(self, sql: str, *values: Any) -> Iterator[tuple[Any, ...]]:
+        if self.db is None:
+            return
         try:
             with contextlib.closing(self.db.execute(sql, values)) as cursor:
                 yield from cursor

@@ -12,12 +12,14 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from procflow import model, secrets
 from procflow.build import Load, LoadedFile
 from procflow.compiler import compile_pipeline
+from procflow.continuing import asked, open_session
 from procflow.engine import Engine, Observer
 from procflow.errors import ExecutorError, InternalError, PipelineError, Problem, ProcflowError
 from procflow.events import Event
@@ -38,6 +40,7 @@ from procflow.units import Share
 from procflow.watch import Watch
 
 if TYPE_CHECKING:
+    from procflow.continuing import Earlier
     from procflow.source import Source
     from procflow.store import Store
 
@@ -55,6 +58,12 @@ class Prepared:
     memory_bytes: int
     run_id: str
     source: Source | None = None
+    compile_as: Callable[[str], TaskGraph] | None = None
+    """Compiles it once more for another run id, to tell what the id changes."""
+
+    def with_graph(self, graph: TaskGraph) -> Prepared:
+        """The same with another graph."""
+        return replace(self, graph=graph)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,16 +97,9 @@ def prepare(
     folder = str(source.folder) if source is not None else os.getcwd()
     slots = _workers(machine, workers if workers is not None else pipeline.limits.workers)
     memory_bytes = budget(machine, memory if memory is not None else pipeline.limits.memory)
+    compile_as = partial(_compiled, pipeline, params, folder, executor, _loader())
     try:
-        graph = compile_pipeline(
-            pipeline,
-            params=params,
-            environ=os.environ,
-            run_id=run_id,
-            folder=folder,
-            executor=executor,
-            load=_loader(),
-        )
+        graph = compile_as(run_id)
         problems = check(graph, slots=slots, memory_bytes=memory_bytes)
         if problems:
             raise PipelineError(problems)
@@ -105,7 +107,20 @@ def prepare(
         if source is None:
             raise
         raise PipelineError(source.locate(list(error.problems))) from None
-    return Prepared(pipeline, graph, machine, slots, memory_bytes, run_id, source)
+    return Prepared(pipeline, graph, machine, slots, memory_bytes, run_id, source, compile_as)
+
+
+def _compiled(
+    pipeline: model.Pipeline,
+    params: Mapping[str, Any] | None,
+    folder: str,
+    executor: str | None,
+    load: Load,
+    run_id: str,
+) -> TaskGraph:
+    return compile_pipeline(
+        pipeline, params=params, environ=os.environ, run_id=run_id, folder=folder, executor=executor, load=load
+    )
 
 
 def _workers(machine: Machine, declared: int | str | Share) -> int:
@@ -157,18 +172,19 @@ def iterate(
     state_dir: str | os.PathLike[str] | None = None,
     observers: Sequence[Observer] = (),
     lock_wait_s: float = 0.0,
+    earlier: Earlier | None = None,
     **options: Any,
 ) -> Generator[Event, None, RunResult]:
     """Run a pipeline, yielding events as they become durable; the generator's value is the ``RunResult``.
 
-    Closing the generator stops the run.
+    ``earlier`` is a run that this one builds on, or goes on. Closing the generator stops the run.
     """
     prepared = prepare(pipeline, **options)
     from procflow.attempt_log import LogFolder
     from procflow.store import RunRecord, Store
 
-    source, graph = prepared.source, prepared.graph
-    file = source.path if source is not None else None
+    graph = prepared.graph
+    file = prepared.source.path if prepared.source is not None else None
     with ExitStack() as stack:
         mask = stack.enter_context(secrets.known({name: os.environ[name] for name in graph.secrets}))
         folder = StateFolder.open(locate(state_dir, file))
@@ -178,19 +194,27 @@ def iterate(
         stack.callback(lock.release)
         signals = stack.enter_context(Signals())
         guard = stack.enter_context(Guard(folder, name))
-        folder.new_run(prepared.run_id)
+        session = stack.enter_context(open_session(prepared, folder, name, earlier))
+        prepared, graph = session.prepared, session.prepared.graph
+        if not session.same_run:
+            folder.new_run(prepared.run_id)
         store = Store.open(folder)
         stack.callback(store.close)
         executor = next(iter(graph.executors)) if len(graph.executors) == 1 else "mixed"
+        shown = mask.tree(graph.params) if mask is not None else dict(graph.params)
         store.begin(
             RunRecord(
                 prepared.run_id,
                 pipeline.name,
-                file=str(file) if file is not None else None,
+                file=os.path.abspath(file) if file is not None else None,
                 lock=name,
-                params=mask.tree(graph.params) if mask is not None else dict(graph.params),
+                params=shown,
                 executor=executor,
                 workers=prepared.workers,
+                options=asked(options, graph.params, shown, earlier),
+                earlier=session.earlier,
+                prints=session.prints,
+                taken=session.taken,
             )
         )
         executors = guard.open(sorted(graph.executors), prepared.workers, prepared.run_id)
@@ -210,6 +234,7 @@ def iterate(
             slots={name: each.slots for name, each in executors.items()},
             memory_bytes=prepared.memory_bytes,
             run_id=prepared.run_id,
+            kept=session.kept,
         )
         engine = Engine(
             *(scheduler, executors, watch if mask is None else MaskedWaiter(watch.wait, mask), store),
