@@ -29,6 +29,7 @@ from procflow.executors.payload import Payload, Payloads
 from procflow.executors.poller import GONE, IN, OUT, Poller
 from procflow.executors.slot import Death, Slot
 from procflow.executors.waiting import Waiting
+from procflow.failpoints import fp
 from procflow.failure import lost_failure
 
 __all__ = ["ProcessExecutor"]
@@ -298,6 +299,7 @@ class ProcessExecutor:
             # It was told to stop and this is what it made of that.
             self._ladder.kill(slot)
             return
+        fp("pool.received")
         if drain:
             slot.drain_output()
         if slot.stage:
@@ -367,11 +369,13 @@ class ProcessExecutor:
         name = f"procflow-{self._spawned}"
         token = f"{self.token}.{self._spawned}"
         try:
+            fp("pool.spawn.before")
             slot = Slot(
                 name, token, self.token, self._env, attempt.cpus, self._log_level, self._inherit, self._footprint.size
             )
         except (OSError, AssertionError) as error:
             return self._spawn_failed(attempt, payload, f"the system refused: {error}")
+        fp("pool.spawn.after")
         slot.attempt, slot.payload = attempt, payload
         self._running[attempt.key] = slot
         self._all.add(slot)
