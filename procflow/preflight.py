@@ -126,9 +126,8 @@ def _clocks(unit: TaskUnit, graph: TaskGraph) -> Iterator[Problem]:
     for key, seconds in (("timeout", unit.timeout_s), ("idle_timeout", unit.idle_timeout_s)):
         if seconds is not None:
             who, loc = _place(unit, key, graph)
-            has = "have" if key in unit.inherited else "has"
             article = "an" if key == "idle_timeout" else "a"
-            yield from _cannot(f"{who} {has} {article} {key} of {duration_text(seconds)}", loc, unit.executor, "kill")
+            yield from _cannot(f"{who} has {article} {key} of {duration_text(seconds)}", loc, unit.executor, "kill")
 
 
 def _cannot(what: str, loc: Loc, executor: str, capability: Capability) -> Iterator[Problem]:
