@@ -161,7 +161,10 @@ class Aftermath:
 
     def _next_commands(self, run_id: str, command: str, state_dir: str | None) -> list[str]:
         where = f" --state-dir {shlex.quote(clean(state_dir))}" if state_dir else ""
-        lines = ["  look further"]
+        lines = []
+        if self.stories:
+            lines += ["  go on where it stopped, once the cause is gone", f"    {command} resume {run_id}{where}"]
+        lines.append("  look further")
         with_log = next((s for s in (*self.stories, *self.tolerated) if not s.is_block), None)
         if with_log is not None:
             item = f" --item {shlex.quote(clean(with_log.item))}" if with_log.item else ""

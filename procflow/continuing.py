@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from procflow import __version__, units
-from procflow.errors import ProcflowError
+from procflow.errors import LockHeld, ProcflowError
 from procflow.fingerprint import RUN_ID, Fingerprint, fingerprints
 from procflow.history import History, RunRow, UnknownRun
 from procflow.journal_kept import JournalKept
@@ -47,13 +47,13 @@ LIMITS = ("executor", "workers", "memory", "timeout")
 
 
 class NothingToDo(ProcflowError):
-    """The run that was to go on has ended well; the message says so. ``run_id`` is its id."""
+    """The run that was to go on has ended well; the message says so. ``run`` is its row."""
 
     exit_code = 0
 
-    def __init__(self, message: str, run_id: str) -> None:
+    def __init__(self, message: str, run: RunRow) -> None:
         super().__init__(message)
-        self.run_id = run_id
+        self.run = run
 
 
 class CannotContinue(ProcflowError):
@@ -158,32 +158,33 @@ def _earlier(past: History, prepared: Prepared, lock_name: str, earlier: Earlier
         )
     row = past.run(earlier.run_id)
     if earlier.same_run and row.status in ENDED_WELL:
-        raise NothingToDo(_ended_well(row), row.run_id)
+        raise NothingToDo(_ended_well(row), row)
     return row
 
 
 def _ended_well(row: RunRow) -> str:
     if row.status == "succeeded":
-        return f"run {row.run_id} has succeeded already: there is nothing to resume"
+        return f"run {row.run_id} has succeeded: there is nothing left to do"
     count = row.failures or 0
     return (
-        f"run {row.run_id} has finished with {count} tolerated failure{'s' * (count != 1)}: there is nothing to resume; "
-        f"procflow retry {row.run_id} runs what failed again"
+        f"run {row.run_id} has finished with {count} tolerated failure{'s' * (count != 1)}: nothing is left to resume; "
+        f"procflow retry {row.run_id} runs again what failed"
     )
 
 
 def _check_versions(row: RunRow, earlier: Earlier) -> None:
     """Results of another Python or another major version of procflow may not be what this one would make."""
+    way_out = "--force keeps them all the same" if not earlier.selection or earlier.same_run else "run all of it once"
     was, now = _minor(row.python_version), _minor(platform.python_version())
     if was != now and not earlier.force:
         raise CannotContinue(
             f"run {row.run_id} was made with Python {row.python_version}, this is Python {platform.python_version()}: its "
-            f"results may not be the same; use Python {was}, or --force to keep them all the same"
+            f"results may not be what this one would make; use Python {was}, or {way_out}"
         )
     if row.procflow_version.partition(".")[0] != __version__.partition(".")[0] and not earlier.force:
         raise CannotContinue(
-            f"run {row.run_id} was made by procflow {row.procflow_version}, this is {__version__}; "
-            "--force keeps its results all the same"
+            f"run {row.run_id} was made by procflow {row.procflow_version}, this is {__version__}: its "
+            f"results may not be what this one would make; {way_out}"
         )
 
 
@@ -191,15 +192,23 @@ def _minor(version: str) -> str:
     return ".".join(version.split(".")[:2])
 
 
-def unfinished(past: History) -> RunRow:
-    """The last run that did not succeed and does not run now; ``NothingToDo`` where there is none."""
-    rows = past.runs()
-    for row in rows:
-        if row.status not in ENDED_WELL:
-            return row
+def find_run(folder: StateFolder, run: str | None, lock: str | None = None, *, ended_well: bool = False) -> RunRow:
+    """The run to resume or to retry: the one of this id (or beginning of one), else the last that did not succeed.
+
+    ``lock`` leaves only the runs of one pipeline. Raises ``NothingToDo`` where it has ended well (``ended_well`` lets
+    tolerated failures through), ``LockHeld`` where it goes on now, ``UnknownRun`` where there is none.
+    """
+    with History.open(folder) as past:
+        rows = [past.run(run)] if run is not None else [r for r in past.runs() if lock is None or r.lock == lock]
     if not rows:
-        raise UnknownRun(f"nothing was run yet in {past.folder.path}")
-    raise NothingToDo(f"every run in {past.folder.path} has succeeded: there is nothing to resume", rows[0].run_id)
+        raise UnknownRun(f"nothing was run yet in {folder.path}")
+    well = ("succeeded",) if ended_well else ENDED_WELL
+    row = next((row for row in rows if row.status not in well), None)
+    if row is None:
+        raise NothingToDo(_ended_well(rows[0]), rows[0])
+    if row.live:
+        raise LockHeld(f"run {row.run_id} is still going on (pid {row.pid} on {row.host})")
+    return row
 
 
 def asked(

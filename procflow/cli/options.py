@@ -17,7 +17,7 @@ from procflow import units
 from procflow.errors import PipelineError
 from procflow.units import Share
 
-__all__ = ["limit_options", "param_options", "params_of"]
+__all__ = ["limit_options", "param_options", "params_of", "workers_option"]
 
 _FILE: Any = click.Path(dir_okay=False, path_type=Path)
 _Command = TypeVar("_Command", bound=Callable[..., Any])
@@ -60,6 +60,14 @@ def _read(read: Callable[[Any], _Value], value: Any) -> _Value:
         raise click.BadParameter(str(error)) from None
 
 
+def workers_option(command: _Command) -> _Command:
+    """``-j``."""
+    option = click.option(
+        "-j", "--workers", metavar="N", type=_workers, help="Workers: a number, auto, or 50% of the cores."
+    )
+    return option(command)
+
+
 def param_options(command: _Command) -> _Command:
     """``-p`` and ``--params-file``; read them with ``params_of``."""
     for option in (
@@ -79,7 +87,7 @@ def limit_options(command: _Command) -> _Command:
             "--executor", type=click.Choice(["processes", "threads", "inline"]), help="Where steps run that do not say so."
         ),
         click.option("--memory", metavar="SIZE", type=_memory, help="Budget of all running steps, such as 8GB or 80%."),
-        click.option("-j", "--workers", metavar="N", type=_workers, help="Workers: a number, auto, or 50% of the cores."),
+        workers_option,
     ):  # fmt: skip
         command = option(command)
     return command

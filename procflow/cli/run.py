@@ -20,7 +20,7 @@ from procflow.units import Share
 if TYPE_CHECKING:
     from procflow.result import RunResult
 
-__all__ = ["run"]
+__all__ = ["run", "run_file"]
 
 LONGEST_WAIT_S = 24 * 3600.0
 """So long does ``--if-running wait`` wait without a time of its own."""
@@ -59,6 +59,12 @@ def _run_id(text: str) -> str:
     default="fail",
     help="When a run of this file is going on: fail (exit 75), skip (exit 0), or wait for it, a day at most.",
 )
+@click.option("--from", "start", metavar="STEP", help="This step and all after it; the rest is kept from the last run.")
+@click.option(
+    "--only", metavar="STEP", multiple=True, help="Only this step, on values of the last run; repeat for more."
+)
+@click.option("--skip", metavar="STEP", multiple=True, help="Not this step; its value of the last run is kept, if any.")
+@click.option("--force", is_flag=True, help="Keep nothing that was done before.")
 @click.option("-n", "--dry-run", is_flag=True, help="Show the plan and run nothing.")
 @click.option(
     "--progress",
@@ -81,6 +87,10 @@ def run(
     timeout: float | None,
     state_dir: str | None,
     if_running: tuple[str, float],
+    start: str | None,
+    only: tuple[str, ...],
+    skip: tuple[str, ...],
+    force: bool,
     dry_run: bool,
     progress: str,
     log_format: str,
@@ -100,7 +110,8 @@ def run(
     action, wait_s = if_running
     try:
         options = {**limits, "params": params_of(param, params_file), "state_dir": state_dir, "run_id": run_id}
-        return _run(file, {**options, "lock_wait_s": wait_s}, log_format, detail)
+        earlier = _earlier(start, only, skip, force)
+        return run_file(file, {**options, "lock_wait_s": wait_s, "earlier": earlier}, log_format, detail)
     except PipelineError as error:
         return refused(error, file)
     except LockHeld as error:
@@ -110,7 +121,20 @@ def run(
         return 0
 
 
-def _run(file: str, options: dict[str, Any], log_format: str, detail: Any) -> int:
+def _earlier(start: str | None, only: tuple[str, ...], skip: tuple[str, ...], force: bool) -> Any:
+    """What the run builds on: the last one of the pipeline where steps were chosen, else nothing."""
+    if start is None and not only and not skip:
+        return None
+    if force:
+        raise click.UsageError("--force keeps nothing, but --from, --only and --skip keep results of the last run")
+    from procflow.continuing import Earlier
+    from procflow.selection import Selection
+
+    return Earlier(selection=Selection(start, only, skip))
+
+
+def run_file(file: str, options: dict[str, Any], log_format: str, detail: Any) -> int:
+    """Run a file with the options of ``launch``; the exit code."""
     from procflow.launch import launch
     from procflow.loader import load_pipeline
     from procflow.model import Pipeline
