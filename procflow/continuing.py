@@ -39,7 +39,6 @@ __all__ = [
     "asked",
     "open_session",
     "selection_of",
-    "unfinished",
 ]
 
 ENDED_WELL = ("succeeded", "partial")

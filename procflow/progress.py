@@ -218,7 +218,9 @@ class LineProgress:
         never = event.status == "cancelled" and not event.attempts
         self._count("skipped" if never else event.status)
         attempt = self._usage.pop(event.path, None)
-        if event.status == "succeeded":
+        if event.kept:
+            text = "kept, done before" if event.status == "succeeded" else "kept as skipped"
+        elif event.status == "succeeded":
             text = _succeeded(event, attempt)
         elif event.status == "failed":
             text = _failed(event)

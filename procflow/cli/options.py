@@ -1,7 +1,8 @@
 """Options that several commands share, and how their texts become values.
 
-``-p key=value`` takes YAML 1.2 scalars (``3``, ``true``, ``text``) and flow collections (``[1, 2]``); everything else is text as
-it stands, so that ``*.csv`` or ``a: b`` need no second quoting. Wrong text is a usage error (exit code 2) that names the option.
+``-p key=value`` takes YAML 1.2 scalars (``3``, ``true``, ``text``) and flow collections (``[1, 2]``); everything else
+is text as it stands, so that ``*.csv`` or ``a: b`` need no second quoting. Wrong text is a usage error (exit code 2)
+that names the option.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ def _read(read: Callable[[Any], _Value], value: Any) -> _Value:
 
 
 def workers_option(command: _Command) -> _Command:
-    """``-j``."""
+    """``-j`` alone."""
     option = click.option(
         "-j", "--workers", metavar="N", type=_workers, help="Workers: a number, auto, or 50% of the cores."
     )

@@ -40,7 +40,7 @@ def _options(command: Any) -> Any:
         click.option("--log-format", type=click.Choice(["text", "json"]), default="text", help="As for procflow run."),
         click.option("-q", "--quiet", is_flag=True, help="No progress; only what failed, if anything did."),
         click.option(
-            "--state-dir", metavar="DIR", type=click.Path(), help="State folder; default PROCFLOW_STATE_DIR, else .procflow here."
+            "--state-dir", metavar="DIR", type=click.Path(), help="State folder; default .procflow here."
         ),
     ):  # fmt: skip
         command = option(command)

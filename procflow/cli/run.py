@@ -1,6 +1,7 @@
 """``procflow run``: one run of a pipeline file, its progress on stderr, its shown values on stdout.
 
-This file joins the options with ``procflow.launch``; it decides what is printed and what the exit code is, nothing about steps.
+This file joins the options with ``procflow.launch``; it decides what is printed and what the exit code is, nothing
+about steps.
 """
 
 from __future__ import annotations
