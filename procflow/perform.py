@@ -94,11 +94,13 @@ def perform(
     report_each: bool = False,
     send: Send | None = None,
     labels: tuple[str, ...] = (),
+    peak: Callable[[float], int] | None = None,
 ) -> Succeeded | Skipped | Failed:
     """Run one attempt of a call and say how it ended; never raises.
 
     ``send`` gets every ``Progressed``; it may be called from any thread of the step, one at a time. For a map's
-    items the outcome holds what was not yet sent: indices, chunk and failures since the last ``Progressed``.
+    items the outcome holds what was not yet sent: indices, chunk and failures since the last ``Progressed``. ``peak``
+    gives the attempt's peak memory for its seconds; without it, the peak of the process so far is told.
     """
     clock = process_time if threading.get_ident() == _MAIN else thread_time
     if call.kind == "shell":
@@ -112,7 +114,7 @@ def perform(
         kind = _kinds.get(call.kind) or _load(call.kind)
         per_item = items is not None and call.when is not None and _reads_item(call)
         if call.when is not None and not per_item and not _holds(call.when, scope):
-            return Skipped(key, _usage(call, clock, wall, cpu))
+            return Skipped(key, _usage(call, clock, wall, cpu, peak))
         if items is None:
             outputs, extra = _single(call, kind, scope, running)
             chunk = _Chunk(running, False)
@@ -121,11 +123,10 @@ def perform(
             chunk = _Chunk(running, report_each)
             _each(call, kind, scope, running, items, chunk, per_item)
         indices, ref, failures = chunk.rest()
-        return Succeeded(
-            key, outputs, _usage(call, clock, wall, cpu), indices, ref, failures, extra, running.metrics, running.cost
-        )
+        usage = _usage(call, clock, wall, cpu, peak)
+        return Succeeded(key, outputs, usage, indices, ref, failures, extra, running.metrics, running.cost)
     except BaseException as exc:
-        usage = _usage(call, clock, wall, cpu)
+        usage = _usage(call, clock, wall, cpu, peak)
         return Failed(key, failure_from(exc), usage)
     finally:
         step._leave(running, token)
@@ -142,11 +143,16 @@ def _with_children() -> float:
     return thread_time() + times.children_user + times.children_system
 
 
-def _usage(call: StepCall, clock: Callable[[], float], wall: float, cpu: float) -> Usage:
+def _usage(
+    call: StepCall, clock: Callable[[], float], wall: float, cpu: float, peak: Callable[[float], int] | None
+) -> Usage:
+    wall_s = perf_counter() - wall
+    if peak is not None:
+        return Usage(wall_s, clock() - cpu, peak(wall_s))
     used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     if call.kind == "shell":
         used = max(used, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
-    return Usage(perf_counter() - wall, clock() - cpu, used * _RSS_UNIT)
+    return Usage(wall_s, clock() - cpu, used * _RSS_UNIT)
 
 
 def _holds(when: str, scope: Callable[[str], Any]) -> bool:

@@ -12,7 +12,7 @@ import os
 import time
 from collections.abc import Iterable
 
-__all__ = ["Tree", "children_of", "own_bytes", "peak_in", "private_bytes"]
+__all__ = ["Tree", "children_of", "own_bytes", "peak_in", "private_bytes", "size_in"]
 
 PAGE = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
 PIECE = 3000
@@ -40,6 +40,11 @@ def peak_in(status: bytes) -> int:
     """
     shared = _field(status, b"RssFile:") + _field(status, b"RssShmem:")
     return max(0, _field(status, b"VmHWM:") - shared, _field(status, b"RssAnon:"))
+
+
+def size_in(status: bytes) -> int:
+    """What a process holds of its own, by the same text."""
+    return _field(status, b"RssAnon:")
 
 
 def children_of(pid: int) -> list[int]:

@@ -24,6 +24,7 @@ from procflow.call import StepCall
 from procflow.executors import wire
 from procflow.executors.channel import WorkerEnd
 from procflow.failure import failure_from
+from procflow.peak import Peak
 from procflow.perform import perform
 
 __all__ = ["BLAS_NAMES", "main"]
@@ -83,6 +84,7 @@ def _belong_to(parent_pid: int) -> None:
 
 def _serve(channel: WorkerEnd, surroundings: Surroundings, cpus: int) -> None:
     calls: dict[bytes, tuple[str | None, bytes] | StepCall] = {}
+    peak = Peak()
     while (message := channel.receive()) is not None:
         if message[0] == wire.PAYLOAD:
             _, digest, folder, data = message
@@ -95,7 +97,7 @@ def _serve(channel: WorkerEnd, surroundings: Surroundings, cpus: int) -> None:
         if wanted != cpus:
             cpus = wanted
             _limit_blas(cpus)
-        outcome = _run(channel, calls, digest, key, values, items, number, run_id, report_each, labels)
+        outcome = _run(channel, calls, digest, key, values, items, number, run_id, report_each, labels, peak)
         surroundings.flush()
         if not channel.alive:
             os._exit(0)
@@ -106,6 +108,7 @@ def _serve(channel: WorkerEnd, surroundings: Surroundings, cpus: int) -> None:
         channel.send(message)
         # While the parent is busy with the outcome.
         surroundings.restore()
+        peak.reset()
 
 
 def _run(
@@ -119,6 +122,7 @@ def _run(
     run_id: str,
     report_each: bool,
     labels: tuple[str, ...],
+    peak: Peak,
 ) -> Succeeded | Skipped | Failed:
     def send(progress: Progressed) -> None:
         channel.send(wire.plain_outcome(progress))
@@ -138,6 +142,7 @@ def _run(
             report_each=report_each,
             send=send,
             labels=labels,
+            peak=peak,
         )
     except BaseException as error:
         # perform catches what the step raises; what comes here is a call that can't be unpickled.
