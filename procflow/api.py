@@ -93,6 +93,38 @@ class Pipeline(model.Pipeline):
         wanted = self._wanted(executor, workers, memory, timeout, state_dir, observers, params)
         return launch(self, **wanted)
 
+    def resume(
+        self,
+        run_id: str | None = None,
+        *,
+        executor: str | None = None,
+        workers: int | str | Share | None = None,
+        memory: int | str | Share | None = None,
+        timeout: float | str | None = None,
+        state_dir: str | os.PathLike[str] | None = None,
+        observers: SequenceOf[Any] = (),
+        force: bool = False,
+        **params: Any,
+    ) -> RunResult:
+        """Go on with a run of this pipeline that was killed, stopped, or failed; what is done does not run again.
+
+        ``run_id`` is an id or its beginning, None the last run that did not succeed. Options and parameters are those of
+        that run unless given here. ``force`` keeps results of another version of Python. Raises ``ProcflowError`` where
+        there is nothing to resume, ``LockHeld`` where the run goes on, and otherwise as ``run``.
+        """
+        from procflow.continuing import Earlier, again, find_run, selection_of
+        from procflow.launch import launch
+        from procflow.state_folder import StateFolder, locate, lock_name
+
+        wanted = self._wanted(executor, workers, memory, timeout, state_dir, observers, params)
+        file = self._source.path if self._source is not None else None
+        folder = StateFolder.open(locate(state_dir, file), create=False)
+        row = find_run(folder, run_id, lock_name(file, self.name))
+        limits = ("executor", "workers", "memory", "timeout", "params")
+        options = {**wanted, **again(row, self.params, {name: wanted[name] for name in limits})}
+        earlier = Earlier(row.run_id, same_run=True, selection=selection_of(row), force=force)
+        return launch(self, **options, run_id=row.run_id, earlier=earlier)
+
     def stream(
         self,
         *,
