@@ -19,6 +19,14 @@ def memory() -> Iterator[Path]:
         yield Path(name)
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Long ones run only where ``-m soak`` asks for them."""
+    if "soak" not in config.option.markexpr:
+        for item in items:
+            if item.get_closest_marker("soak") is not None:
+                item.add_marker(pytest.mark.skip(reason="runs for minutes or hours: ask for it with -m soak"))
+
+
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     """The counts of the suite; all but the first two have to be 0."""
     if not any(ledger.COUNTS.values()):

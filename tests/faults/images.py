@@ -50,18 +50,20 @@ class _Marks:
 @contextlib.contextmanager
 def eager(checkpoint_pages: int) -> Iterator[None]:
     """Every turn of the loop commits and announces, the log is written back every few pages: more instants to see."""
-    commit_s, connect = engine_module.COMMIT_S, store_module.connect_writer
+    times, connect = (engine_module.COMMIT_S, engine_module.COMMIT_MOST_S), store_module.connect_writer
 
     def connect_eagerly(path: Path, network: bool) -> sqlite3.Connection:
         db = connect(path, network)
         db.execute(f"PRAGMA wal_autocheckpoint={checkpoint_pages:d}")
         return db
 
-    engine_module.COMMIT_S, store_module.connect_writer = 0.0, connect_eagerly
+    engine_module.COMMIT_S = engine_module.COMMIT_MOST_S = 0.0
+    store_module.connect_writer = connect_eagerly
     try:
         yield
     finally:
-        engine_module.COMMIT_S, store_module.connect_writer = commit_s, connect
+        engine_module.COMMIT_S, engine_module.COMMIT_MOST_S = times
+        store_module.connect_writer = connect
 
 
 def record(state: Path, runs: int, checkpoint_pages: int = 25) -> Recorded:

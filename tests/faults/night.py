@@ -14,6 +14,7 @@ import ledger
 
 from procflow import Graph, Map, Parallel, Pipeline, Step
 from procflow import events as ev
+from procflow.result import RunResult
 
 CHAIN, BRANCHES, ITEMS, OUTER = 16, 8, 20, 3
 
@@ -98,3 +99,22 @@ class Said:
             os.write(self._fd, f"done {event.path} {event.item or '-'} {event.role} {event.number}\n".encode())
         elif isinstance(event, ev.RunFinished):
             os.write(self._fd, f"over {event.status}\n".encode())
+
+
+def session(
+    state: str, run_id: str, resume: bool, observer: Any, shape: float = 1.0, executor: str = "inline"
+) -> RunResult:
+    """Run the night, or go on with it."""
+    from procflow.continuing import Earlier
+    from procflow.launch import launch
+
+    earlier = Earlier(run_id, same_run=True) if resume else None
+    return launch(
+        night(shape),
+        run_id=run_id,
+        state_dir=state,
+        executor=executor,
+        workers=1,
+        observers=(observer,),
+        earlier=earlier,
+    )
