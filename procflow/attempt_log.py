@@ -18,7 +18,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+from procflow.errors import StoreError
 from procflow.failpoints import fp
+from procflow.own_files import check_own_folder, open_own
 from procflow.plaintext import clean
 from procflow.secrets import Masker
 
@@ -87,10 +89,21 @@ class LogFolder:
         self.trouble: str | None = None
         self.dropped_bytes = 0
         self._second = (-1, "")
+        self._furnished: set[Path] = set()
 
     def open(self, label: str, item: str, number: int) -> FileLog:
         """The log of one attempt; no file is made before its first byte."""
         return FileLog(self, label, item, number)
+
+    def furnish(self, own: Path) -> None:
+        """Make the folder of a step's logs, once; StoreError or OSError where it can't be had as our own."""
+        if own in self._furnished:
+            return
+        # Only below a run's folder that is there: a state folder that was removed is not made anew.
+        for folder in (own.parent, own):
+            check_own_folder(folder)
+            folder.mkdir(mode=0o700, exist_ok=True)
+        self._furnished.add(own)
 
     def clock(self) -> str:
         """``HH:MM:SS`` in local time."""
@@ -196,20 +209,12 @@ class FileLog:
 
     def _open(self) -> None:
         path = self.path
-        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
         try:
             fp("log.open")
-            try:
-                self._fd = os.open(path, flags, 0o600)
-            except FileNotFoundError:
-                # Only below a run's folder that is there: a state folder that was removed is not made anew.
-                logs = self._folder.folder / "logs"
-                for folder in (logs, path.parent):
-                    if not folder.is_dir():
-                        folder.mkdir(mode=0o700, exist_ok=True)
-                self._fd = os.open(path, flags, 0o600)
+            self._folder.furnish(path.parent)
+            self._fd = open_own(path, os.O_RDWR | os.O_CREAT)
             self._base = os.lseek(self._fd, 0, os.SEEK_END)
-        except OSError as error:
+        except (OSError, StoreError) as error:
             if self._fd >= 0:
                 os.close(self._fd)
             self._fd = -2
@@ -269,7 +274,8 @@ class FileLog:
     def _tell(self, text: bytes | str, level: int | None) -> None:
         self._folder.tell(LogLine(self.label, self.item, self.number, level, plain_text(text)))
 
-    def _lose(self, error: OSError, count: int) -> None:
+    def _lose(self, error: OSError | StoreError, count: int) -> None:
         self._folder.dropped_bytes += count
         if self._folder.trouble is None:
-            self._folder.trouble = f"{self.path}: output was dropped: {error.strerror or error}"
+            why = error.strerror if isinstance(error, OSError) else None
+            self._folder.trouble = f"{self.path}: output was dropped: {why or error}"

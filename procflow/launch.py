@@ -29,7 +29,7 @@ from procflow.graph import TaskGraph
 from procflow.guard import Guard
 from procflow.memory import MemoryWatch
 from procflow.preflight import check
-from procflow.resources import Machine, budget, probe
+from procflow.resources import Machine, budget, probe, warnings
 from procflow.resources import workers as workers_of
 from procflow.result import Recorder, RunResult
 from procflow.scheduler import Scheduler
@@ -40,9 +40,10 @@ from procflow.units import Share
 from procflow.watch import Watch
 
 if TYPE_CHECKING:
-    from procflow.continuing import Earlier
+    from procflow.continuing import Earlier, Session
     from procflow.source import Source
     from procflow.store import Store
+    from procflow.store_begin import RunRecord
 
 __all__ = ["Prepared", "Run", "iterate", "launch", "prepare"]
 
@@ -60,6 +61,8 @@ class Prepared:
     source: Source | None = None
     compile_as: Callable[[str], TaskGraph] | None = None
     """Compiles it once more for another run id, to tell what the id changes."""
+    warnings: tuple[str, ...] = ()
+    """What endangers the run as a whole, a line each; whoever shows the run says it at its start."""
 
     def with_graph(self, graph: TaskGraph) -> Prepared:
         """The same with another graph."""
@@ -107,7 +110,8 @@ def prepare(
         if source is None:
             raise
         raise PipelineError(source.locate(list(error.problems))) from None
-    return Prepared(pipeline, graph, machine, slots, memory_bytes, run_id, source, compile_as)
+    told = warnings()
+    return Prepared(pipeline, graph, machine, slots, memory_bytes, run_id, source, compile_as, told)
 
 
 def _compiled(
@@ -181,7 +185,7 @@ def iterate(
     """
     prepared = prepare(pipeline, **options)
     from procflow.attempt_log import LogFolder
-    from procflow.store import RunRecord, Store
+    from procflow.store import Store
 
     graph = prepared.graph
     file = prepared.source.path if prepared.source is not None else None
@@ -200,23 +204,8 @@ def iterate(
             folder.new_run(prepared.run_id)
         store = Store.open(folder)
         stack.callback(store.close)
-        executor = next(iter(graph.executors)) if len(graph.executors) == 1 else "mixed"
         shown = mask.tree(graph.params) if mask is not None else dict(graph.params)
-        store.begin(
-            RunRecord(
-                prepared.run_id,
-                pipeline.name,
-                file=os.path.abspath(file) if file is not None else None,
-                lock=name,
-                params=shown,
-                executor=executor,
-                workers=prepared.workers,
-                options=asked(options, graph.params, shown, earlier),
-                earlier=session.earlier,
-                prints=session.prints,
-                taken=session.taken,
-            )
-        )
+        store.begin(_record(session, name, shown, asked(options, graph.params, shown, earlier)))
         executors = guard.open(sorted(graph.executors), prepared.workers, prepared.run_id)
         watch = stack.enter_context(Watch(open_waiter(executors), signals, guard.reaper))
         recorder = Recorder(prepared.workers, graph)
@@ -225,7 +214,7 @@ def iterate(
             begin = getattr(observer, "begin", None)
             if begin is not None:
                 begin(run)
-        run_folder = folder.run(prepared.run_id)
+        run_folder = folder.open_run(prepared.run_id)
         failures = FailuresFile(run_folder)
         stack.callback(failures.close)
         logs = LogFolder(run_folder, on_line=_lines_to(observers), mask=mask)
@@ -248,6 +237,28 @@ def iterate(
             for events in engine.turns():
                 yield from events
         return recorder.result(scheduler.outputs)
+
+
+def _record(session: Session, lock: str, params: Mapping[str, Any], options: Mapping[str, Any]) -> RunRecord:
+    """What the journal is told at the start; ``params`` as they may be shown."""
+    from procflow.store_begin import RunRecord
+
+    prepared = session.prepared
+    file = prepared.source.path if prepared.source is not None else None
+    executors = prepared.graph.executors
+    return RunRecord(
+        prepared.run_id,
+        prepared.pipeline.name,
+        file=os.path.abspath(file) if file is not None else None,
+        lock=lock,
+        params=params,
+        executor=next(iter(executors)) if len(executors) == 1 else "mixed",
+        workers=prepared.workers,
+        options=options,
+        earlier=session.earlier,
+        prints=session.prints,
+        taken=session.taken,
+    )
 
 
 def _lines_to(observers: Sequence[Observer]) -> Callable[[Any], None] | None:

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from procflow import sweep
 from procflow.errors import LockHeld, StoreError
+from procflow.own_files import open_own
 from procflow.state_folder import StateFolder, safe_id, try_flock
 from procflow.units import duration_text
 
@@ -52,7 +53,7 @@ class Lease:
         """
         fd = -1
         try:
-            fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            fd = open_own(self.path, os.O_RDWR | os.O_CREAT)
             killed = self._clear(fd, wait_s)
             os.ftruncate(fd, 0)
             os.pwrite(fd, token.encode(), 0)
@@ -74,7 +75,7 @@ class Lease:
         token = last.decode() if _TOKEN.fullmatch(last) else None
         killed = 0
         if token is not None:
-            killed = len(sweep.bearers(token))
+            killed = sum(1 for _ in sweep.bearers(token))
             sweep.sweep(token, wait_s)
             sweep.remove_left(token, (sweep.SHM, tempfile.gettempdir()))
         until = time.monotonic() + wait_s

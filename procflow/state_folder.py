@@ -33,6 +33,7 @@ from types import TracebackType
 
 from procflow.errors import LockHeld, StoreError
 from procflow.failpoints import fp
+from procflow.own_files import check_own, check_own_folder, open_own
 from procflow.units import duration_text
 
 __all__ = [
@@ -51,7 +52,7 @@ FOLDER = ".procflow"
 VARIABLE = "PROCFLOW_STATE_DIR"
 _SAFE = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,127}")
 _BASE32 = "abcdefghijklmnopqrstuvwxyz234567"
-_ENTRIES = ("procflow.db", "procflow.db-wal", "procflow.db-shm", "writer.lock", "locks", "runs")
+_ENTRIES = ("procflow.db", "procflow.db-wal", "procflow.db-shm", "procflow.db-journal", "writer.lock", "locks", "runs")
 # A reader that asks whether a run lives takes the lock in shared mode for some microseconds; a start must not
 # mistake that for another run.
 _PROBE_GRACE_S = 0.05
@@ -126,6 +127,17 @@ class StateFolder:
         """The folder of one run (it may not exist). StoreError for an id that can't be a file name."""
         return self.path / "runs" / safe_id(run_id, "run id")
 
+    def open_run(self, run_id: str) -> Path:
+        """The folder of a run that is there, to write to or to read values from; StoreError where it is not ours alone."""
+        path = self.run(run_id)
+        for folder in (path, path / "logs"):
+            found = _lstat(folder)
+            if found is not None:
+                check_own_folder(folder)
+            elif folder is path:
+                raise StoreError(f"{path}: the folder of this run is gone")
+        return path
+
     def logs(self, run_id: str) -> Path:
         """The folder of a run's logs (it may not exist)."""
         return self.run(run_id) / "logs"
@@ -175,14 +187,11 @@ class StateFolder:
             )
         if not stat.S_ISDIR(found.st_mode):
             raise StoreError(f"{self.path}: is a file, not a folder; move it away, or name another with --state-dir")
-        _check_ours(self.path, found)
+        check_own(self.path, found)
         for name in _ENTRIES:
             entry = _lstat(self.path / name)
-            if entry is None:
-                continue
-            if stat.S_ISLNK(entry.st_mode):
-                raise StoreError(f"{self.path / name}: is a symbolic link; procflow uses none: remove it")
-            _check_ours(self.path / name, entry)
+            if entry is not None:
+                check_own(self.path / name, entry)
 
     def _furnish(self) -> None:
         """Privacy, the two subfolders and the .gitignore; every step may have been done by an earlier run."""
@@ -219,19 +228,6 @@ def _lstat(path: Path) -> os.stat_result | None:
         return None
     except OSError as error:
         raise _unusable(path, "can't be read", error) from error
-
-
-def _check_ours(path: Path, found: os.stat_result) -> None:
-    if found.st_uid != os.geteuid():
-        raise StoreError(
-            f"{path}: belongs to user {found.st_uid}, not to you (user {os.geteuid()}); procflow reads pickles from it, "
-            "so it must be yours: run as its owner, chown it, or name another folder with --state-dir"
-        )
-    if found.st_mode & 0o022:
-        raise StoreError(
-            f"{path}: others may write it (mode {stat.S_IMODE(found.st_mode):04o}), and procflow reads pickles from it; "
-            f"if you trust what is in it: chmod -R go-w {path}"
-        )
 
 
 def _unusable(path: Path, what: str, error: OSError) -> StoreError:
@@ -303,7 +299,7 @@ class RunLock:
         if self._fd is not None:
             return
         try:
-            fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            fd = open_own(self.path, os.O_RDWR | os.O_CREAT)
         except OSError as error:
             raise _unusable(self.path, "can't be opened", error) from error
         try:

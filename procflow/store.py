@@ -23,6 +23,7 @@ from procflow import store_begin
 from procflow.errors import InternalError, StoreError
 from procflow.events import Event
 from procflow.failpoints import fp
+from procflow.own_files import open_own
 from procflow.state_folder import StateFolder, is_network_mount, try_flock
 from procflow.store_begin import ID_BITS, Print, RunRecord, Taken, utc_now
 from procflow.store_rows import PLAIN_COLUMNS, Rows
@@ -196,7 +197,7 @@ class Store(_Buffer):
         StoreError where it is damaged (it is left as it is), of a newer procflow, not writable, or locked for too long.
         """
         try:
-            fd = os.open(folder.writer_lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            fd = open_own(folder.writer_lock, os.O_RDWR | os.O_CREAT)
         except OSError as error:
             raise told(folder.writer_lock, error, "can't be opened") from error
         try:
