@@ -132,7 +132,6 @@ class Binder:
             if key[0] not in _MAY_HOLD_SECRETS:
                 self.refuse_secrets(value, *key)
 
-
         def part(value: Any) -> str:
             if any(lookup.name == SECRETS for _, lookup in template.lookups(value)):
                 self.note("a list or mapping with a secret in it can't stand inside a text", *key)
