@@ -27,7 +27,8 @@ class Peak:
     def __init__(self) -> None:
         self._looked = True
         self._able = True
-        self._size_bytes = self._children_bytes = self._highest_bytes = 0
+        self._children_bytes = self._highest_bytes = 0
+        self._size_bytes = rss.size_in(_status())
         self.reset()
 
     def __call__(self, wall_s: float) -> int:

@@ -129,6 +129,8 @@ class LineProgress:
         self.find_log = self.find_log or finder(run.folder.run(run.run_id))
         if self.state_dir is None and run.folder.path != locate():
             self.state_dir = short_path(run.folder.path)
+        for warning in run.prepared.warnings if self._detail != "failures" else ():
+            self._write(f"warning: {clean(warning)}")
 
     def handle(self, event: Event) -> None:
         """Take one event, in order."""

@@ -38,6 +38,12 @@ class JsonProgress:
         self._began = 0.0
         self._run_id = ""
 
+    def begin(self, run: Any) -> None:
+        """Say what endangers the run, before its first event."""
+        for warning in run.prepared.warnings if self._detail != "failures" else ():
+            time_text = datetime.fromtimestamp(self._clock(), timezone.utc).isoformat(timespec="milliseconds")
+            self._write(json.dumps({"time": time_text, "event": "warning", "run_id": run.run_id, "message": warning}))
+
     def handle(self, event: Event) -> None:
         """Take one event, in order."""
         if isinstance(event, RunStarted):

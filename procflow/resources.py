@@ -17,7 +17,7 @@ from procflow.cgroup import Group, Limit
 from procflow.errors import PipelineError, Problem
 from procflow.units import Share, size_text
 
-__all__ = ["Machine", "available_bytes", "budget", "probe", "workers"]
+__all__ = ["Machine", "available_bytes", "budget", "probe", "warnings", "workers"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +70,17 @@ def budget(machine: Machine, limit: int | Share) -> int:
         message = f"limits.memory: {size_text(limit)} is more than this machine gives: {has}"
         raise PipelineError([Problem(message, ("limits", "memory"), "write a share such as 80%")])
     return limit
+
+
+def warnings(root: Path = Path("/")) -> tuple[str, ...]:
+    """What about this machine endangers a run as a whole, one line each."""
+    source = cgroup.kills_together(cgroup.groups(root))
+    if not source:
+        return ()
+    return (
+        f"when memory runs out, the kernel kills all processes of this container or unit at once, procflow too "
+        f"({source} is 1): keep limits.memory well below its limit, or set that to 0; a killed run can be resumed",
+    )
 
 
 def workers(machine: Machine, declared: int | Literal["auto"]) -> int:
