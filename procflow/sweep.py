@@ -14,6 +14,10 @@ import os
 import sys
 import time
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 __all__ = ["SHM", "TOKEN_NAME", "bearers", "environment", "main", "prefix", "remove_left", "sweep"]
 
 TOKEN_NAME = "PROCFLOW_RUN_TOKEN"
@@ -37,16 +41,17 @@ def prefix(token: str) -> str:
     return f"procflow-{token}"
 
 
-def bearers(token: str) -> dict[int, bool]:
-    """Living processes with the token, without this one; the value says whether it is a resource tracker."""
+def bearers(token: str) -> Iterator[tuple[int, bool]]:
+    """Living processes with the token, without this one; with each, whether it is a resource tracker.
+
+    One by one as they are found, because some start others while one looks.
+    """
     mark = f"{TOKEN_NAME}={token}".encode()
     me = os.getpid()
-    found = {}
     for name in os.listdir("/proc"):
         # A zombie has no environment any more, and those of other users can't be read.
         if name.isdigit() and mark in _read(f"/proc/{name}/environ").split(b"\0") and int(name) != me:
-            found[int(name)] = b"resource_tracker import main" in _read(f"/proc/{name}/cmdline")
-    return found
+            yield int(name), b"resource_tracker import main" in _read(f"/proc/{name}/cmdline")
 
 
 def sweep(token: str, limit_s: float = 2.0) -> list[int]:
@@ -58,9 +63,10 @@ def sweep(token: str, limit_s: float = 2.0) -> list[int]:
     calm = 0
     killed: set[int] = set()
     while True:
-        found = bearers(token)
         waited = time.monotonic() - began
-        for pid, tracker in found.items():
+        found = set()
+        for pid, tracker in bearers(token):
+            found.add(pid)
             if not tracker or waited > TRACKER_S:
                 _kill(pid)
                 killed.add(pid)

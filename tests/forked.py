@@ -63,7 +63,8 @@ class Forked:
 
     @property
     def errors(self) -> str:
-        return (self.folder / f"{self.mark}.err").read_text()
+        file = self.folder / f"{self.mark}.err"
+        return file.read_text() if file.exists() else ""
 
     def send(self, number: int) -> None:
         os.kill(self.pid, number)
@@ -115,7 +116,8 @@ def _be_forked(function: Callable[[], int], mark: str, folder: Path) -> None:
         null = os.open(os.devnull, os.O_RDWR)
         for target, fd in ((0, null), (1, out), (2, out)):
             os.dup2(fd, target)
-        sys.stdin, sys.stdout, sys.stderr = open(0), open(1, "w", buffering=1), open(2, "w", buffering=1)
+        sys.stdin = os.fdopen(0)
+        sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
         for number in (signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -9,7 +9,14 @@ import subprocess
 import time
 from pathlib import Path
 
-DAEMON = "import os,time\nif os.fork(): os._exit(0)\nos.setsid()\nif os.fork(): os._exit(0)\nopen({0!r}, 'w').write(str(os.getpid()))\ntime.sleep(600)"
+DAEMON = """
+import os, time
+if os.fork(): os._exit(0)
+os.setsid()
+if os.fork(): os._exit(0)
+open({0!r}, "w").write(str(os.getpid()))
+time.sleep(600)
+"""
 
 
 def quick() -> int:
@@ -80,6 +87,6 @@ def environment() -> dict[str, str]:
     return dict(entry.partition("=")[::2] for entry in text.split("\0") if entry)
 
 
-def for_a_while(seconds: float) -> str:
+def nap(folder: str, seconds: float) -> None:
+    Path(folder, f"working-{os.getpid()}").touch()
     time.sleep(seconds)
-    return "done"

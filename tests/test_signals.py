@@ -11,15 +11,14 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 from forked import LONG_S, Forked, forked, marked, soon
 
-from procflow import Map, Pipeline, Sequence, Step, watch
-from procflow import step as _step  # noqa: F401  (forks find it loaded)
+from procflow import Map, Pipeline, Step, watch
 from procflow.engine import Engine
 from procflow.errors import InternalError
 from procflow.events import AttemptStarted, Event, RunFinished, StepFinished
@@ -42,10 +41,11 @@ def pipeline(phase: str, folder: Path, manner: str) -> Pipeline:
     return Pipeline("p", steps=[first] if phase == "end" else [first, long] if phase == "between" else [long])
 
 
+WHEN = {"spawn": AttemptStarted, "between": StepFinished, "end": RunFinished}
+
+
 class Pausing:
     """An observer that stops the run's loop at a phase, until it is let go."""
-
-    WHEN = {"spawn": AttemptStarted, "between": StepFinished, "end": RunFinished}
 
     def __init__(self, phase: str, folder: Path) -> None:
         self.phase = phase
@@ -56,7 +56,7 @@ class Pausing:
             self.pause()
 
     def handle(self, event: Event) -> None:
-        if type(event) is self.WHEN.get(self.phase):
+        if type(event) is WHEN.get(self.phase):
             self.phase = ""
             self.pause()
 
@@ -313,32 +313,30 @@ def test_a_long_sleep_that_was_meant_is_no_gap(late: tuple[Late, Watch]) -> None
     assert waiter.asked == [4000.0, None]
 
 
-def test_a_step_that_was_done_while_the_parent_was_stopped_has_not_timed_out(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("hold_s", [1.0, 0.0])
+def test_a_step_that_stood_still_with_the_parent_is_asked_once_more_before_its_time_is_up(
+    hold_s: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(watch, "GAP_S", 0.3)
-
-    class Told:
-        def handle(self, event: Event) -> None:
-            if isinstance(event, StepFinished) and event.label.endswith("first)"):
-                (tmp_path / "here").touch()
+    monkeypatch.setattr(watch, "HOLD_S", hold_s)
 
     def run() -> int:
-        steps = [
-            Step("first", f"{MODULE}:quick"),
-            Step("timed", f"{MODULE}:for_a_while", params={"seconds": 0.3}, timeout=0.8),
-        ]
-        made = Pipeline("p", steps=[Sequence("all", *steps)])
-        result = made.run(workers=1, state_dir=tmp_path / "s", observers=[Told()])
-        print(result.status, result.failures, result.metrics.lost)
-        return result.exit_code
+        nap = Step("nap", f"{MODULE}:nap", params={"folder": str(tmp_path), "seconds": 0.5}, timeout=1.0)
+        return Pipeline("p", steps=[nap]).run(workers=1, state_dir=tmp_path / "s").exit_code
 
     with forked(run, tmp_path) as child:
-        assert soon(lambda: (tmp_path / "here").exists() or child.errors, 10.0)
-        child.send(signal.SIGSTOP)
+        reached(child, "step")
+        (working,) = tmp_path.glob("working-*")
+        worker = int(working.name.rpartition("-")[2])
+        for pid in (child.pid, worker):
+            os.kill(pid, signal.SIGSTOP)
         time.sleep(1.6)
         child.send(signal.SIGCONT)
-        assert child.wait() == 0, child.errors
+        # Frozen together, they do not wake together.
+        time.sleep(0.3)
+        with suppress(ProcessLookupError):
+            os.kill(worker, signal.SIGCONT)
+        assert child.wait() == (0 if hold_s else 1), child.errors
 
 
 # procflow's own bugs
@@ -407,7 +405,9 @@ def nightly(folder: Path, command: str) -> Path:
 
 
 def test_ctrl_c_reaches_the_parent_alone(tmp_path: Path) -> None:
-    file = nightly(tmp_path, "trap 'echo hit > hit' INT; trap 'echo told > told; exit 1' TERM; : > here; sleep 30 & wait")
+    file = nightly(
+        tmp_path, "trap 'echo hit > hit' INT; trap 'echo told > told; exit 1' TERM; : > here; sleep 30 & wait"
+    )
     pid, terminal = pty.fork()
     if pid == 0:
         os.chdir(tmp_path)
