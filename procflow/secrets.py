@@ -5,7 +5,8 @@ environment variable* all the way into the worker, so the value stands in no cal
 argv; the worker takes it from the environment that it was started with. What a step prints, logs or raises with is
 masked before it is written anywhere: the value itself, and its base64, URL, hexadecimal, JSON, repr and shell forms,
 also where it is cut by the border of two chunks. Not masked is what a step makes of it: one that *returns* a secret
-puts it into a value, and values are kept on disk as they are. The environments of workers and of commands hold it, as
+puts it into a value, and values are kept on disk as they are. Nor is what commands and C code write with executor
+``threads`` or ``inline``, where it goes straight to the terminal and to no log. The environments of workers and of commands hold it, as
 that of procflow does; only their own user can read them.
 
 This file owns the masking and the list of what is secret in this process. It never writes anything anywhere.
