@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from procflow import events as ev
@@ -256,6 +256,10 @@ class Recorder:
     ) -> RunResult:
         """The result so far; ``outputs`` are the run's final values, which ``open_ref`` opens (``objects.unpack``)."""
         end, started = self._finished, self._started
+        failures = self._failures
+        if end is not None and end.status == "partial":
+            # Whether a block forgives a failure is known only when it is over.
+            failures = [replace(failure, tolerated=True) for failure in failures]
         return RunResult(
             status=end.status if end is not None else "failed",
             run_id=started.run_id if started is not None else end.run_id if end is not None else "",
@@ -264,7 +268,7 @@ class Recorder:
             outputs=LazyValues(outputs or {}, open_ref),
             steps=dict(self._steps),
             metrics=self._metrics(),
-            failures=tuple(self._failures),
+            failures=tuple(failures),
             failure_count=self._failure_count,
             tolerated_count=self._tolerated_count,
         )

@@ -32,6 +32,7 @@ TRANSITIONS: dict[tuple[State, State], str] = {
     ("ready", "running"): "admitted",
     ("ready", "succeeded"): "it succeeded in an earlier session, and its result is kept",
     ("ready", "skipped"): "a value it reads was never produced",
+    ("ready", "failed"): "a value it reads was promised and never came",
     ("ready", "cancelled"): "its block ended",
     ("running", "succeeded"): "the attempt returned; the block's members are done and merged",
     ("running", "failed"): "no attempt left",

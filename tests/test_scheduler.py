@@ -415,6 +415,44 @@ def test_an_executor_that_forgets_items_is_found_out() -> None:
         scheduler.handle(Succeeded(submits(actions)[0].key, indices=(0,), chunk=Inline(b"")), 1.0)
 
 
+# -- values ----------------------------------------------------------------------------------------------------
+
+
+def test_a_value_that_nobody_published_in_spite_of_success_is_a_failure() -> None:
+    result, _ = run(Step("a", lambda: {"x": 1}, outputs="*"), Step("b", f, inputs=["typo"]))
+    assert result.status == "failed"
+    assert "no step published 'typo'" in result.failures[0].failure.message
+
+
+def test_the_failure_of_a_hidden_task_is_told() -> None:
+    result, _ = run(Step("n", lambda: 5), Map("m", f, items="n"))
+    assert result.status == "failed"
+    assert [r.label for r in result.failures] == ["m"]
+
+
+def test_nothing_to_merge_is_no_failure() -> None:
+    result, _ = run(Map("m", f, items=[], merge="combine_outputs"), Step("n", len, inputs=["m"]))
+    assert result.outputs["n"] == 0
+
+
+def test_a_join_of_members_that_were_all_skipped_is_skipped() -> None:
+    result, log = run(Parallel("p", Step("a", f, when="1 > 2"), Step("b", f, when="1 > 2"), join="any"))
+    assert result.status == "succeeded"
+    assert log.of(BlockFinished, label="p")[0].status == "skipped"
+
+
+def test_names_known_only_at_run_time_do_not_hide_outer_values_of_a_graph() -> None:
+    graph = Graph("g", Step("a", lambda: {"rows": "inner"}, outputs="*"), Step("b", lambda r: r, inputs=["rows"]))
+    for slow in ("a", "b"):
+        result, _ = run(Step("rows", lambda: "outer"), graph, script={slow: Act(after_s=9)})
+        assert result.outputs["b"] == "outer"
+
+
+def test_failures_that_a_block_forgave_are_told_as_tolerated() -> None:
+    result, _ = run(Parallel("p", Step("a", f), Step("b", f), on_error="continue"), script={"a": Act(raises=OSError())})
+    assert [r.tolerated for r in result.failures] == [True]
+
+
 # -- memory ------------------------------------------------------------------------------------------------------
 
 

@@ -190,5 +190,6 @@ def test_walks_make_the_moves_of_the_table() -> None:
         ("ready", "skipped"),
         ("waiting", "skipped"),
         ("ready", "succeeded"),
+        ("ready", "failed"),
     }
     assert set(TRANSITIONS) - made <= rare

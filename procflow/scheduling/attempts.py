@@ -179,6 +179,8 @@ class Attempts(Starting):
         elif state == "failed":
             scope.failure = task.failure
             self._count_own(scope, 1)
+            task.reason = f"the {task.role} of the block failed"
+            self._step_finished(task, "failed")
             self._end_early(scope, "failed", f"its {task.role} failed")
         self._maybe_close(scope)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from procflow import retries
@@ -16,6 +17,7 @@ from procflow.events import (
     StepFinished,
 )
 from procflow.graph import ScopeUnit, TaskUnit
+from procflow.ref import Ref
 from procflow.runs import MapRun, ScopeRun, TaskRun, instantiate
 from procflow.scheduling import values
 from procflow.scheduling.items import ItemRules
@@ -230,7 +232,7 @@ class Scopes(ItemRules):
         if run.state == "succeeded":
             scope.successes += 1
             if scope.unit.kind != "parallel":
-                scope.values.update(run.published)
+                scope.values.update(self._visible(scope, run))
         elif run.state == "failed":
             scope.failed += 1
             scope.forgiven += run.unit.tolerated
@@ -242,6 +244,16 @@ class Scopes(ItemRules):
         if scope.ending is None:
             self._release_behind(scope, run)
         self._maybe_close(scope)
+
+    def _visible(self, scope: ScopeRun, run: TaskRun | ScopeRun) -> Mapping[str, Ref]:
+        """What later members see of the member's outputs.
+
+        Nothing orders a reader of an outer value after a member of a graph whose names only the run can tell; so such
+        a member can't hide outer values, or the result would depend on who is first.
+        """
+        if scope.unit.kind != "graph" or run.unit.writes is not None or scope.scope is None:
+            return run.published
+        return {name: ref for name, ref in run.published.items() if scope.scope.lookup(name) is None}
 
     def _judge(self, scope: ScopeRun, who: str) -> None:
         """A member failed for good: does the block go on?"""
@@ -292,6 +304,8 @@ class Scopes(ItemRules):
             return
         if scope.ending == "cancelled":
             self._settle(scope, "cancelled", scope.reason)
+        elif scope.ending is None and scope.members and all(m.state == "skipped" for m in scope.members):
+            self._settle(scope, "skipped", "all its members were skipped")
         elif self._good(scope):
             self._succeed(scope)
         else:
@@ -307,8 +321,11 @@ class Scopes(ItemRules):
 
     def _succeed(self, scope: ScopeRun) -> None:
         unit = scope.unit
-        if scope.members and all(m.state == "skipped" for m in scope.members):
-            self._settle(scope, "skipped", "all its members were skipped")
+        if unit.merger is not None and not scope.successes and unit.merger.call.function is None:
+            # Nothing to merge: a map has an empty list, a block has no value.
+            empty = isinstance(scope, MapRun) and unit.merge.output is not None
+            scope.published = {unit.merge.output: values.for_merger(scope)} if empty and unit.merge.output else {}
+            self._settle(scope, "succeeded")
         elif unit.merger is not None:
             self._hide(unit.merger, scope, "merger")
         else:

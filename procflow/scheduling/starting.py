@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from procflow.actions import Submit
+from procflow.attempt import Failure
 from procflow.events import (
     AttemptStarted,
 )
@@ -109,15 +110,27 @@ class Starting(Keeping):
         )  # fmt: skip
 
     def _starve(self, task: TaskRun, scope: ScopeRun, name: str) -> None:
-        """Skip what reads a value that was never produced."""
-        reason = f"{name!r} has no value: the step that writes it did not run or did not succeed"
+        """A value is missing: skip the task where the step that writes it did not succeed, else it was never there."""
         self._give_back(task, scope, started=False)
-        if task.role == "member":
-            self._settle(task, "skipped", reason)
+        if _may_come_from(scope, name):
+            reason = f"{name!r} has no value: the step that writes it did not run or did not succeed"
+            if task.role == "member":
+                self._settle(task, "skipped", reason)
+            else:
+                self._move(task, "skipped")
+                scope.hidden = None
+                self._settle(scope, "skipped", reason)
             return
-        self._move(task, "skipped")
-        scope.hidden = None
-        self._settle(scope, "skipped", reason)
+        message = f"no step published {name!r}, though all that could have done so succeeded"
+        task.failure = Failure("error", "MissingValue", message)
+        if task.role != "batch":
+            self._settle_hidden_or_member(task, scope, "failed", "")
+            return
+        self._move(task, "failed")
+        scope.failure = task.failure
+        self._count_own(scope, 1)
+        self._step_finished(task, "failed")
+        self._end_early(scope, "failed", message)
 
     def _set_clocks(self, task: TaskRun) -> None:
         """The attempt's clocks begin (again) now; a timer that comes too early for them is set anew."""
@@ -136,3 +149,22 @@ class Starting(Keeping):
         self.ready.untake(task, started)
         if task.role in ("member", "batch"):
             self._leave(scope)
+
+
+def _may_come_from(scope: ScopeRun, name: str) -> bool:
+    """Some step that writes the name, or names that only the run can tell, did not succeed."""
+    outer: ScopeRun | None = scope
+    while outer is not None:
+        if any(_is_missed(run, name) for run in outer.members):
+            return True
+        outer = None if outer.unit.isolated else outer.scope
+    return False
+
+
+def _is_missed(run: TaskRun | ScopeRun, name: str) -> bool:
+    writes = run.unit.writes
+    if writes is not None and name not in writes:
+        return False
+    if run.state != "succeeded":
+        return True
+    return isinstance(run, ScopeRun) and any(_is_missed(member, name) for member in run.members)

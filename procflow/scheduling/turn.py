@@ -157,6 +157,10 @@ class Turn:
         """The run has reached a final state."""
         raise NotImplementedError
 
+    def _settle_hidden_or_member(self, task: TaskRun, scope: ScopeRun, state: Status, reason: str) -> None:
+        """A member settles itself; what happens to a hidden task happens to its block."""
+        raise NotImplementedError
+
     def _step_finished(self, run: TaskRun, state: Status) -> None:
         """Record the end of a step."""
         raise NotImplementedError
