@@ -4,10 +4,12 @@ A pipeline names them: ``secrets: {token: ${env.API_TOKEN}}``. ``${secrets.token
 environment variable* all the way into the worker, so the value stands in no call, no fingerprint, no journal and no
 argv; the worker takes it from the environment that it was started with. What a step prints, logs or raises with is
 masked before it is written anywhere: the value itself, and its base64, URL, hexadecimal, JSON, repr and shell forms,
-also where it is cut by the border of two chunks. Not masked is what a step makes of it: one that *returns* a secret
-puts it into a value, and values are kept on disk as they are. Nor is what commands and C code write with executor
-``threads`` or ``inline``, where it goes straight to the terminal and to no log. The environments of workers and of commands hold it, as
-that of procflow does; only their own user can read them.
+also where it is cut by the border of two chunks.
+
+Not masked is what a step makes of it: one that *returns* a secret puts it into a value, and values are kept on disk as
+they are. Nor is what commands and C code write with executor ``threads`` or ``inline``, where it goes straight to the
+terminal and to no log. The environments of workers and of commands hold the value, as that of procflow does; only
+their own user can read them.
 
 This file owns the masking and the list of what is secret in this process. It never writes anything anywhere.
 """
@@ -180,8 +182,7 @@ def _spellings(text: str) -> Iterator[str]:
     yield text.encode("utf-8", "backslashreplace").decode()
     yield data.decode("utf-8", "backslashreplace")
     yield text.replace("'", "'\"'\"'")
-    for shown in (repr(text)[1:-1], ascii(text)[1:-1], repr(data)[2:-1], json.dumps(text)[1:-1]):
-        yield shown
+    yield from (repr(text)[1:-1], ascii(text)[1:-1], repr(data)[2:-1], json.dumps(text)[1:-1])
     yield json.dumps(text, ensure_ascii=False)[1:-1]
     for encoded in (quote(data, safe=""), quote(data), quote_plus(data)):
         yield encoded

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, quote_plus
@@ -30,7 +31,7 @@ from procflow.launch import prepare
 from procflow.loader import load_text
 from procflow.needs import needs_of
 from procflow.perform import perform
-from procflow.secrets import MASK, Masker, MaskedWaiter, known, masked_outcome
+from procflow.secrets import MASK, MaskedWaiter, Masker, known, masked_outcome
 
 CANARY = "cAnaRy/7f3+9 b!e2'd4\"c6_a8~b0=#\\"
 assert len(CANARY.encode()) == 32
@@ -379,7 +380,7 @@ def test_no_value_may_be_named_secrets() -> None:
     ))  # fmt: skip
 
 
-def test_a_mapping_that_holds_a_secret_does_not_go_into_a_text(tmp_path: Path) -> None:
+def test_a_mapping_that_holds_a_secret_does_not_go_into_a_text(canary: str, tmp_path: Path) -> None:
     (tmp_path / "in.yaml").write_text(
         "name: inner\nparams: {conf: {required: true}}\n"
         "steps: [{name: b, function: 'os:getpid', params: {x: 'conf ${params.conf}', y: '${params.conf.k}'}}]"
@@ -390,9 +391,7 @@ def test_a_mapping_that_holds_a_secret_does_not_go_into_a_text(tmp_path: Path) -
 
     loaded = load_pipeline(tmp_path / "p.yaml")
     with pytest.raises(PipelineError, match="a list or mapping with a secret in it can't stand inside a text"):
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("CANARY", CANARY)
-            prepare(loaded.pipeline, source=loaded.source)
+        prepare(loaded.pipeline, source=loaded.source)
 
 
 def test_a_file_in_a_file_has_secrets_of_its_own_and_those_it_is_given(canary: str, tmp_path: Path) -> None:
@@ -406,7 +405,8 @@ def test_a_file_in_a_file_has_secrets_of_its_own_and_those_it_is_given(canary: s
         (tmp_path / "mod_s.py").write_text(
             "def sizes(a, b, c, d):\n    print(a, b, c, d)\n    return [len(a), len(b), len(c), len(d)]\n"
         )
-        step = "{type: pipeline, name: a, file: in.yaml, params: {given: '${secrets.t}', text: 'x ${secrets.t}'}, outputs: [sizes]}"
+        params = "{given: '${secrets.t}', text: 'x ${secrets.t}'}"
+        step = f"{{type: pipeline, name: a, file: in.yaml, params: {params}, outputs: [sizes]}}"
         (tmp_path / "p.yaml").write_text(DECLARED.format(rest=f"steps: [{step}]"))
         from procflow import load
 
@@ -526,7 +526,7 @@ def test_secrets_that_overlap_leave_nothing_of_either() -> None:
 
 def chunks(draw: Callable[[Any], Any], text: bytes) -> Iterator[bytes]:
     cuts = [0, *sorted(draw(st.lists(st.integers(0, len(text)), max_size=8))), len(text)]
-    return (text[a:b] for a, b in zip(cuts, cuts[1:], strict=False))
+    return (text[a:b] for a, b in pairwise(cuts))
 
 
 @given(secret_list=st.lists(st.text("abc", min_size=4, max_size=9), min_size=1, max_size=3), data=st.data())
