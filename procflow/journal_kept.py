@@ -154,6 +154,8 @@ class JournalKept:
 
     def _floor(self, key: Key, item: str) -> int:
         """Only executions after this one hold: the last of what the task builds on, and of what it was made from."""
+        if key[0] in self._ignore:
+            return 0
         floor = self._since(key)
         for before in self.needs[key].keys:
             floor = max(floor, self._latest(before, item))
@@ -264,8 +266,10 @@ class JournalKept:
     def _never(self, key: Key) -> str:
         """Why a task whose fingerprint is the same has no result."""
         ended = self.results.ended.get(key)
-        if key in self.results.good or (key[1] == "batch" and self.results.chunks.get(key[0])):
-            return "something it builds on was made anew" if ended == "succeeded" else "not all its items are done"
+        if key[1] == "batch" and self.results.chunks.get(key[0]):
+            return "not all its items are done" if self.batches(key, "") else "something it builds on was made anew"
+        if key in self.results.good and ended == "succeeded":
+            return "something it builds on was made anew"
         return {
             None: "never ran", "failed": "failed", "lost": "was cut off", "cancelled": "was stopped",
         }.get(ended, "never ran")  # fmt: skip
