@@ -399,7 +399,6 @@ class ProcessExecutor:
         attempt, payload = slot.attempt, slot.payload
         if attempt is None or payload is None:
             return
-        self._footprint.judge(slot, death)
         if slot.cause is None and not slot.trouble:
             if not slot.ready:
                 del self._running[attempt.key]
@@ -411,6 +410,7 @@ class ProcessExecutor:
                 self._resent.add(attempt.key)
                 self._spawn(attempt, payload)
                 return
+        self._footprint.judge(slot, death)
         self._lose(slot, death)
 
     def _lose(self, slot: Slot, death: Death | None) -> None:
