@@ -105,7 +105,7 @@ class Reaper:
             os.close(writer)
             if self._process is not None:
                 self._process.kill()
-                self._process.wait()
+                self._process.wait(timeout=5.0)
                 self._process = None
             self._say(
                 f"the reaper can't be started ({error}); should this process be killed, steps' daemons may live on"
