@@ -1,4 +1,4 @@
-"""Memory: steps over their limit are stopped, the run as a whole stays within its budget, leaks cost nothing but a worker."""
+"""Memory: steps over their limit are stopped, the run stays within its budget, a leak costs nothing but a worker."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def test_what_is_mapped_is_not_counted_and_what_is_held_is(tmp_path: Path) -> No
 def test_a_tree_has_the_children_of_threads_and_their_children(child: Callable[..., subprocess.Popen[bytes]]) -> None:
     code = """
         import subprocess, sys, threading, time
-        inner = "import subprocess, sys, time; p = subprocess.Popen([sys.executable, '-c', sys.argv[2], sys.argv[1]]); p.wait()"
+        inner = "import subprocess, sys; subprocess.run([sys.executable, '-c', sys.argv[2], sys.argv[1]])"
         def start(): subprocess.run([sys.executable, "-c", inner, *sys.argv[1:]])
         threading.Thread(target=start, daemon=True).start()
         time.sleep(60)
