@@ -8,7 +8,8 @@ So they are where a block runs again: what failed in it has not failed for good.
 file, because a resume runs again all that failed. Keys:
 
     label path item    the step, and the items of the maps around it and its own (``3/17``)
-    kind               step, item, or block (a block that failed though no member of it did)
+    kind               step (also the condition, list of items or merge of a block), item, or block (one that failed
+                       though nothing in it did: its time was up)
     attempts cause type message user_place signal exit_code peak_rss_bytes      as in ``Failure``
     value              a short repr of the item, empty where it is not known (its worker died)
     log                the last attempt's log, from the run's folder; null where it printed nothing
@@ -57,6 +58,7 @@ class FailuresFile:
         self._fd = -1
         self._size = 0
         self._verdicts: list[Verdict] = []
+        self._told: tuple[str, str] | None = None
         # Attempts of items: those that run, and the one that ended last for each step.
         self._running: dict[int, AttemptStarted] = {}
         self._last: dict[str, AttemptStarted] = {}
@@ -100,6 +102,7 @@ class FailuresFile:
             log = self._log(event.path, event.label, event.item, event.attempts)
             kind = "item" if event.item else "step"
             tolerated = True if event.tolerated else None
+            self._told = (event.path, event.item)
             self._append(_record(event, kind, event.attempts, event.failure, log, tolerated))
 
     def _block_finished(self, event: BlockFinished) -> None:
@@ -109,7 +112,8 @@ class FailuresFile:
             self._decide((event.path, event.item, "tolerated"))
         elif event.status == "failed" and event.failure is not None:
             # Otherwise its failure is that of a member, which has a line.
-            if not event.failed_count or event.failure.cause in ("timeout", "idle"):
+            own = not event.failed_count and self._told != (event.path, event.item)
+            if own or event.failure.cause in ("timeout", "idle"):
                 self._append(_record(event, "block", event.attempt, event.failure, None, None))
 
     def _run_finished(self, event: RunFinished) -> None:

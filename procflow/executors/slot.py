@@ -164,6 +164,9 @@ class Slot:
                 del known[next(iter(known))]
             data = frame((wire.PAYLOAD, digest, payload.folder, payload.data)) + data
         self.size.begin(attempt)
+        if not self.peak_rss_bytes:
+            # So that a death before the first sample has a figure, too.
+            self.note_peak()
         self.began = time.monotonic()
         return self.outbox.send(self.channel_fd, data)
 
