@@ -198,12 +198,13 @@ def iterate(
         stack.callback(lock.release)
         signals = stack.enter_context(Signals())
         guard = stack.enter_context(Guard(folder, name))
+        # First, since opening it may find results that the last session had no time to commit.
+        store = Store.open(folder)
+        stack.callback(store.close)
         session = stack.enter_context(open_session(prepared, folder, name, earlier))
         prepared, graph = session.prepared, session.prepared.graph
         if not session.same_run:
             folder.new_run(prepared.run_id)
-        store = Store.open(folder)
-        stack.callback(store.close)
         shown = mask.tree(graph.params) if mask is not None else dict(graph.params)
         store.begin(_record(session, name, shown, asked(options, graph.params, shown, earlier)))
         executors = guard.open(sorted(graph.executors), prepared.workers, prepared.run_id)
