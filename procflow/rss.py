@@ -15,10 +15,14 @@ from collections.abc import Iterable
 __all__ = ["Tree", "children_of", "own_bytes", "peak_in", "private_bytes", "size_in"]
 
 PAGE = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
+HAS_CHILDREN = os.path.exists(f"/proc/self/task/{os.getpid()}/children")
+"""Whether this kernel lists children (CONFIG_PROC_CHILDREN)."""
 PIECE = 3000
 """Where more has come than this, there may be more to come."""
 EVERY_THREAD = 4
 """So many samples apart all threads are asked for children; between, only those that had some, and the main thread."""
+SCAN_S = 1.0
+"""Where the kernel keeps no lists of children, how long the result of a look at all processes serves."""
 EXACT_S = 1.0
 """How long an exact figure serves while the same processes live."""
 
@@ -65,6 +69,8 @@ class Tree:
         "_exact_pids",
         "_fds",
         "_samples",
+        "_scan_at",
+        "_scanned",
         "_starters",
         "pid",
         "shared_bytes",
@@ -75,6 +81,8 @@ class Tree:
         self.shared_bytes = 0
         """What the worker alone had mapped of files and shared memory, when it was last looked at."""
         self._samples = 0
+        self._scan_at = float("-inf")
+        self._scanned: set[int] = set()
         self._starters: tuple[str, ...] = ()
         self._exact_at = float("-inf")
         self._exact_bytes = self._base_bytes = 0
@@ -112,6 +120,8 @@ class Tree:
 
     def _below(self, more: Iterable[int]) -> set[int]:
         """The descendants, without the worker."""
+        if not HAS_CHILDREN:
+            return self._by_scan() | {*more}
         main = str(self.pid)
         first = _pread(self._fds[1])
         waiting = [*(map(int, first.split()) if len(first) < PIECE else _children(self.pid, main)), *more]
@@ -128,6 +138,12 @@ class Tree:
                 waiting += children_of(pid)
         return found
 
+    def _by_scan(self) -> set[int]:
+        now = time.monotonic()
+        if now - self._scan_at > SCAN_S:
+            self._scan_at, self._scanned = now, _scan(self.pid)
+        return self._scanned
+
     def _exactly(self, rss_bytes: int, below: set[int]) -> int:
         pids = frozenset(below)
         now = time.monotonic()
@@ -135,6 +151,27 @@ class Tree:
             self._exact_bytes = sum(map(_pss_anon, (self.pid, *pids)))
             self._exact_at, self._exact_pids, self._base_bytes = now, pids, rss_bytes
         return min(rss_bytes, self._exact_bytes + max(0, rss_bytes - self._base_bytes))
+
+
+def _scan(root: int) -> set[int]:
+    """Processes that descend from ``root`` or are in its session, found among all there are."""
+    below: dict[int, list[int]] = {}
+    found: set[int] = set()
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            # The name of a program may hold blanks and brackets; what follows the last bracket is regular.
+            fields = _read(f"/proc/{name}/stat").rpartition(b")")[2].split(None, 4)
+            if len(fields) > 4 and fields[0] not in b"ZX":
+                below.setdefault(int(fields[1]), []).append(int(name))
+                if int(fields[3]) == root:
+                    found.add(int(name))
+    waiting = [root, *found]
+    while waiting:
+        for pid in below.get(waiting.pop(), ()):
+            if pid not in found:
+                found.add(pid)
+                waiting.append(pid)
+    return found - {root}
 
 
 def _private(statm: bytes) -> int:

@@ -76,6 +76,12 @@ def status(events: list[Event]) -> str:
     return events[-1].status
 
 
+@pytest.fixture(params=["lists", "scan"])
+def ways(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the kernel's lists of children and without."""
+    monkeypatch.setattr(rss, "HAS_CHILDREN", request.param == "lists")
+
+
 @pytest.fixture
 def child() -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
     """Starts a Python process and waits until it has printed a line."""
@@ -110,6 +116,7 @@ def test_what_is_mapped_is_not_counted_and_what_is_held_is(tmp_path: Path) -> No
     del held
 
 
+@pytest.mark.usefixtures("ways")
 def test_a_tree_has_the_children_of_threads_and_their_children(child: Callable[..., subprocess.Popen[bytes]]) -> None:
     code = """
         import subprocess, sys, threading, time
