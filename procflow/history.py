@@ -24,6 +24,7 @@ from procflow.ref import Ref
 from procflow.state_folder import StateFolder, is_safe_id
 from procflow.store_rows import decode_ref
 from procflow.store_schema import COLUMNS, connect_reader, told
+from procflow.store_seal import damaged, expression
 
 __all__ = ["STATUSES", "History", "Learned", "OutputRow", "RunRow", "StepRow", "UnknownRun"]
 
@@ -167,9 +168,8 @@ _RUN_SQL = """
 SELECT run_id, pipeline, file, lock, params, options, earlier, executor, workers, status, reason, started, ended,
     exit_code, pid, host, procflow_version, python_version, sessions, steps, succeeded, failed, lost, skipped,
     cancelled, failures, tolerated, wall_s, work_s
-FROM runs
 """
-_STEP_SQL = f"SELECT {', '.join(COLUMNS)} FROM step_executions WHERE id BETWEEN ? AND ? "
+_STEP_SQL = f"SELECT {', '.join(COLUMNS)}"
 _LEARNED_SQL = """
 SELECT label, avg(wall_s), max(peak_rss_bytes), count(*) FROM step_executions
 WHERE id BETWEEN ? AND ? AND kind = 'task' AND status = 'succeeded' GROUP BY label
@@ -214,8 +214,10 @@ class History:
         if last_s is not None:
             since = ((now or datetime.now(timezone.utc)) - timedelta(seconds=last_s)).strftime("%Y-%m-%dT%H:%M:%S")
         found: list[RunRow] = []
-        for row in self._rows(
-            _RUN_SQL + "WHERE started >= ? AND (? IS NULL OR pipeline = ?) ORDER BY seq DESC",
+        for row in self._sealed(
+            _RUN_SQL,
+            "runs",
+            "WHERE started >= ? AND (? IS NULL OR pipeline = ?) ORDER BY seq DESC",
             (since, pipeline, pipeline),
         ):
             run = self._run(row)
@@ -238,18 +240,18 @@ class History:
             if len(starts) != 1:
                 raise _unknown(prefix, ids, starts)
             prefix = starts[0]
-        return self._run(next(iter(self._rows(_RUN_SQL + "WHERE run_id = ?", (prefix,)))))
+        return self._run(next(self._sealed(_RUN_SQL, "runs", "WHERE run_id = ?", (prefix,))))
 
     def steps(self, run_id: str, *, bad: bool = False, label: str | None = None) -> Iterator[StepRow]:
         """Rows of a run in the order in which they began; only those that failed or were lost with ``bad``."""
-        sql = _STEP_SQL
+        sql = "WHERE id BETWEEN ? AND ? "
         values: list[int | str] = [*self._range(run_id)]
         if bad:
             sql += "AND status IN ('failed', 'lost') "
         if label is not None:
             sql += "AND label = ? "
             values.append(label)
-        for row in self._rows(sql + "ORDER BY id", tuple(values)):
+        for row in self._sealed(_STEP_SQL, "step_executions", sql + "ORDER BY id", tuple(values)):
             yield _step(row)
 
     def labels(self, run_id: str) -> list[str]:
@@ -266,10 +268,8 @@ class History:
 
         StoreError for one whose checksum is wrong.
         """
-        sql = (
-            "SELECT path, item, name, ref FROM outputs WHERE execution_id BETWEEN ? AND ? ORDER BY execution_id, rowid"
-        )
-        for path, item, name, data in self._rows(sql, self._range(run_id)):
+        sql = "WHERE execution_id BETWEEN ? AND ? ORDER BY execution_id, rowid"
+        for path, item, name, data in self._sealed("SELECT path, item, name, ref", "outputs", sql, self._range(run_id)):
             try:
                 yield OutputRow(path, item, name, decode_ref(data))
             except StoreError as error:
@@ -318,6 +318,19 @@ class History:
                 yield from cursor
         except sqlite3.Error as error:
             raise told(self.folder.db, error, "can't be read") from error
+
+    def _sealed(self, select: str, table: str, where: str, values: tuple[Any, ...]) -> Iterator[tuple[Any, ...]]:
+        """Rows of a table; StoreError for one that is not as it was written."""
+        if self._db is None:
+            return
+        try:
+            good = expression(self._db, table)
+        except sqlite3.Error as error:
+            raise told(self.folder.db, error, "can't be read") from error
+        for *row, whole in self._rows(f"{select}, seal IS {good} FROM {table} {where}", values):
+            if not whole:
+                raise damaged(self.folder.db, f"a row of {table}")
+            yield tuple(row)
 
     def _run(self, row: tuple[Any, ...]) -> RunRow:
         values = list(row)

@@ -20,6 +20,7 @@ from procflow.state_folder import StateFolder
 from procflow.store_begin import ids_of
 from procflow.store_refs import decode_ref, indices_from
 from procflow.store_schema import connect_reader, told
+from procflow.store_seal import check_run
 
 __all__ = ["Good", "KnownPrint", "Results", "above", "instance"]
 
@@ -159,6 +160,11 @@ class Results:
         if not found:
             raise StoreError(f"{self.folder.db}: there is no run {self.run_id}")
         own = ids_of(found[0][0])
+        assert self.db is not None
+        try:
+            check_run(self.db, self.folder.db, self.run_id, own)
+        except sqlite3.Error as error:
+            raise told(self.folder.db, error, "can't be read") from error
         sql = "SELECT label, role, path, digest, parts, since FROM fingerprints WHERE run_id = ?"
         for label, role, path, digest, parts, since in self._rows(sql, self.run_id):
             self.prints[label, role] = KnownPrint(path, digest, json.loads(parts), since)

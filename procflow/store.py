@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
-from procflow import store_begin
+from procflow import store_begin, store_mark
 from procflow.errors import InternalError, StoreError
 from procflow.events import Event
 from procflow.failpoints import fp
@@ -28,29 +28,29 @@ from procflow.state_folder import StateFolder, is_network_mount, try_flock
 from procflow.store_begin import ID_BITS, Print, RunRecord, Taken, utc_now
 from procflow.store_rows import PLAIN_COLUMNS, Rows
 from procflow.store_schema import COLUMNS, connect_writer, create_database, told
+from procflow.store_seal import reseal, sealed
 
 __all__ = ["ID_BITS", "Journal", "MemoryStore", "NullStore", "Print", "RunRecord", "Store", "Taken", "utc_now"]
 
 LOCK_WAIT_S = 30.0
 
 _INSERT_STEP = {
-    columns: f"INSERT OR REPLACE INTO step_executions ({','.join(columns)}) VALUES ({','.join('?' * len(columns))})"
+    columns: f"INSERT OR REPLACE INTO step_executions ({','.join(columns)},seal) VALUES ({'?,' * len(columns)}?)"
     for columns in (COLUMNS, PLAIN_COLUMNS)
 }
-_INSERT_OUTPUT = "INSERT OR REPLACE INTO outputs VALUES (?,?,?,?,?,?)"
-_INSERT_PAGE = "INSERT OR REPLACE INTO pages VALUES (?,?,?,?,?)"
-_INSERT_CHUNK = "INSERT OR REPLACE INTO chunks VALUES (?,?,?,?,?)"
-_INSERT_METRIC = "INSERT OR REPLACE INTO metrics (execution_id, name, run_id, value) VALUES (?,?,?,?)"
+_INSERT_OUTPUT = "INSERT OR REPLACE INTO outputs VALUES (?,?,?,?,?,?,?)"
+_INSERT_PAGE = "INSERT OR REPLACE INTO pages VALUES (?,?,?,?,?,?)"
+_INSERT_CHUNK = "INSERT OR REPLACE INTO chunks VALUES (?,?,?,?,?,?)"
+_INSERT_METRIC = "INSERT OR REPLACE INTO metrics VALUES (?,?,?,?,?)"
 _UPDATE_RUN = """
 UPDATE runs SET steps = coalesce(:steps, steps), status = coalesce(:status, status), reason = coalesce(:reason, reason),
     ended = coalesce(:ended, ended), exit_code = coalesce(:exit_code, exit_code), failures = coalesce(:failures, failures),
     tolerated = coalesce(:tolerated, tolerated), wall_s = coalesce(:wall_s, wall_s), work_s = coalesce(:work_s, work_s),
-    succeeded = :succeeded, failed = :failed, lost = :lost, skipped = :skipped, cancelled = :cancelled
+    succeeded = :succeeded, failed = :failed, lost = :lost, skipped = :skipped, cancelled = :cancelled,
+    commits = :commits
 WHERE seq = :seq
 """
-_END_SESSION = """
-UPDATE sessions SET ended = ? WHERE (run_id, number) = (SELECT run_id, sessions FROM runs WHERE seq = ?)
-"""
+_SESSION = "(run_id, number) = (SELECT run_id, sessions FROM runs WHERE seq = ?)"
 _UPDATED = ("steps", "status", "reason", "ended", "exit_code", "failures", "tolerated", "wall_s", "work_s")
 
 
@@ -181,14 +181,16 @@ class MemoryStore(_Buffer):
 class Store(_Buffer):
     """The journal in ``procflow.db``; make one with ``Store.open``. One thread, one process, one run at a time."""
 
-    def __init__(self, folder: StateFolder, db: sqlite3.Connection, lock_fd: int, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, folder: StateFolder, db: sqlite3.Connection, lock_fd: int, mark_fd: int, clock: Callable[[], float]
+    ) -> None:
         super().__init__(clock)
         self._folder = folder
         self._db: sqlite3.Connection | None = db
-        self._lock_fd = lock_fd
+        self._lock_fd, self._mark_fd = lock_fd, mark_fd
         found = folder.db.stat()
         self._identity = (found.st_dev, found.st_ino)
-        self._seq = 0
+        self._seq = self._commits = 0
 
     @classmethod
     def open(cls, folder: StateFolder, clock: Callable[[], float] = time.monotonic) -> Store:
@@ -200,17 +202,23 @@ class Store(_Buffer):
             fd = open_own(folder.writer_lock, os.O_RDWR | os.O_CREAT)
         except OSError as error:
             raise told(folder.writer_lock, error, "can't be opened") from error
-        try:
+        with contextlib.ExitStack() as undo:
+            undo.callback(os.close, fd)
             with _writer_lock(fd, folder):
                 fp("journal.open.before")
                 network = is_network_mount(folder.path)
                 create_database(folder.db, network)
                 db = connect_writer(folder.db, network)
+                undo.callback(db.close)
             fp("journal.open.after")
-            return cls(folder, db, fd, clock)
-        except BaseException:
-            os.close(fd)
-            raise
+            try:
+                mark_fd = store_mark.open_mark(folder.db)
+            except OSError as error:
+                raise told(store_mark.path_of(folder.db), error, "can't be opened") from error
+            undo.callback(os.close, mark_fd)
+            opened = cls(folder, db, fd, mark_fd, clock)
+            undo.pop_all()
+        return opened
 
     def begin(self, run: RunRecord) -> None:
         """Record a run's beginning; durable when it returns.
@@ -221,7 +229,9 @@ class Store(_Buffer):
         """
         with self._transaction("the run can't be recorded") as db:
             fp("journal.begin.before")
-            self._seq, first, counts = store_begin.begin(db, run)
+            self._seq, first, counts = store_begin.begin(db, run, self._folder.db)
+            (made,) = db.execute("SELECT commits FROM runs WHERE seq = ?", (self._seq,)).fetchone()
+            self._commits = made - 1
             fp("journal.begin.full")
         fp("journal.begin.after")
         self._rows = Rows(run.run_id, first)
@@ -239,7 +249,7 @@ class Store(_Buffer):
         with self._transaction("what happened can't be recorded") as db:
             fp("journal.commit.begun")
             for columns, batch in rows.batches():
-                db.executemany(_INSERT_STEP[columns], batch)
+                db.executemany(_INSERT_STEP[columns], sealed(batch))
             fp("journal.commit.steps")
             for sql, batch in (
                 (_INSERT_OUTPUT, rows.outputs),
@@ -248,7 +258,7 @@ class Store(_Buffer):
                 (_INSERT_METRIC, rows.metrics),
             ):
                 if batch:
-                    db.executemany(sql, batch)
+                    db.executemany(sql, sealed(batch, ref=batch is not rows.metrics))
             fp("journal.commit.outputs")
             self._update_run(db, rows)
             fp("journal.commit.full")
@@ -273,6 +283,7 @@ class Store(_Buffer):
                 with contextlib.suppress(sqlite3.Error):
                     db.close()
                 os.close(self._lock_fd)
+                os.close(self._mark_fd)
 
     def __enter__(self) -> Store:
         return self
@@ -284,9 +295,11 @@ class Store(_Buffer):
         values = dict.fromkeys(_UPDATED) | rows.run | rows.counts
         if values["status"] is not None:
             values["ended"] = utc_now()
-        db.execute(_UPDATE_RUN, values | {"seq": self._seq})
+        db.execute(_UPDATE_RUN, values | {"seq": self._seq, "commits": self._commits + 1})
+        reseal(db, "runs", "seq = ?", (self._seq,))
         if values["status"] is not None:
-            db.execute(_END_SESSION, (values["status"], self._seq))
+            db.execute(f"UPDATE sessions SET ended = ? WHERE {_SESSION}", (values["status"], self._seq))
+            reseal(db, "sessions", _SESSION, (self._seq,))
 
     @contextlib.contextmanager
     def _transaction(self, doing: str) -> Iterator[sqlite3.Connection]:
@@ -300,6 +313,8 @@ class Store(_Buffer):
                     db.execute("BEGIN IMMEDIATE")
                     yield db
                     db.execute("COMMIT")
+                    store_mark.write(self._mark_fd, self._seq, self._commits + 1)
+                    self._commits += 1
                 except BaseException:
                     with contextlib.suppress(sqlite3.Error):
                         db.execute("ROLLBACK")

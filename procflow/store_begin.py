@@ -15,11 +15,13 @@ import sqlite3
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
+from pathlib import Path
 from typing import Any
 
 from procflow import __version__
 from procflow.store_rows import storable
 from procflow.store_schema import COLUMNS
+from procflow.store_seal import OF_EXECUTIONS, check_run, reseal
 
 __all__ = ["ID_BITS", "Print", "RunRecord", "Taken", "begin", "ids_of", "utc_now"]
 
@@ -88,9 +90,12 @@ class RunRecord:
     taken: Sequence[Taken] = ()
 
 
-def begin(db: sqlite3.Connection, run: RunRecord) -> tuple[int, int, dict[str, int]]:
-    """Write it all; returns the run's ``seq``, its first free row id, and its counts of attempts so far."""
-    _bury(db, run)
+def begin(db: sqlite3.Connection, run: RunRecord, path: Path) -> tuple[int, int, dict[str, int]]:
+    """Write it all; returns the run's ``seq``, its first free row id, and its counts of attempts so far.
+
+    StoreError where rows that it has to change (in the database at ``path``) are damaged.
+    """
+    _bury(db, run, path)
     values = (
         *(storable(run.pipeline), run.file and storable(run.file), run.lock, _json(run.params), _json(run.options)),
         *(run.executor, run.workers, run.started, run.pid, storable(run.host)),
@@ -110,20 +115,31 @@ def begin(db: sqlite3.Connection, run: RunRecord) -> tuple[int, int, dict[str, i
         counts = dict(zip(COUNTS, found, strict=True))
     number = db.execute("SELECT sessions FROM runs WHERE seq = ?", (seq,)).fetchone()[0]
     session = (run.run_id, number, first, run.started, run.pid, run.procflow_version, run.python_version)
-    db.execute("INSERT INTO sessions VALUES (?,?,?,?,?,?,?,NULL)", session)
+    db.execute("INSERT INTO sessions VALUES (?,?,?,?,?,?,?,NULL,NULL)", session)
     _write_prints(db, run, first)
-    return seq, _take_over(db, run, first), counts
+    following = _take_over(db, run, first)
+    reseal(db, "runs", "seq = ?", (seq,))
+    reseal(db, "sessions", "run_id = ? AND number = ?", (run.run_id, number))
+    reseal(db, "fingerprints", "run_id = ?", (run.run_id,))
+    return seq, following, counts
 
 
-def _bury(db: sqlite3.Connection, run: RunRecord) -> None:
+def _bury(db: sqlite3.Connection, run: RunRecord, path: Path) -> None:
     """Mark what earlier sessions left running; only runs of this run's lock can be known to be dead."""
     dead = db.execute(
-        "SELECT seq FROM runs WHERE status = 'running' AND (run_id = ? OR lock = ?)", (run.run_id, run.lock)
+        "SELECT seq, run_id FROM runs WHERE status = 'running' AND (run_id = ? OR lock = ?)", (run.run_id, run.lock)
     ).fetchall()
-    for (seq,) in dead:
-        lost = db.execute(_BURY_STEPS + "AND kind = 'task'", ids_of(seq)).rowcount
-        db.execute(_BURY_STEPS, ids_of(seq))
+    for seq, run_id in dead:
+        # A row that is changed gets a new seal, which must not hide that it was damaged before.
+        check_run(db, path, run_id, ids_of(seq))
+        sql = "SELECT id, kind FROM step_executions WHERE id BETWEEN ? AND ? AND status = 'running'"
+        left = db.execute(sql, ids_of(seq)).fetchall()
+        for row_id, _ in left:
+            db.execute(_BURY_STEP, (row_id,))
+            reseal(db, "step_executions", "id = ?", (row_id,))
+        lost = sum(kind == "task" for _, kind in left)
         db.execute("UPDATE runs SET status = 'killed', lost = lost + ? WHERE seq = ?", (lost, seq))
+        reseal(db, "runs", "seq = ?", (seq,))
 
 
 def _write_prints(db: sqlite3.Connection, run: RunRecord, first: int) -> None:
@@ -144,23 +160,28 @@ def _take_over(db: sqlite3.Connection, run: RunRecord, first: int) -> int:
         db.execute(_COPY_OUTPUTS, (new, run.run_id, taken.path, taken.execution_id))
         db.execute(_COPY_PAGES, (new, run.run_id, taken.execution_id))
         db.execute(_COPY_CHUNKS, (new, run.run_id, taken.execution_id))
-    return first + len(run.taken)
+    following = first + len(run.taken)
+    if run.taken:
+        reseal(db, "step_executions", "id BETWEEN ? AND ?", (first, following - 1))
+        for table in OF_EXECUTIONS:
+            reseal(db, table, "execution_id BETWEEN ? AND ?", (first, following - 1))
+    return following
 
 
 _INSERT_RUN = """
 INSERT INTO runs (run_id, earlier, pipeline, file, lock, params, options, executor, workers, started, pid, host,
-    procflow_version, python_version, status)
-VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,'running')
+    procflow_version, python_version, status, commits)
+VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,'running',1)
 """
 _RESUME_RUN = """
 UPDATE runs SET pipeline = ?, file = ?, lock = ?, params = ?, options = ?, executor = ?, workers = ?, started = ?,
     pid = ?, host = ?, procflow_version = ?, python_version = ?, status = 'running', reason = NULL, ended = NULL,
-    exit_code = NULL, failures = NULL, tolerated = NULL, wall_s = NULL, work_s = NULL, sessions = sessions + 1
+    exit_code = NULL, failures = NULL, tolerated = NULL, wall_s = NULL, work_s = NULL, sessions = sessions + 1,
+    commits = commits + 1
 WHERE run_id = ?
 """
-_BURY_STEPS = """
-UPDATE step_executions SET status = 'lost', cause = 'crash', reason = 'procflow itself was killed'
-WHERE id BETWEEN ? AND ? AND status = 'running'
+_BURY_STEP = """
+UPDATE step_executions SET status = 'lost', cause = 'crash', reason = 'procflow itself was killed' WHERE id = ?
 """
 _COPIED = tuple(c for c in COLUMNS if c not in ("id", "run_id", "path", "kind", "key", "log", "status", "failure"))
 _COPY_STEP = f"""
@@ -168,9 +189,9 @@ INSERT INTO step_executions (id, run_id, path, kind, status, {", ".join(_COPIED)
 SELECT ?, ?, ?, 'copied', CASE status WHEN 'skipped' THEN status ELSE 'succeeded' END, {", ".join(_COPIED)}
 FROM step_executions WHERE id = ?
 """
-_COPY_OUTPUTS = "INSERT INTO outputs SELECT ?, name, ?, ?, item, ref FROM outputs WHERE execution_id = ?"
-_COPY_PAGES = "INSERT INTO pages SELECT ?, position, ?, count, ref FROM pages WHERE execution_id = ?"
-_COPY_CHUNKS = "INSERT INTO chunks SELECT ?, first, ?, indices, ref FROM chunks WHERE execution_id = ?"
+_COPY_OUTPUTS = "INSERT INTO outputs SELECT ?, name, ?, ?, item, ref, NULL FROM outputs WHERE execution_id = ?"
+_COPY_PAGES = "INSERT INTO pages SELECT ?, position, ?, count, ref, NULL FROM pages WHERE execution_id = ?"
+_COPY_CHUNKS = "INSERT INTO chunks SELECT ?, first, ?, indices, ref, NULL FROM chunks WHERE execution_id = ?"
 
 
 def _json(value: Mapping[str, Any]) -> str:

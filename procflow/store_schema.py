@@ -11,11 +11,12 @@ import os
 import sqlite3
 from pathlib import Path
 
+from procflow import store_mark, store_seal
 from procflow.errors import StoreError
 
 __all__ = ["COLUMNS", "SCHEMA_VERSION", "connect_reader", "connect_writer", "create_database", "told"]
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 APPLICATION_ID = 0x70726366  # "prcf"
 BUSY_MS = 10_000
 # A larger journal is not read through at every start; SQLite still checks each page that it uses.
@@ -92,9 +93,11 @@ _TABLES = (
         failures INTEGER,
         tolerated INTEGER,
         wall_s REAL,
-        work_s REAL
+        work_s REAL,
+        commits INTEGER NOT NULL DEFAULT 0,
+        seal INTEGER
     )""",
-    "CREATE TABLE step_executions (" + ", ".join(f"{name} {kind}" for name, kind in _STEP_COLUMNS) + ")",
+    "CREATE TABLE step_executions (" + ", ".join(f"{name} {kind}" for name, kind in _STEP_COLUMNS) + ", seal INTEGER)",
     """CREATE TABLE outputs (
         execution_id INTEGER NOT NULL,
         name TEXT NOT NULL,
@@ -102,6 +105,7 @@ _TABLES = (
         path TEXT NOT NULL,
         item TEXT NOT NULL,
         ref BLOB NOT NULL,
+        seal INTEGER,
         PRIMARY KEY (execution_id, name)
     )""",
     """CREATE TABLE pages (
@@ -110,6 +114,7 @@ _TABLES = (
         run_id TEXT NOT NULL,
         count INTEGER NOT NULL,
         ref BLOB NOT NULL,
+        seal INTEGER,
         PRIMARY KEY (execution_id, position)
     )""",
     # Values of a map's items. A running batch reports several times; no two chunks of an attempt begin with one item.
@@ -119,6 +124,7 @@ _TABLES = (
         run_id TEXT NOT NULL,
         indices TEXT NOT NULL,
         ref BLOB NOT NULL,
+        seal INTEGER,
         PRIMARY KEY (execution_id, first)
     )""",
     # What each task was made from. Results of executions before ``since`` were made from something else.
@@ -130,6 +136,7 @@ _TABLES = (
         digest TEXT NOT NULL,
         parts TEXT NOT NULL,
         since INTEGER NOT NULL,
+        seal INTEGER,
         PRIMARY KEY (run_id, label, role)
     )""",
     """CREATE TABLE sessions (
@@ -141,6 +148,7 @@ _TABLES = (
         procflow_version TEXT NOT NULL,
         python_version TEXT NOT NULL,
         ended TEXT,
+        seal INTEGER,
         PRIMARY KEY (run_id, number)
     )""",
     """CREATE TABLE metrics (
@@ -148,6 +156,7 @@ _TABLES = (
         name TEXT NOT NULL,
         run_id TEXT NOT NULL,
         value REAL,
+        seal INTEGER,
         PRIMARY KEY (execution_id, name)
     )""",
 )
@@ -176,6 +185,7 @@ def connect_writer(path: Path, network: bool) -> sqlite3.Connection:
 
     The caller holds the writer lock. StoreError for a damaged, foreign or newer database.
     """
+    mark = store_mark.read(path)
     try:
         db = sqlite3.connect(f"{path.as_uri()}?mode=rw", uri=True, isolation_level=None, timeout=BUSY_MS / 1000)
     except sqlite3.Error as error:
@@ -186,6 +196,7 @@ def connect_writer(path: Path, network: bool) -> sqlite3.Connection:
         db.execute("PRAGMA synchronous=FULL")
         db.execute("PRAGMA wal_autocheckpoint=2000")
         _check_pages(db, path)
+        store_mark.check(db, path, mark)
     except sqlite3.Error as error:
         db.close()
         raise told(path, error, "can't be opened") from error
@@ -197,6 +208,7 @@ def connect_writer(path: Path, network: bool) -> sqlite3.Connection:
 
 def connect_reader(path: Path) -> sqlite3.Connection:
     """A connection that can't write or checkpoint, and never makes the writer wait (in WAL mode)."""
+    mark = store_mark.read(path)
     try:
         if path.stat().st_size == 0:
             raise _truncated(path)
@@ -206,6 +218,7 @@ def connect_reader(path: Path) -> sqlite3.Connection:
     try:
         db.execute("PRAGMA query_only=1")
         _check_header(db, path)
+        store_mark.check(db, path, mark)
     except sqlite3.Error as error:
         db.close()
         raise told(path, error, "can't be read") from error
@@ -238,9 +251,10 @@ def create_database(path: Path, network: bool) -> None:
             if not network:
                 # Here, since the change in place would for an instant leave what readers can't open.
                 db.execute("PRAGMA journal_mode=WAL").fetchone()
-        # Side files of a database that was removed would be read into the new one.
+        # Side files of a database that was removed would be read into the new one, or speak against it.
         for suffix in ("-wal", "-shm", "-journal"):
             path.with_name(path.name + suffix).unlink(missing_ok=True)
+        store_mark.path_of(path).unlink(missing_ok=True)
         os.replace(new, path)
         _sync_folder(path.parent)
     except (sqlite3.Error, OSError) as error:
@@ -260,6 +274,7 @@ def _truncated(path: Path) -> StoreError:
 
 
 def _check_header(db: sqlite3.Connection, path: Path) -> None:
+    store_seal.install(db)
     application = db.execute("PRAGMA application_id").fetchone()[0]
     version = db.execute("PRAGMA user_version").fetchone()[0]
     if application != APPLICATION_ID:
@@ -277,14 +292,14 @@ def _check_header(db: sqlite3.Connection, path: Path) -> None:
 
 
 def _check_pages(db: sqlite3.Connection, path: Path) -> None:
-    """Whole pages, and in a journal that is not too large their content; SQLite itself misses whole pages that are gone."""
+    """Whole pages, and in a journal that is not too large their structure; SQLite misses whole pages that are gone."""
     size = path.stat().st_size
     # A page may be half written where power failed during a checkpoint; then the log still has it.
     if size % db.execute("PRAGMA page_size").fetchone()[0] and not _has_log(path):
         raise StoreError(f"{path}: the journal was cut off; it was left as it is: move it away to start a new one")
     if size > CHECKED_BYTES:
         return
-    found = db.execute("PRAGMA quick_check(3)").fetchall()
+    found = db.execute("PRAGMA integrity_check(3)").fetchall()
     if found != [("ok",)]:
         said = "; ".join(str(row[0]) for row in found)
         raise StoreError(

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from procflow import events as ev
+from procflow import store_seal
 from procflow.attempt import Failure, Usage
 from procflow.errors import StoreError
 from procflow.history import History, Learned, OutputRow, UnknownRun
@@ -132,6 +133,8 @@ def test_a_log_outside_its_run_is_never_opened(folder: StateFolder, tmp_path: Pa
     run(folder, "r1", attempt(1))
     with contextlib.closing(sqlite3.connect(folder.db)) as db, db:
         db.execute("UPDATE step_executions SET log = '../../../secret'")
+        store_seal.install(db)
+        store_seal.reseal(db, "step_executions", "1", ())
     assert (folder.run("r1") / "../../../secret").exists()
     with History.open(folder) as past:
         assert [past.log(row) for row in past.steps("r1")] == [None]
@@ -143,7 +146,7 @@ def test_a_damaged_result_names_its_run_and_step(folder: StateFolder) -> None:
 
     run(folder, "r1", attempt(1, outputs={"a": Inline(b"x")}))
     with contextlib.closing(sqlite3.connect(folder.db)) as db, db:
-        db.execute("UPDATE outputs SET ref = x'5231'")
+        db.execute("UPDATE outputs SET ref = CAST(substr(ref, 1, length(ref) - 1) || x'00' AS BLOB)")
     with History.open(folder) as past, pytest.raises(StoreError, match=r"run r1, step a, 'a': .*checksum"):
         list(past.outputs("r1"))
 

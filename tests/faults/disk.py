@@ -94,10 +94,6 @@ class Disk:
         """Note something that is not done to a file, such as what was announced."""
         self.ops.append(Op("mark", text))
 
-    def wrote(self, path: str, at: int, data: bytes) -> None:
-        """Note a write that did not go through SQLite."""
-        self.ops.append(Op("write", path, at, data))
-
     def _do(self, op: Op) -> int:
         code = self.fault(op)
         if code == OK:
@@ -136,15 +132,16 @@ class Disk:
         calls = _OPEN(x_open), _DELETE(x_delete)
         self._alive += [own, calls]
         own.xOpen, own.xDelete = (ctypes.cast(call, _P).value for call in calls)
-        before = os.replace, os.unlink
+        before = os.replace, os.unlink, os.pwrite
         try:
             lib.sqlite3_vfs_register(ctypes.byref(own), 1)
             os.replace = self._replace  # type: ignore[assignment]
             os.unlink = self._unlink  # type: ignore[assignment]
+            os.pwrite = self._pwrite
             self._real = before
             yield self
         finally:
-            os.replace, os.unlink = before  # type: ignore[assignment]
+            os.replace, os.unlink, os.pwrite = before  # type: ignore[assignment]
             lib.sqlite3_vfs_unregister(ctypes.byref(own))
             lib.sqlite3_vfs_register(real, 1)
 
@@ -155,6 +152,12 @@ class Disk:
     def _unlink(self, path: Any, **more: Any) -> None:
         self._real[1](path, **more)
         self.ops.append(Op("delete", os.fspath(path)))
+
+    def _pwrite(self, fd: int, data: bytes, at: int) -> int:
+        path = os.readlink(f"/proc/self/fd/{fd}")
+        if os.path.basename(path).startswith("procflow."):
+            self.ops.append(Op("write", path, at, bytes(data)))
+        return int(self._real[2](fd, data, at))
 
     def _ours(self, real: Any) -> _IoMethods:
         address = ctypes.addressof(real.contents)

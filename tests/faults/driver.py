@@ -1,7 +1,7 @@
 """A driver: one warm process that forks a child for each session of a run, so that a kill costs a hundredth of a second.
 
-``Driver.session`` asks it to run (or resume) the night with failpoints armed, and tells how the child ended. The driver itself
-never opens a database, since SQLite's connections must not be carried across a fork; every child opens its own.
+``Driver.session`` asks it to run (or resume) the night with failpoints armed, and tells how the child ended. The driver
+itself never opens a database, since SQLite's connections must not be carried across a fork; every child opens its own.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ import images
 import ledger
 import pytest
 
-RUNS = int(os.environ.get("PROCFLOW_IMAGE_RUNS", "7"))
+RUNS = int(os.environ.get("PROCFLOW_IMAGE_RUNS", "3"))
 
 pytestmark = pytest.mark.skipif(disk.library() is None, reason="this Python has SQLite built in, not as a library")
 
