@@ -2,24 +2,42 @@
 
 Workers pack what a step returned and open what it reads; the parent passes refs on without opening them. Pickle
 protocol 5 with out-of-band buffers: arrays are stored beside the pickle, and come back read-only, because their
-memory may be shared (a step that writes into one gets an error, never silent damage). Where plain pickle can't
+memory may be shared (a step that writes into one gets an error, never silent damage). What is larger than
+``INLINE_MAX`` goes to a file of the object folder, where there is one (``FOLDER``). Where plain pickle can't
 (lambdas, classes of ``__main__``), cloudpickle does. This file never decides how long a value lives.
 """
 
 from __future__ import annotations
 
 import pickle
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextvars import ContextVar
 from importlib import import_module
 from itertools import pairwise
 from typing import Any
 
 from procflow.errors import ProcflowError
-from procflow.ref import Element, Inline, ListOf, MappingOf, Ordered, Ref
+from procflow.ref import Element, Inline, ListOf, MappingOf, Ordered, Ref, Stored, stored_in
 
-__all__ = ["PackError", "UnpackError", "dumps", "explain", "pack", "unpack"]
+__all__ = [
+    "FOLDER",
+    "INLINE_MAX",
+    "PackError",
+    "UnpackError",
+    "check",
+    "dumps",
+    "explain",
+    "forget",
+    "pack",
+    "pack_within",
+    "unpack",
+]
 
 PROTOCOL = 5
+INLINE_MAX = 64 << 10
+"""Values of more bytes are stored in files."""
+FOLDER: ContextVar[str | None] = ContextVar("FOLDER", default=None)
+"""The object folder that values are stored in; without one they all travel inline."""
 MAX_TRIALS = 200_000
 """Most members that are tried one by one to find what can't be pickled."""
 
@@ -35,16 +53,55 @@ class UnpackError(ProcflowError):
 
 
 def pack(value: Any, root: str = "result") -> Ref:
-    """The ref of a value. Raises ``PackError``, which names what can't be pickled as a path from ``root``."""
+    """The ref of a value. Raises ``PackError``, which names what can't be pickled as a path from ``root``.
+
+    ``NotStored`` where it is large and its file can't be written.
+    """
     if type(value) in _ATOMS:
-        return Inline(pickle.dumps(value, PROTOCOL))
+        return _stored(pickle.dumps(value, PROTOCOL), [], root)
     data, buffers = _pickled(value, root)
-    return _stored(data, buffers)
+    return _stored(data, buffers, root)
 
 
-def _stored(data: bytes, buffers: list[pickle.PickleBuffer]) -> Ref:
+def pack_within(value: Any, most_bytes: int, root: str = "result") -> Ref | None:
+    """As ``pack``, but None where the value has more bytes than this."""
+    data, buffers = _pickled(value, root)
+    if len(data) + sum(b.raw().nbytes for b in buffers) > most_bytes:
+        return None
+    return _stored(data, buffers, root)
+
+
+def check(value: Any, root: str = "result") -> None:
+    """Raise the ``PackError`` that ``pack`` would raise; nothing is stored."""
+    _pickled(value, root)
+
+
+def forget(refs: Iterable[Ref]) -> None:
+    """Remove the files of values that nobody was told of."""
+    for ref in refs:
+        for stored in stored_in(ref):
+            _files().remove(stored)
+
+
+def _stored(data: bytes, buffers: list[pickle.PickleBuffer], root: str) -> Ref:
     # The one place where payload is laid down: file-backed refs are chosen here by size.
-    return Inline(data, tuple(b.raw().tobytes() for b in buffers)) if buffers else Inline(data)
+    if not buffers and len(data) <= INLINE_MAX:
+        return Inline(data)
+    try:
+        views = [b.raw() for b in buffers]
+    except BufferError as exc:
+        raise PackError(f"{root}: one of its buffers is not contiguous ({exc})") from None
+    if len(data) + sum(view.nbytes for view in views) > INLINE_MAX:
+        folder = FOLDER.get()
+        if folder is not None:
+            stored: Ref = _files().folder(folder).write(data, views)
+            return stored
+    return Inline(data, tuple(view.tobytes() for view in views))
+
+
+def _files() -> Any:
+    # Loaded by those that store or open a file, not by everyone.
+    return import_module("procflow.object_files")
 
 
 def _pickled(value: Any, root: str) -> tuple[bytes, list[pickle.PickleBuffer]]:
@@ -88,6 +145,9 @@ def unpack(ref: Ref) -> Any:
     """
     if type(ref) is Inline:
         return pickle.loads(ref.data, buffers=ref.buffers) if ref.buffers else pickle.loads(ref.data)
+    if type(ref) is Stored:
+        data, buffers = _files().open_stored(ref)
+        return pickle.loads(data, buffers=buffers)
     if isinstance(ref, ListOf):
         return [unpack(member) for member in ref.members]
     if isinstance(ref, MappingOf):

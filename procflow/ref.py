@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Element", "Inline", "ListOf", "MappingOf", "Ordered", "Ref", "from_plain"]
+__all__ = ["Element", "Inline", "ListOf", "MappingOf", "Ordered", "Ref", "Stored", "from_plain", "stored_in"]
 
 
 class Ref:
@@ -46,6 +46,25 @@ class Inline(Ref):
     @property
     def size_bytes(self) -> int:
         return len(self.data) + sum(len(b) for b in self.buffers)
+
+
+@dataclass(frozen=True, slots=True)
+class Stored(Ref):
+    """A file of the object folder (``object_files.py``): the pickle, then its out-of-band buffers.
+
+    ``path`` is absolute, ``lengths`` are the bytes of each part, ``digest`` is of all of them.
+    """
+
+    path: str
+    lengths: tuple[int, ...]
+    digest: bytes
+
+    def plain(self) -> tuple[Any, ...]:
+        return ("stored", self.path, self.lengths, self.digest)
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(self.lengths)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +138,8 @@ def from_plain(plain: tuple[Any, ...]) -> Ref:
     kind = plain[0]
     if kind == "inline":
         return Inline(plain[1], plain[2])
+    if kind == "stored":
+        return Stored(plain[1], plain[2], plain[3])
     if kind == "element":
         return Element(from_plain(plain[1]), plain[2])
     if kind == "list":
@@ -128,3 +149,16 @@ def from_plain(plain: tuple[Any, ...]) -> Ref:
     if kind == "ordered":
         return Ordered(tuple((_indices(i), from_plain(p)) for i, p in plain[1]))
     raise ValueError(f"unknown kind of ref {kind!r}")
+
+
+def stored_in(ref: Ref) -> Iterator[Stored]:
+    """The files that a value is made of, each as often as it occurs; without recursion."""
+    if type(ref) is Inline:
+        return
+    stack = [ref]
+    while stack:
+        one = stack.pop()
+        if type(one) is Stored:
+            yield one
+        elif type(one) is not Inline:
+            stack.extend(one.parts())
