@@ -1,6 +1,6 @@
 """Object files: large values as files of a run's object folder, mapped by whoever reads them.
 
-    <folder>/<id>            a value: its pickle, then its buffers, each part at a multiple of 64 bytes
+    <folder>/<id>            a value
     <folder>/tmp-<id>        a value that is being written
     <folder>/free/<bytes>-<id>  a file that nobody needs any more, kept for a while to be written again
 
@@ -11,36 +11,29 @@ global, and must not see it change.
 
 Durability: SIGKILL of anyone loses nothing that was written. Files below ``SYNC_BYTES`` are on the disk before they are
 reported; a larger one may be torn after a power loss, which its digest shows, and then that step alone runs again.
-This file never decides how long a value lives, and never unpickles.
+This file never decides how long a value lives, and never unpickles; reading is ``object_views.py``.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import fcntl
-import mmap
 import os
 import secrets
 import signal
 import stat
-import weakref
 from collections import deque
 from collections.abc import Iterable, Sequence
-from importlib import import_module
-from typing import Any
 
-from procflow.errors import ProcflowError, StoreError
+from procflow.errors import ProcflowError
+from procflow.object_views import aligned, map_file, total_bytes
 from procflow.ref import Stored
 from procflow.units import size_text
 
-__all__ = ["Gone", "NotStored", "ObjectFolder", "folder", "open_stored", "remove", "verify"]
+__all__ = ["NotStored", "ObjectFolder", "folder", "remove"]
 
-ALIGN = 64
 SYNC_BYTES = 1 << 20
-MAPPED_BYTES = 1 << 20
-"""Smaller files are read: that takes no longer, and the number of mappings of a process is bounded."""
 FREE_MIN_BYTES = 1 << 20
 """Smaller files are made anew as quickly."""
 FREE_FILES = 8
@@ -48,7 +41,6 @@ FREE_BYTES = 1 << 30
 FREE_SLACK = 1.25
 """A free file is taken for a value of its size down to this part of it."""
 WRITE_BYTES = 1 << 30
-READ_BYTES = 8 << 20
 
 _FLAGS = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NOCTTY
 _FREE = "free"
@@ -59,10 +51,6 @@ Buffer = bytes | memoryview
 
 class NotStored(ProcflowError):
     """A value can't be written, mostly because the disk is full; the message names its size and the folder."""
-
-
-class Gone(ProcflowError):
-    """The file of a value is missing, or not what was written; the message names it."""
 
 
 class ObjectFolder:
@@ -85,7 +73,7 @@ class ObjectFolder:
 
         parts: list[Buffer] = [data, *buffers]
         lengths = tuple(len(part) for part in parts)
-        total = _total(lengths)
+        total = total_bytes(lengths)
         name = secrets.token_hex(12)
         path, temporary = os.path.join(self.path, name), os.path.join(self.path, _TMP + name)
         digest = xxhash.xxh3_128()
@@ -98,7 +86,7 @@ class ObjectFolder:
             for part in parts:
                 _write(fd, part, at)
                 digest.update(part)
-                at = _aligned(at + len(part))
+                at = aligned(at + len(part))
             os.ftruncate(fd, total)
             os.rename(temporary, path)
             if total < SYNC_BYTES:
@@ -174,7 +162,7 @@ class ObjectFolder:
                 os.write(fd, b"procflow")
                 reader = os.open(path, os.O_RDONLY | _FLAGS)
                 try:
-                    mapped = _map(reader, 8)
+                    mapped = map_file(reader, 8)
                 finally:
                     os.close(reader)
                 refused = not _sole(fd)
@@ -195,7 +183,7 @@ class ObjectFolder:
         """
         if os.path.dirname(stored.path) != self.path:
             return
-        total = _total(stored.lengths)
+        total = total_bytes(stored.lengths)
         if not FREE_MIN_BYTES <= total <= FREE_BYTES:
             _remove(stored.path)
             return
@@ -271,134 +259,6 @@ def folder(path: str) -> ObjectFolder:
 def remove(stored: Stored) -> None:
     """Remove the file of a value that nobody was told of."""
     _remove(stored.path)
-
-
-# -- reading -----------------------------------------------------------------------------------------------------------
-
-
-def open_stored(stored: Stored) -> tuple[memoryview, list[memoryview]]:
-    """The pickle and its buffers as read-only views of the mapped file, which stays mapped as long as any of them.
-
-    ``Gone`` where the file is missing or of another length, StoreError where it is not ours alone.
-    """
-    total = _total(stored.lengths)
-    fd = _open_own(stored, total)
-    try:
-        whole = _map(fd, total) if total >= MAPPED_BYTES else None
-        if whole is None:
-            whole = _read(fd, total, stored.path)
-    finally:
-        os.close(fd)
-    views = []
-    at = 0
-    for length in stored.lengths:
-        views.append(whole[at : at + length])
-        at = _aligned(at + length)
-    return views[0], views[1:]
-
-
-def verify(stored: Stored) -> str:
-    """What is wrong with the file of a value; empty where it holds what was written. Reads all of it."""
-    import xxhash
-
-    try:
-        fd = _open_own(stored, _total(stored.lengths))
-    except (Gone, StoreError) as error:
-        return str(error)
-    digest = xxhash.xxh3_128()
-    block = memoryview(bytearray(min(READ_BYTES, max(stored.lengths, default=0))))
-    try:
-        at = 0
-        for length in stored.lengths:
-            done = 0
-            while done < length:
-                count = os.preadv(fd, [block[: length - done]], at + done)
-                if not count:
-                    return f"{stored.path}: it became shorter while it was read"
-                digest.update(block[:count])
-                done += count
-            at = _aligned(at + length)
-    except OSError as error:
-        return f"{stored.path}: can't be read: {error.strerror}"
-    finally:
-        os.close(fd)
-    return "" if digest.digest() == stored.digest else f"{stored.path}: its content is not what was written (digest)"
-
-
-def _open_own(stored: Stored, total: int) -> int:
-    path = stored.path
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | _FLAGS)
-    except FileNotFoundError:
-        raise Gone(
-            f"{path}: the file of this value is gone; procflow removes large values once every step that reads them is "
-            "done (keep: [name] keeps one); a resume makes it anew"
-        ) from None
-    except OSError as error:
-        raise StoreError(f"{path}: can't be opened: {error.strerror}") from error
-    try:
-        found = os.fstat(fd)
-        if found.st_uid != os.geteuid() or found.st_mode & 0o022 or found.st_nlink > 1:
-            own_files: Any = import_module("procflow.own_files")
-            own_files.check_own(path, found)
-        if not stat.S_ISREG(found.st_mode) or found.st_size != total:
-            raise Gone(
-                f"{path}: is damaged: {found.st_size} bytes are there, {total} were written; a resume makes it anew"
-            )
-    except BaseException:
-        os.close(fd)
-        raise
-    return fd
-
-
-_libc: Any = None
-
-
-def _map(fd: int, length: int) -> memoryview | None:
-    """A read-only view of a file, unmapped when nobody holds it any more; None where the kernel refuses.
-
-    Not by the module ``mmap``, which keeps a descriptor a mapping: a list of a thousand arrays would use them up.
-    """
-    global _libc
-    if _libc is None:
-        _libc = ctypes.CDLL(None, use_errno=True)
-        _libc.mmap.restype = ctypes.c_void_p
-        _libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_int64]
-        _libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
-    address = _libc.mmap(None, length, mmap.PROT_READ, mmap.MAP_SHARED, fd, 0)
-    if address in (None, ctypes.c_void_p(-1).value):
-        return None
-    memory = (ctypes.c_char * length).from_address(address)
-    # Never at exit: arrays may still be looked at then, and the mapping ends with the process anyway.
-    weakref.finalize(memory, _libc.munmap, address, length).atexit = False
-    return memoryview(memory).cast("B").toreadonly()
-
-
-def _read(fd: int, length: int, path: str) -> memoryview:
-    block = memoryview(bytearray(length))
-    done = 0
-    while done < length:
-        count = os.preadv(fd, [block[done:]], done)
-        if not count:
-            raise Gone(f"{path}: it became shorter while it was read")
-        done += count
-    return block.toreadonly()
-
-
-# -- parts -------------------------------------------------------------------------------------------------------------
-
-
-def _aligned(at: int) -> int:
-    return -(-at // ALIGN) * ALIGN
-
-
-def _total(lengths: Iterable[int]) -> int:
-    """Bytes of the file: all parts but the last are filled up."""
-    end = at = 0
-    for length in lengths:
-        end = at + length
-        at = _aligned(end)
-    return end
 
 
 def _allocate(fd: int, total: int) -> None:

@@ -146,7 +146,7 @@ def unpack(ref: Ref) -> Any:
     if type(ref) is Inline:
         return pickle.loads(ref.data, buffers=ref.buffers) if ref.buffers else pickle.loads(ref.data)
     if type(ref) is Stored:
-        data, buffers = _files().open_stored(ref)
+        data, buffers = import_module("procflow.object_views").open_stored(ref)
         return pickle.loads(data, buffers=buffers)
     if isinstance(ref, ListOf):
         return [unpack(member) for member in ref.members]
