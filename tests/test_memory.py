@@ -335,7 +335,8 @@ def test_memory_of_a_child_counts_and_the_child_dies_too() -> None:
 
 def test_an_attempt_over_its_limit_runs_again_with_more_and_reservations_stay_within_the_budget() -> None:
     budget_bytes = 500_000_000
-    steps = [Step(f"s{i}", partial(hold, 100, 0.2), memory="10MiB", retries=6) for i in range(4)]
+    retry = {"retries": 6, "delay": "0s"}
+    steps = [Step(f"s{i}", partial(hold, 100, 0.2), memory="10MiB", retry=retry) for i in range(4)]
     pipeline = Pipeline("p", steps=[Parallel("liars", *steps)], limits={"retry_budget": "100%"})
     with ProcessExecutor(4) as executor:
         events = events_of(pipeline, executor, budget_bytes)
