@@ -21,7 +21,7 @@ from procflow.build import Load, LoadedFile
 from procflow.compiler import compile_pipeline
 from procflow.continuing import asked, open_session
 from procflow.engine import Engine, Observer
-from procflow.errors import ExecutorError, InternalError, PipelineError, Problem, ProcflowError
+from procflow.errors import ExecutorError, InternalError, PipelineError, Problem, ProcflowError, StoreError
 from procflow.events import Event
 from procflow.executors import open_waiter
 from procflow.failures_file import FailuresFile
@@ -234,7 +234,7 @@ def iterate(
             clock=watch.clock,
         )
         signals.attach(engine.stop, engine.hurry)
-        with _crash_only(store):
+        with _crash_only(store, prepared.run_id):
             for events in engine.turns():
                 yield from events
         return recorder.result(scheduler.outputs)
@@ -276,15 +276,20 @@ def _lines_to(observers: Sequence[Observer]) -> Callable[[Any], None] | None:
 
 
 @contextmanager
-def _crash_only(store: Store) -> Iterator[None]:
-    """When procflow itself breaks, what is not yet durable is forgotten: half of a decision must not be resumed from."""
+def _crash_only(store: Store, run_id: str) -> Iterator[None]:
+    """When procflow itself breaks, what is not yet durable is forgotten: half of a decision must not be resumed from.
+
+    The same where the journal can't be written: nothing more is tried, and the message says how to go on.
+    """
     try:
         yield
     except GeneratorExit:
         raise
     except BaseException as error:
-        if not isinstance(error, ProcflowError) or isinstance(error, InternalError):
+        if not isinstance(error, ProcflowError) or isinstance(error, (InternalError, StoreError)):
             store.abandon()
+        if isinstance(error, StoreError):
+            raise StoreError(f"{error}\nonce that is put right, procflow resume {run_id} goes on with this run") from error
         if isinstance(error, ExecutorError) and secrets.masked(str(error)) != str(error):
             # It tells what a worker printed that never was ready.
             raise ExecutorError(secrets.masked(str(error))) from None

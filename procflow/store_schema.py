@@ -167,17 +167,26 @@ def told(path: Path, error: Exception, doing: str) -> StoreError:
     cause = str(error)
     low = cause.lower()
     hint = ""
-    if "full" in low or "no space" in low:
-        hint = "the disk is full; free some space, then resume: what was recorded before is safe"
+    if "full" in low or "no space" in low or "quota" in low:
+        hint = f"the disk is full{_free(path)}; free some space, then resume: what was recorded before is safe"
     elif "not a database" in low or "malformed" in low or "corrupt" in low:
         hint = f"the journal is damaged; it was left as it is: move {path} away to start a new one"
     elif "locked" in low or "busy" in low:
         hint = "another process kept it locked; is a run stopped, or a copy in progress?"
     elif "readonly" in low or "read-only" in low:
         hint = "make it writable, or name another folder with --state-dir"
-    elif "unable to open" in low or "disk i/o" in low:
-        hint = "was the state folder removed, or does its disk fail?"
+    elif "unable to open" in low or "disk i/o" in low or "input/output" in low:
+        hint = "was the state folder removed, or does its disk fail? What was recorded before is safe if it comes back"
     return StoreError(f"{path}: {doing}: {cause}" + (f" ({hint})" if hint else ""))
+
+
+def _free(path: Path) -> str:
+    """``: 12288 bytes are free on /var``, as far as that can be told."""
+    try:
+        found = os.statvfs(path.parent)
+    except OSError:
+        return ""
+    return f": {found.f_bavail * found.f_frsize} bytes and {found.f_favail} files are free below {path.parent}"
 
 
 def connect_writer(path: Path, network: bool) -> sqlite3.Connection:
