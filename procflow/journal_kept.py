@@ -7,6 +7,7 @@ the scheduler knows only while it runs: that something upstream was made anew. `
 
 from __future__ import annotations
 
+import os
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,7 +18,7 @@ from procflow.graph import MapUnit, ScopeUnit
 from procflow.journal_results import Good, Indices, Results, above
 from procflow.kept import KeptTask
 from procflow.needs import Key, Need
-from procflow.ref import Element, ListOf, Ref
+from procflow.ref import Element, ListOf, Ref, Stored
 from procflow.store_begin import Print, Taken
 
 __all__ = ["JournalKept", "Verdict"]
@@ -88,9 +89,11 @@ class JournalKept:
         """The result of a task, None where it has to run."""
         key = self.keys_by_path.get((path, role))
         good = self.good(key, item) if key is not None else None
-        if good is None:
+        if key is None or good is None:
             return None
-        return KeptTask(self.results.outputs(good.id), self.results.pages(good.id), good.skipped)
+        found = KeptTask(self.results.outputs(good.id), self.results.pages(good.id), good.skipped)
+        refs = [*found.outputs.values(), *(page for page, _ in found.pages)]
+        return found if all(map(_is_there, refs)) or not self._is_wanted(key, item) else None
 
     def items(self, path: str, item: str) -> Sequence[tuple[Indices, Ref]]:
         """Chunks of values of a map's items that are done."""
@@ -99,6 +102,8 @@ class JournalKept:
         seen: set[int] = set()
         for execution_id in self.batches(key, item) if key is not None else ():
             for indices, chunk in self.results.chunks_of(execution_id):
+                if not _is_there(chunk):
+                    continue
                 if seen.isdisjoint(indices):
                     found.append((indices, chunk))
                 else:
@@ -139,6 +144,37 @@ class JournalKept:
             return []
         floor = self._floor(key, item)
         return [execution_id for execution_id in found if execution_id > floor]
+
+    def _is_wanted(self, key: Key, item: str) -> bool:
+        """Whether anything that runs again reads the task's value; one that was freed after its last reader is not missed."""
+        for reader in self._readers.get(key, ()):
+            need = self.needs[reader]
+            where = above(item, need.depth)
+            if reader[1] == "block":
+                # The block hands the value on, and so do those around it; the run itself has had it.
+                wanted = self._is_wanted(reader, where)
+            elif need.depth > self.needs[key].depth:
+                wanted = not all(self.results.blocks.get((label, "")) for label in self._maps_around(reader[0]))
+            elif reader[1] == "batch":
+                wanted = not self.is_whole(reader[0], where)
+            else:
+                wanted = self.good(reader, where) is None
+            if wanted:
+                return True
+        return False
+
+    @cached_property
+    def _readers(self) -> dict[Key, list[Key]]:
+        found: dict[Key, list[Key]] = {}
+        for key, need in self.needs.items():
+            for before in dict.fromkeys(need.keys):
+                found.setdefault(before, []).append(key)
+        return found
+
+    def _maps_around(self, label: str) -> list[str]:
+        parts = label.split("/")
+        blocks = ("/".join(parts[:i]) for i in range(1, len(parts)))
+        return [block for block in blocks if (block, "expand") in self.needs]
 
     def is_whole(self, label: str, item: str) -> bool:
         """Whether a map has a result for every item it found; True for other blocks."""
@@ -273,3 +309,10 @@ class JournalKept:
         return {
             None: "never ran", "failed": "failed", "lost": "was cut off", "cancelled": "was stopped",
         }.get(ended, "never ran")  # fmt: skip
+
+
+def _is_there(ref: Ref) -> bool:
+    """Whether the files that hold a value still exist."""
+    if isinstance(ref, Stored):
+        return os.path.exists(ref.path)
+    return all(map(_is_there, ref.parts()))

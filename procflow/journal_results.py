@@ -188,7 +188,7 @@ class Results:
                 last_s, session = 0.0, session + 1
             last_s = max(last_s, started or 0.0, ended or 0.0)
             if kind in ("task", "copied"):
-                self._task(row_id, label, role, item, status, attempt, row_id in with_items)
+                self._task(row_id, label, role, item, status, attempt if kind == "task" else 0, row_id in with_items)
             elif role is None:
                 self.blocks[label, item] = status == "succeeded" and not failed
                 self._block(label, item, status, started, retry_in_s)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from procflow import functions
+from procflow import functions, store_seal
 from procflow.cli import cli
 from procflow.state_folder import StateFolder
 
@@ -101,9 +101,12 @@ class Place:
         assert old in text
         (self.folder / name).write_text(text.replace(old, new))
 
-    def sql(self, statement: str) -> None:
+    def rewrite(self, table: str, change: str, where: str = "1") -> None:
+        """Change rows of the journal as if they had been written so."""
         with closing(sqlite3.connect(self.folder / ".procflow/procflow.db")) as db, db:
-            db.execute(statement)
+            db.execute(f"UPDATE {table} SET {change} WHERE {where}")
+            store_seal.install(db)
+            store_seal.reseal(db, table, where, ())
 
 
 @pytest.fixture
@@ -187,8 +190,6 @@ def test_retry_is_a_new_run_that_keeps_what_succeeded(place: Place) -> None:
     assert place.ran() == ["b", *ALL[3:]]
     runs = place.invoke("history").stdout
     assert len(runs.splitlines()) == 4
-    # The newest run is whole by itself: the old ones are not needed to say what it kept.
-    place.sql("DELETE FROM outputs WHERE run_id = 'old'")
     assert re.search(r"^wide/a +kept +succeeded", place.invoke("show").stdout, re.M)
 
 
@@ -300,7 +301,7 @@ def test_parameters_are_those_of_the_run_unless_given_anew(place: Place) -> None
 def test_a_run_that_goes_on_is_refused_with_75(place: Place) -> None:
     place.break_("end")
     place.run("--run-id", "r", code=1)
-    place.sql("UPDATE runs SET status = 'running'")
+    place.rewrite("runs", "status = 'running'")
     lock = StateFolder.open(".procflow").lock("p.yaml")
     with lock:
         lock.acquire("r")
@@ -340,7 +341,7 @@ def test_results_of_another_version_are_refused_unless_forced(
     place.run("--run-id", "r", code=1)
     place.mend("end")
     place.ran()
-    place.sql(f"UPDATE runs SET {column} = '{version}'")
+    place.rewrite("runs", f"{column} = '{version}'")
     for words in (("resume",), ("resume", "--plan"), ("retry",)):
         refused = place.invoke(*words, code=2).stderr
         assert said in refused
@@ -555,9 +556,9 @@ def test_the_clock_of_a_run_holds_over_its_sessions(place: Place) -> None:
     place.invoke("run", "p.yaml", "--run-id", "r", "-j", "1", code=1)
     place.mend("end")
     # As if it had been killed after two hours.
-    place.sql("UPDATE runs SET status = 'running'")
-    place.sql("UPDATE sessions SET ended = NULL")
-    place.sql("UPDATE step_executions SET ended = 7200 WHERE label = 'sum'")
+    place.rewrite("runs", "status = 'running'")
+    place.rewrite("sessions", "ended = NULL")
+    place.rewrite("step_executions", "ended = 7200", "label = 'sum'")
     began = time.monotonic()
     assert "took longer than its timeout" in place.invoke("resume", code=4).stderr
     assert time.monotonic() - began < 30
