@@ -19,6 +19,7 @@ import sys
 import time
 from typing import Any, TextIO
 
+from procflow import objects
 from procflow.attempt import Failed, Progressed, Skipped, Succeeded
 from procflow.call import StepCall
 from procflow.executors import wire
@@ -48,9 +49,13 @@ PR_SET_PDEATHSIG = 1
 HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGALRM)
 
 
-def main(channel_fd: int, parent_pid: int, cpus: int, log_level: int) -> None:
-    """Serve the parent until it closes the channel. Called in a fresh process whose stdout is the output pipe."""
+def main(channel_fd: int, parent_pid: int, cpus: int, log_level: int, folder: str | None = None) -> None:
+    """Serve the parent until it closes the channel. Called in a fresh process whose stdout is the output pipe.
+
+    ``folder`` is where large values are stored; without one they go through the channel.
+    """
     _belong_to(parent_pid)
+    objects.FOLDER.set(folder)
     surroundings = Surroundings()
     channel = WorkerEnd(_high(channel_fd))
     os.close(channel_fd)

@@ -38,18 +38,25 @@ def capabilities_of(name: str) -> frozenset[str]:
 
 
 def open_executor(
-    name: str, slots: int, *, run_id: str = "", token: str | None = None, inherit: Sequence[int] = ()
+    name: str,
+    slots: int,
+    *,
+    run_id: str = "",
+    token: str | None = None,
+    inherit: Sequence[int] = (),
+    objects: str | None = None,
 ) -> Executor:
     """An executor by name, with so many slots (inline always has one).
 
-    ``token`` marks the processes of the run, ``inherit`` are descriptors that all its workers get.
+    ``token`` marks the processes of the run, ``inherit`` are descriptors that all its workers get. ``objects`` is the folder
+    that large values are stored in.
     """
     if name == "inline":
-        made: Executor = _class(name)()
+        made: Executor = _class(name)(objects=objects)
     elif name == "processes":
-        made = _class(name)(slots, run_id=run_id, token=token, inherit=inherit)
+        made = _class(name)(slots, run_id=run_id, token=token, inherit=inherit, objects=objects)
     else:
-        made = _class(name)(slots, run_id=run_id)
+        made = _class(name)(slots, run_id=run_id, objects=objects)
     return made
 
 

@@ -46,7 +46,8 @@ class ProcessExecutor:
     """Runs attempts in worker processes; see ``executors.base.Executor`` for the face.
 
     ``env`` is added to the workers' environment. ``token`` marks every process of the run in its environment
-    (``PROCFLOW_RUN_TOKEN``). ``inherit`` are descriptors that workers get under the same numbers.
+    (``PROCFLOW_RUN_TOKEN``). ``inherit`` are descriptors that workers get under the same numbers. ``objects`` is the folder
+    that they store large values in.
     ``spawn_timeout_s`` is how long a worker may take to say hello. ``log_level`` is the lowest level of ``logging``
     records that workers send. Linux only: it needs pidfds and /proc.
     """
@@ -62,6 +63,7 @@ class ProcessExecutor:
         env: Mapping[str, str] | None = None,
         token: str | None = None,
         inherit: Sequence[int] = (),
+        objects: str | None = None,
         spawn_timeout_s: float = 30.0,
         log_level: int = 20,
     ) -> None:
@@ -73,6 +75,7 @@ class ProcessExecutor:
         self.token = token or f"{run_id}.{secrets.token_hex(8)}"
         self._env = dict(env or {})
         self._inherit = tuple(inherit)
+        self._objects = objects
         self._spawn_timeout_s = spawn_timeout_s
         self._log_level = log_level
         self._payloads = Payloads()
@@ -371,7 +374,17 @@ class ProcessExecutor:
         try:
             fp("pool.spawn.before")
             slot = Slot(
-                name, token, self.token, self._env, attempt.cpus, self._log_level, self._inherit, self._footprint.size
+                *(
+                    name,
+                    token,
+                    self.token,
+                    self._env,
+                    attempt.cpus,
+                    self._log_level,
+                    self._inherit,
+                    self._footprint.size,
+                ),
+                objects=self._objects,
             )
         except (OSError, AssertionError) as error:
             return self._spawn_failed(attempt, payload, f"the system refused: {error}")

@@ -85,8 +85,12 @@ class Slot:
         log_level: int,
         inherit: tuple[int, ...] = (),
         size: Callable[[int], Size] = Size,
+        objects: str | None = None,
     ) -> None:
-        """Start a worker; OSError where the system refuses. ``size`` makes what tells its memory, from its pid."""
+        """Start a worker; OSError where the system refuses. ``size`` makes what tells its memory, from its pid.
+
+        ``objects`` is the folder that it stores large values in.
+        """
         self.token = f"{WORKER_TOKEN_NAME}={token}"
         self.inbox = Inbox()
         self.outbox = Outbox()
@@ -107,10 +111,18 @@ class Slot:
         self.base_rss_bytes = 0
         self.peak_rss_bytes = 0
         own = {WORKER_TOKEN_NAME: token, TOKEN_NAME: run_token}
-        self._start(name, {**env, **_blas(cpus), **own}, cpus, log_level, inherit)
+        self._start(name, {**env, **_blas(cpus), **own}, cpus, log_level, inherit, objects)
         self.size = size(self.pid)
 
-    def _start(self, name: str, env: Mapping[str, str], cpus: int, log_level: int, inherit: tuple[int, ...]) -> None:
+    def _start(
+        self,
+        name: str,
+        env: Mapping[str, str],
+        cpus: int,
+        log_level: int,
+        inherit: tuple[int, ...],
+        objects: str | None,
+    ) -> None:
         from procflow import worker
         from procflow.executors.launch import WorkerProcess
 
@@ -119,7 +131,7 @@ class Slot:
         pidfd = -1
         try:
             # Both ends below stay open in the child only: with a copy here, its death would never be seen.
-            args = (theirs.fileno(), os.getpid(), cpus, log_level)
+            args = (theirs.fileno(), os.getpid(), cpus, log_level, objects)
             self.process = WorkerProcess(worker.main, args, name, env, theirs.fileno(), write_fd, inherit)
             self.process.start()
             self.pid: int = self.process.pid

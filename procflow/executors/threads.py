@@ -16,6 +16,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 
+from procflow import objects
 from procflow.attempt import Attempt, Cause, Failed, Outcome, Progressed, Skipped, Started, Succeeded
 from procflow.call import StepCall
 from procflow.errors import ExecutorError
@@ -31,17 +32,19 @@ CLOSE_S = 1.0
 class ThreadExecutor:
     """Runs up to ``slots`` attempts at a time in threads; see ``executors.base.Executor`` for the face.
 
-    ``run_id`` goes into the threads' names. Logs are written to by the thread that runs the attempt.
+    ``run_id`` goes into the threads' names, ``objects`` is the folder for large values. Logs are written to by the thread
+    that runs the attempt.
     """
 
     name = "threads"
     capabilities: frozenset[str] = frozenset()
 
-    def __init__(self, slots: int, *, run_id: str = "", log_level: int = 20) -> None:
+    def __init__(self, slots: int, *, run_id: str = "", objects: str | None = None, log_level: int = 20) -> None:
         if slots < 1:
             raise ExecutorError(f"executor threads needs at least 1 slot, not {slots}")
         self.slots = slots
         self._name = f"procflow-{run_id}" if run_id else "procflow"
+        self._objects = objects
         self._todo: queue.SimpleQueue[Attempt | None] = queue.SimpleQueue()
         self._done: deque[Outcome] = deque()
         self._running: dict[int, Attempt] = {}
@@ -162,7 +165,7 @@ class ThreadExecutor:
 
     def _work(self) -> None:
         while (attempt := self._todo.get()) is not None:
-            self._report(run_here(attempt, self._report))
+            self._report(run_here(attempt, self._report, self._objects))
 
     def _report(self, outcome: Outcome) -> None:
         self._done.append(outcome)
@@ -176,9 +179,15 @@ class ThreadExecutor:
                     os.write(self._write_fd, b"\0")
 
 
-def run_here(attempt: Attempt, report: Callable[[Progressed], None]) -> Succeeded | Skipped | Failed:
-    """Run an attempt in this thread with its output in its log, which is closed before the outcome is given."""
+def run_here(
+    attempt: Attempt, report: Callable[[Progressed], None], folder: str | None = None
+) -> Succeeded | Skipped | Failed:
+    """Run an attempt in this thread with its output in its log, which is closed before the outcome is given.
+
+    ``folder`` is where large values are stored.
+    """
     log = attempt.log
+    token = objects.FOLDER.set(folder)
     try:
         with capture.capture(log):
             return perform(
@@ -195,5 +204,6 @@ def run_here(attempt: Attempt, report: Callable[[Progressed], None]) -> Succeede
     except BaseException as error:
         return Failed(attempt.key, failure_from(error))
     finally:
+        objects.FOLDER.reset(token)
         if log is not None:
             log.close()
