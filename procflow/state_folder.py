@@ -201,8 +201,12 @@ class StateFolder:
             for name in ("runs", "locks"):
                 with contextlib.suppress(FileExistsError):
                     (self.path / name).mkdir(mode=0o700)
-            with contextlib.suppress(FileExistsError), open(self.path / ".gitignore", "x", encoding="ascii") as file:
-                file.write("*\n")
+            with contextlib.suppress(FileExistsError):
+                fd = os.open(self.path / ".gitignore", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+                try:
+                    os.write(fd, b"*\n")
+                finally:
+                    os.close(fd)
         except OSError as error:
             raise _unusable(self.path, "can't be written", error) from error
         if not os.access(self.path, os.W_OK | os.X_OK):
