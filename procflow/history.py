@@ -23,10 +23,10 @@ from procflow.errors import ProcflowError, StoreError
 from procflow.ref import Ref
 from procflow.state_folder import StateFolder, is_safe_id
 from procflow.store_rows import decode_ref
-from procflow.store_schema import COLUMNS, connect_reader, told
+from procflow.store_schema import COLUMNS, UNREADABLE, connect_reader, told
 from procflow.store_seal import damaged, expression
 
-__all__ = ["STATUSES", "History", "Learned", "OutputRow", "RunRow", "StepRow", "UnknownRun"]
+__all__ = ["STATUSES", "History", "Learned", "OutputRow", "RunRow", "SessionRow", "StepRow", "UnknownRun"]
 
 STATUSES = ("running", "succeeded", "partial", "failed", "timed_out", "cancelled", "killed")
 """How a run can show."""
@@ -146,6 +146,19 @@ class StepRow:
 
 
 @dataclass(frozen=True, slots=True)
+class SessionRow:
+    """One session of a run.
+
+    Its rows begin with ``first_id``; ``ended`` is how it ended, None where it was cut off or goes on.
+    """
+
+    number: int
+    first_id: int
+    started: str
+    ended: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class OutputRow:
     """A recorded result of a step or of some items; ``name`` is empty for a chunk of a map."""
 
@@ -259,9 +272,15 @@ class History:
         sql = "SELECT DISTINCT label FROM step_executions WHERE id BETWEEN ? AND ? ORDER BY path"
         return [str(row[0]) for row in self._rows(sql, self._range(run_id))]
 
+    def sessions(self, run_id: str) -> list[SessionRow]:
+        """The sessions of a run, the first first; a run that was never resumed has one."""
+        sql = "SELECT number, first_id, started, ended FROM sessions WHERE run_id = ? ORDER BY number"
+        return [SessionRow(*row) for row in self._rows(sql, (run_id,))]
+
     def failures(self, run_id: str) -> Iterator[StepRow]:
-        """Rows of the attempts, blocks and items that failed and that no other attempt followed."""
-        return (row for row in self.steps(run_id, bad=True) if row.retry_in_s is None)
+        """Rows of the attempts, blocks and items that failed in the last session and that no other attempt followed."""
+        first_id = max((session.first_id for session in self.sessions(run_id)), default=0)
+        return (row for row in self.steps(run_id, bad=True) if row.retry_in_s is None and row.id >= first_id)
 
     def outputs(self, run_id: str) -> Iterator[OutputRow]:
         """Every recorded result, in the order of attempts: a later one of the same place replaces an earlier one.
@@ -316,7 +335,7 @@ class History:
         try:
             with contextlib.closing(self._db.execute(sql, values)) as cursor:
                 yield from cursor
-        except sqlite3.Error as error:
+        except UNREADABLE as error:
             raise told(self.folder.db, error, "can't be read") from error
 
     def _sealed(self, select: str, table: str, where: str, values: tuple[Any, ...]) -> Iterator[tuple[Any, ...]]:
@@ -325,7 +344,7 @@ class History:
             return
         try:
             good = expression(self._db, table)
-        except sqlite3.Error as error:
+        except UNREADABLE as error:
             raise told(self.folder.db, error, "can't be read") from error
         for *row, whole in self._rows(f"{select}, seal IS {good} FROM {table} {where}", values):
             if not whole:

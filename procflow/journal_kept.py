@@ -146,7 +146,7 @@ class JournalKept:
         return [execution_id for execution_id in found if execution_id > floor]
 
     def _is_wanted(self, key: Key, item: str) -> bool:
-        """Whether anything that runs again reads the task's value; one that was freed after its last reader is not missed."""
+        """Whether anything that runs again reads the value; one that was freed after its last reader is not missed."""
         for reader in self._readers.get(key, ()):
             need = self.needs[reader]
             where = above(item, need.depth)

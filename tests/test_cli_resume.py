@@ -155,8 +155,10 @@ def test_a_map_goes_on_with_the_items_that_are_missing(place: Place) -> None:
     assert place.invoke("resume", "r").stdout == END
     assert place.ran() == ["item4", "total", "end"]
     shown = place.invoke("show", "r").stdout
-    assert "session 2" in shown
+    assert re.search(r"^kept +3 steps of earlier sessions$", shown, re.M)
+    assert re.search(r"^-- session 1, \S+ \S+ +failed\n(.*\n)+-- session 2, \S+ \S+ +succeeded\n", shown, re.M)
     assert re.search(r"^first +kept +succeeded", shown, re.M)
+    assert "item 4 is broken" not in shown.partition("-- session 2")[2]
 
 
 def test_what_succeeded_is_not_resumed(place: Place) -> None:
@@ -190,6 +192,7 @@ def test_retry_is_a_new_run_that_keeps_what_succeeded(place: Place) -> None:
     assert place.ran() == ["b", *ALL[3:]]
     runs = place.invoke("history").stdout
     assert len(runs.splitlines()) == 4
+    assert re.search(r"^kept +2 steps of run \S+$", place.invoke("show").stdout, re.M)
     assert re.search(r"^wide/a +kept +succeeded", place.invoke("show").stdout, re.M)
 
 

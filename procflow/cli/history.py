@@ -20,7 +20,7 @@ import click
 from procflow import units
 from procflow.cli.output import out
 from procflow.errors import StoreError
-from procflow.history import STATUSES, History, RunRow, StepRow, UnknownRun
+from procflow.history import STATUSES, History, RunRow, SessionRow, StepRow, UnknownRun
 from procflow.plaintext import clean, clean_lines, counted, shortened
 from procflow.state_folder import StateFolder, locate
 
@@ -91,11 +91,12 @@ def show(run: str | None, form: str, state_dir: str | None) -> None:
         if form == "json":
             out(_json(_whole(past, found)))
             return
-        for line in _header(found):
+        sessions = past.sessions(found.run_id)
+        rows = list(past.steps(found.run_id))
+        for line in (*_header(found), *_kept_line(found, sessions, rows)):
             out(line)
         out("")
-        rows = _step_table(past.steps(found.run_id))
-        for line in _table(("STEP", "ITEM", "TRY", "KIND", "STATUS", "TIME", "MEMORY", "WHY"), rows, right=(2, 5, 6)):
+        for line in _table(_STEP_HEAD, _session_tables(sessions, rows), right=(2, 5, 6)):
             out(line)
         for row in past.failures(found.run_id):
             for line in _failure_lines(past, row):
@@ -241,12 +242,40 @@ def _header(run: RunRow) -> Iterator[str]:
         yield f"reason    {clean(run.reason)}"
 
 
+_STEP_HEAD = ("STEP", "ITEM", "TRY", "KIND", "STATUS", "TIME", "MEMORY", "WHY")
+
+
+def _kept_line(run: RunRow, sessions: Sequence[SessionRow], rows: Sequence[StepRow]) -> Iterator[str]:
+    """How much was done before the (last session of the) run began."""
+    first_id = sessions[-1].first_id if sessions else 0
+    steps = sum(row.kind == "kept" for row in rows if row.id >= first_id)
+    items = sum(row.count or 0 for row in rows if row.kind == "copied" and row.role == "batch")
+    if steps or items:
+        what = " and ".join(counted(n, name) for n, name in ((steps, "step"), (items, "item")) if n)
+        yield f"kept      {what} of " + (f"run {clean(run.earlier)}" if len(sessions) < 2 else "earlier sessions")
+
+
+def _session_tables(sessions: Sequence[SessionRow], rows: Sequence[StepRow]) -> list[tuple[str, ...]]:
+    """The rows of each session, under a line that names it where there are several."""
+    if len(sessions) < 2:
+        return _step_table(rows)
+    lines: list[tuple[str, ...]] = []
+    ends = [*(session.first_id for session in sessions[1:]), None]
+    for session, end in zip(sessions, ends, strict=True):
+        ended = session.ended or ("cut off" if end is not None else "")
+        lines.append((f"-- session {session.number}, {_local(session.started)}", *("" for _ in range(6)), ended))
+        lines += _step_table(r for r in rows if r.id >= session.first_id and (end is None or r.id < end))
+    return lines
+
+
 def _step_table(rows: Iterable[StepRow]) -> list[tuple[str, ...]]:
     """A line a row; the items of a map that went well share one line, since there may be a million of them."""
     lines: list[tuple[str, ...]] = []
     well: dict[str, list[float]] = {}
     place: dict[str, int] = {}
     for row in rows:
+        if row.kind == "copied" and row.role != "batch":
+            continue  # what it stands for is told by a row of its own
         if not row.item or row.status != "succeeded" or row.members is not None:
             lines.append(_step_cells(row))
             continue
