@@ -19,7 +19,7 @@ from procflow.ref import Ref
 from procflow.state_folder import StateFolder
 from procflow.store_begin import ids_of
 from procflow.store_refs import decode_ref, indices_from
-from procflow.store_schema import connect_reader, told
+from procflow.store_schema import UNREADABLE, connect_reader, told
 from procflow.store_seal import check_run
 
 __all__ = ["Good", "KnownPrint", "Results", "above", "instance"]
@@ -150,7 +150,7 @@ class Results:
         try:
             with contextlib.closing(self.db.execute(sql, values)) as cursor:
                 yield from cursor
-        except sqlite3.Error as error:
+        except UNREADABLE as error:
             raise told(self.folder.db, error, "can't be read") from error
 
     # -- reading -----------------------------------------------------------------------------------------------
@@ -163,7 +163,7 @@ class Results:
         assert self.db is not None
         try:
             check_run(self.db, self.folder.db, self.run_id, own)
-        except sqlite3.Error as error:
+        except UNREADABLE as error:
             raise told(self.folder.db, error, "can't be read") from error
         sql = "SELECT label, role, path, digest, parts, since FROM fingerprints WHERE run_id = ?"
         for label, role, path, digest, parts, since in self._rows(sql, self.run_id):

@@ -7,18 +7,23 @@ path and is never changed, moved or deleted. It never writes rows.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import sqlite3
 from pathlib import Path
 
 from procflow import store_mark, store_seal
 from procflow.errors import StoreError
+from procflow.own_files import open_own
+from procflow.state_folder import try_flock
 
-__all__ = ["COLUMNS", "SCHEMA_VERSION", "connect_reader", "connect_writer", "create_database", "told"]
+__all__ = ["COLUMNS", "SCHEMA_VERSION", "UNREADABLE", "connect_reader", "connect_writer", "create_database", "told"]
 
 SCHEMA_VERSION = 3
 APPLICATION_ID = 0x70726366  # "prcf"
 BUSY_MS = 10_000
+UNREADABLE = (sqlite3.Error, UnicodeDecodeError)
+"""What reading a journal may raise: SQLite's errors, and texts of a damaged one that Python can't decode."""
 # A larger journal is not read through at every start; SQLite still checks each page that it uses.
 CHECKED_BYTES = 8 << 20
 
@@ -169,7 +174,7 @@ def told(path: Path, error: Exception, doing: str) -> StoreError:
     hint = ""
     if "full" in low or "no space" in low or "quota" in low:
         hint = f"the disk is full{_free(path)}; free some space, then resume: what was recorded before is safe"
-    elif "not a database" in low or "malformed" in low or "corrupt" in low:
+    elif isinstance(error, UnicodeDecodeError) or "not a database" in low or "malformed" in low or "corrupt" in low:
         hint = f"the journal is damaged; it was left as it is: move {path} away to start a new one"
     elif "locked" in low or "busy" in low:
         hint = "another process kept it locked; is a run stopped, or a copy in progress?"
@@ -206,7 +211,7 @@ def connect_writer(path: Path, network: bool) -> sqlite3.Connection:
         db.execute("PRAGMA wal_autocheckpoint=2000")
         _check_pages(db, path)
         store_mark.check(db, path, mark)
-    except sqlite3.Error as error:
+    except UNREADABLE as error:
         db.close()
         raise told(path, error, "can't be opened") from error
     except StoreError:
@@ -216,25 +221,50 @@ def connect_writer(path: Path, network: bool) -> sqlite3.Connection:
 
 
 def connect_reader(path: Path) -> sqlite3.Connection:
-    """A connection that can't write or checkpoint, and never makes the writer wait (in WAL mode)."""
+    """A connection that can't write or checkpoint, and never makes the writer wait (in WAL mode).
+
+    Two things that SQLite needs to write for are done here: a commit that a kill left half done (on network file
+    systems) is undone, and on a file system that can't be written a journal that nobody writes is read as it is.
+    """
     mark = store_mark.read(path)
     try:
         if path.stat().st_size == 0:
             raise _truncated(path)
-        db = sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, isolation_level=None, timeout=2.0)
-    except (sqlite3.Error, OSError) as error:
-        raise told(path, error, "can't be opened") from error
+        try:
+            return _reader(path, mark, "")
+        except sqlite3.OperationalError:
+            if _size(path, "-journal"):
+                _undo_half_a_commit(path)
+                return _reader(path, mark, "")
+            if _size(path, "-wal") is None and not os.access(path.parent, os.W_OK):
+                return _reader(path, mark, "&immutable=1")
+            raise
+    except (*UNREADABLE, OSError) as error:
+        raise told(path, error, "can't be read") from error
+
+
+def _reader(path: Path, mark: tuple[int, int] | None, options: str) -> sqlite3.Connection:
+    db = sqlite3.connect(f"{path.as_uri()}?mode=ro{options}", uri=True, isolation_level=None, timeout=2.0)
     try:
         db.execute("PRAGMA query_only=1")
         _check_header(db, path)
         store_mark.check(db, path, mark)
-    except sqlite3.Error as error:
-        db.close()
-        raise told(path, error, "can't be read") from error
-    except StoreError:
+    except BaseException:
         db.close()
         raise
     return db
+
+
+def _undo_half_a_commit(path: Path) -> None:
+    """SQLite does it at the first look of a connection that may write; under the writer lock, so that it is dead."""
+    fd = open_own(path.with_name("writer.lock"), os.O_RDWR)
+    try:
+        if try_flock(fd, fcntl.LOCK_EX):
+            db = sqlite3.connect(f"{path.as_uri()}?mode=rw", uri=True, isolation_level=None, timeout=2.0)
+            with contextlib.closing(db):
+                db.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    finally:
+        os.close(fd)
 
 
 def create_database(path: Path, network: bool) -> None:
@@ -304,7 +334,7 @@ def _check_pages(db: sqlite3.Connection, path: Path) -> None:
     """Whole pages, and in a journal that is not too large their structure; SQLite misses whole pages that are gone."""
     size = path.stat().st_size
     # A page may be half written where power failed during a checkpoint; then the log still has it.
-    if size % db.execute("PRAGMA page_size").fetchone()[0] and not _has_log(path):
+    if size % db.execute("PRAGMA page_size").fetchone()[0] and not _size(path, "-wal"):
         raise StoreError(f"{path}: the journal was cut off; it was left as it is: move it away to start a new one")
     if size > CHECKED_BYTES:
         return
@@ -317,8 +347,9 @@ def _check_pages(db: sqlite3.Connection, path: Path) -> None:
         )
 
 
-def _has_log(path: Path) -> bool:
+def _size(path: Path, suffix: str) -> int | None:
+    """Bytes of a side file; None where it is not there."""
     try:
-        return path.with_name(path.name + "-wal").stat().st_size > 0
+        return path.with_name(path.name + suffix).stat().st_size
     except OSError:
-        return False
+        return None
