@@ -122,10 +122,14 @@ def _be_forked(function: Callable[[], int], mark: str, folder: Path) -> None:
             signal.signal(number, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         code = function()
+        print(f"the fork ends with {code}")
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else 1
     except BaseException:
         traceback.print_exc()
     finally:
-        sys.stdout.flush()
-        os._exit(code)
+        # Whatever comes now, this process must not go on as a second test run.
+        try:
+            sys.stdout.flush()
+        finally:
+            os._exit(code)
