@@ -134,7 +134,8 @@ class Engine:
                 self._perform(scheduler.handle(outcome, now))
             while self._asked and not scheduler.finished:
                 self._perform(scheduler.handle(StopAsked(self._asked.pop(0)), now))
-            if self._hurried:
+            if self._hurried and not self._asked:
+                # Never before the stop itself, which makes the deaths to come expected ones.
                 self._hurried = False
                 for key, task in scheduler.running.items():
                     self._executors[task.unit.executor].kill(key, "cancelled", 0.0)
