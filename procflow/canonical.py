@@ -40,7 +40,7 @@ def digest(data: bytes) -> str:
 
 def _framed(tag: str, *parts: bytes) -> bytes:
     """The parts with their lengths in front, so that no two lists of parts give the same bytes."""
-    return b"".join([tag.encode(), b"(", *(b"%d:%b" % (len(part), part) for part in parts), b")"])
+    return b"%b(%b)" % (tag.encode(), b"".join([b"%d:%b" % (len(part), part) for part in parts]))
 
 
 class Canonical:

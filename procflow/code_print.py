@@ -30,6 +30,7 @@ class CodePrints:
     def __init__(self) -> None:
         self._modules = Modules()
         self._targets: dict[tuple[str, str | None], bytes] = {}
+        self._sources: dict[int, tuple[CodeType, bytes | None]] = {}
 
     def target(self, target: str, folder: str | None) -> bytes:
         """The print of ``module:name``, modules in ``folder`` first; of the name alone where there is no source."""
@@ -74,7 +75,10 @@ class CodePrints:
             "defaults": function.__defaults__,
             "keyword defaults": function.__kwdefaults__,
         }
-        own = self._source(function) or canonical.of(self._bytecode(code, function.__globals__))
+        # By identity: equal code may come from another file. The code is held, so its id stays its own.
+        if id(code) not in self._sources:
+            self._sources[id(code)] = (code, self._source(function))
+        own = self._sources[id(code)][1] or canonical.of(self._bytecode(code, function.__globals__))
         return own + canonical.of(state)
 
     def _source(self, function: FunctionType) -> bytes | None:

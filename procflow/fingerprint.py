@@ -48,51 +48,76 @@ class Fingerprints:
 
 def fingerprints(needs: Mapping[Key, Need], run_id: str = "") -> Fingerprints:
     """The fingerprint of everything in ``needs``."""
-    code = CodePrints()
-    found: dict[Key, Fingerprint] = {}
-    mentions = False
-    for key, need in needs.items():
-        canonical = Canonical(code.callable, run_id)
+    printer = _Printer(run_id)
+    found = {key: printer.fingerprint(need) for key, need in needs.items()}
+    return Fingerprints(found, printer.mentions)
+
+
+class _Printer:
+    """Makes fingerprints; what many steps share is digested once, since a pipeline may have a hundred thousand."""
+
+    def __init__(self, run_id: str) -> None:
+        self.mentions = False
+        self._run_id = run_id
+        self._code = CodePrints()
+        self._known: dict[Any, str] = {}
+
+    def fingerprint(self, need: Need) -> Fingerprint:
+        canonical = Canonical(self._code.callable, self._run_id)
+        parts: dict[str, str] = {}
         if isinstance(need.unit, TaskUnit):
-            told = _task(need, need.unit.call, canonical, code)
+            call = need.unit.call
+            parts["kind"] = self._shared(("kind", call.kind, call.outputs, call.item_name), canonical)
+            code = self._functions(call, canonical)
+            if code:
+                parts["code"] = code
+            told = _task(need, call)
         else:
             assert isinstance(need.unit, ScopeUnit)
             told = _block(need, need.unit)
-        parts = {name: digest(canonical.of(value)) for name, value in told.items() if value not in (None, (), {})}
-        whole = digest("".join(f"{name}={parts[name]};" for name in sorted(parts)).encode())
-        found[key] = Fingerprint(
+        parts.update((name, canonical.digest(value)) for name, value in told.items() if value)
+        whole = digest("".join([f"{name}={parts[name]};" for name in sorted(parts)]).encode())
+        self.mentions = self.mentions or canonical.seen
+        return Fingerprint(
             f"{ALGORITHM}:{whole}", {name: part[:SHORT] for name, part in parts.items()}, tuple(canonical.opaque)
         )
-        mentions = mentions or canonical.seen
-    return Fingerprints(found, mentions)
+
+    def _shared(self, value: tuple[Any, ...], canonical: Canonical) -> str:
+        if value not in self._known:
+            self._known[value] = canonical.digest(value)
+        return self._known[value]
+
+    def _functions(self, call: StepCall, canonical: Canonical) -> str:
+        """The function, and the score of a merge where that is one."""
+        score = call.options.get("score")
+        functions = [call.function, score if isinstance(score, str) and ":" in score else None]
+        # Callables by identity: the graph holds them, so their ids stay theirs.
+        key = ("code", call.folder, *(f if f is None or isinstance(f, str) else id(f) for f in functions))
+        if key not in self._known:
+            opaque = len(canonical.opaque)
+            found = [
+                self._code.target(f, call.folder) if isinstance(f, str) else canonical.of(f) for f in functions if f
+            ]
+            text = canonical.digest(found) if found else ""
+            if len(canonical.opaque) > opaque:
+                return text
+            self._known[key] = text
+        return self._known[key]
 
 
-def _task(need: Need, call: StepCall, canonical: Canonical, code: CodePrints) -> dict[str, Any]:
+def _task(need: Need, call: StepCall) -> dict[str, Any]:
     params = dict(call.params)
-    options = {name: _unplaced(value, call.folder) for name, value in call.options.items() if value is not None}
+    inputs = {
+        "args": call.args,
+        "kwargs": {name: tree for name, tree in call.kwargs.items() if name not in params},
+        "made by": {name: makers for name, makers in need.reads.items() if makers},
+    }
     return {
-        "kind": (call.kind, call.outputs, call.item_name),
-        "code": _code(call, canonical, code),
-        "inputs": (
-            _unplaced(call.args, call.folder),
-            {name: tree for name, tree in call.kwargs.items() if name not in params},
-            {name: tuple(makers) for name, makers in need.reads.items() if makers},
-        ),
+        "inputs": {name: value for name, value in inputs.items() if value},
         "params": params,
-        "options": options,
+        "options": {name: _unplaced(v, call.folder) for name, v in call.options.items() if v is not None},
         "when": (call.when, dict(call.constants)) if call.when is not None else None,
     }
-
-
-def _code(call: StepCall, canonical: Canonical, code: CodePrints) -> tuple[bytes, ...]:
-    """The prints of the function, and of the score of a merge where that is a function."""
-    score = call.options.get("score")
-    functions = [call.function, score if isinstance(score, str) and ":" in score else None]
-    return tuple(
-        code.target(function, call.folder) if isinstance(function, str) else canonical.of(function)
-        for function in functions
-        if function is not None
-    )
 
 
 def _block(need: Need, unit: ScopeUnit) -> dict[str, Any]:
