@@ -16,12 +16,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Protocol
 
-from procflow.actions import Action, Kill, Measured, Record, StopAsked, Submit, Tick
+from procflow.actions import Action, Kill, Measured, Record, Release, StopAsked, Submit, Tick
 from procflow.attempt import Attempt, AttemptLog, Outcome
 from procflow.errors import InternalError
 from procflow.events import Event
 from procflow.executors.base import Executor
 from procflow.failpoints import fp
+from procflow.ref import Stored
 from procflow.scheduler import Scheduler
 
 __all__ = ["COMMIT_S", "Engine", "Journal", "Meter", "Observer", "Waiter"]
@@ -39,6 +40,9 @@ class Journal(Protocol):
 
     def record(self, event: Event) -> None:
         """Buffer an event."""
+
+    def note(self) -> None:
+        """Make the results recorded so far safe from the death of this process."""
 
     def commit(self) -> None:
         """Make all that is buffered durable."""
@@ -74,7 +78,8 @@ class Engine:
     """Drives one run to its end.
 
     ``executors`` are by name, ``waiter`` waits for all of them. ``open_log`` makes the log of an attempt from
-    label, item and number. ``memory`` is asked for a sample whenever one is due. ``failed_observers`` are those that raised and were dropped, with the error.
+    label, item and number. ``memory`` is asked for a sample whenever one is due, ``free`` lets
+    the file of a value go. ``failed_observers`` are those that raised and were dropped, with the error.
     """
 
     def __init__(
@@ -87,6 +92,7 @@ class Engine:
         observers: Sequence[Observer] = (),
         open_log: Callable[[str, str, int], AttemptLog] | None = None,
         memory: Meter | None = None,
+        free: Callable[[Stored], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.scheduler = scheduler
@@ -98,6 +104,8 @@ class Engine:
         self._open_log = open_log
         self._memory = memory
         self._clock = clock
+        self._free = free
+        self._unneeded: list[Stored] = []
         self._recorded = 0
         self._durable = 0
         self._commit_at: float | None = None
@@ -164,7 +172,12 @@ class Engine:
             elif isinstance(action, Submit):
                 if action.after > self._durable:
                     self._settle_debt()
+                else:
+                    # A kill from here on costs what runs, not what was received.
+                    self._journal.note()
                 self._submit(action)
+            elif isinstance(action, Release):
+                self._unneeded.extend(action.files)
             else:
                 assert isinstance(action, Kill)
                 self._executors[action.executor].kill(action.key, action.cause, action.grace_s)
@@ -207,6 +220,12 @@ class Engine:
         begun = self._clock()
         self._journal.commit()
         self._durable = self._recorded
+        if self._unneeded:
+            # Only now is it sure that a resume won't ask for them.
+            unneeded, self._unneeded = self._unneeded, []
+            if self._free is not None:
+                for stored in unneeded:
+                    self._free(stored)
         cost_s = self._clock() - begun
         self._commit_gap_s = min(COMMIT_MOST_S, max(COMMIT_S, cost_s / COMMIT_SHARE))
 

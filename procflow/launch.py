@@ -201,6 +201,7 @@ def iterate(
         # First, since opening it may find results that the last session had no time to commit.
         store = Store.open(folder)
         stack.callback(store.close)
+        store.recover(name)
         session = stack.enter_context(open_session(prepared, folder, name, earlier))
         prepared, graph = session.prepared, session.prepared.graph
         if not session.same_run:

@@ -29,6 +29,7 @@ from procflow.store_begin import ID_BITS, Print, RunRecord, Taken, utc_now
 from procflow.store_rows import PLAIN_COLUMNS, Rows
 from procflow.store_schema import COLUMNS, connect_writer, create_database, told
 from procflow.store_seal import reseal, sealed
+from procflow.store_tail import Tail, read_tail, tail_path, tails
 
 __all__ = ["ID_BITS", "Journal", "MemoryStore", "NullStore", "Print", "RunRecord", "Store", "Taken", "utc_now"]
 
@@ -71,6 +72,9 @@ class Journal(Protocol):
     def record(self, event: Event) -> None:
         """Buffer an event."""
 
+    def note(self) -> None:
+        """Make results recorded so far safe from the death of this process."""
+
     def commit(self) -> None:
         """Make all that is buffered durable. StoreError leaves the buffer whole."""
 
@@ -83,6 +87,9 @@ class NullStore:
 
     pending = 0
     oldest_pending_s = 0.0
+
+    def note(self) -> None:
+        """Nothing."""
 
     def begin(self, run: RunRecord) -> None:
         """Nothing."""
@@ -126,6 +133,9 @@ class _Buffer:
             self._pending += 1
             if self._oldest is None:
                 self._oldest = self._clock()
+
+    def note(self) -> None:
+        """Make what was recorded safe from the death of this process; memory never is."""
 
     def abandon(self) -> None:
         """Forget what is buffered: procflow broke in the middle of something, and half of it must not be kept."""
@@ -191,6 +201,7 @@ class Store(_Buffer):
         found = folder.db.stat()
         self._identity = (found.st_dev, found.st_ino)
         self._seq = self._commits = 0
+        self._tail: Tail | None = None
 
     @classmethod
     def open(cls, folder: StateFolder, clock: Callable[[], float] = time.monotonic) -> Store:
@@ -236,6 +247,60 @@ class Store(_Buffer):
         fp("journal.begin.after")
         self._rows = Rows(run.run_id, first)
         self._rows.counts.update(counts)
+        try:
+            self._tail = Tail(self._folder.path, run.run_id)
+        except OSError as error:
+            raise told(self._folder.path, error, "the run's tail can't be made") from error
+
+    def recover(self, lock: str | None) -> int:
+        """Turn what killed runs of this lock had received and not yet committed into rows; how many results that saved.
+
+        The caller holds the lock, so these runs are dead.
+        """
+        return sum(self._recover(run_id, lock) for run_id in tails(self._folder.path))
+
+    def _recover(self, run_id: str, lock: str | None) -> int:
+        path = tail_path(self._folder.path, run_id)
+        with self._transaction("what a killed run had received can't be recorded") as db:
+            found = store_begin.unfinished(db, run_id)
+        if found is None:
+            path.unlink(missing_ok=True)
+            return 0
+        if found.lock != lock:
+            return 0
+        saved = 0
+        self._seq, self._commits = found.seq, found.commits
+        self._rows = Rows(run_id, found.next_id)
+        self._rows.counts.update(found.counts)
+        for event in read_tail(path):
+            if self._rows.take_up(event, found.attempts.get(event.key)):
+                self._pending += 1
+                saved += 1
+        self.commit()
+        self._rows = None
+        path.unlink(missing_ok=True)
+        return saved
+
+    def record(self, event: Event) -> None:
+        """Buffer an event; a few microseconds, no system call."""
+        super().record(event)
+        if self._tail is not None:
+            self._tail.add(event)
+
+    def note(self) -> None:
+        """Make the results recorded so far safe from the death of this process, by one write; the commit comes later."""
+        if self._tail is None:
+            return
+        try:
+            self._tail.note()
+        except OSError as error:
+            raise told(self._tail.path, error, "a result can't be kept") from error
+
+    def abandon(self) -> None:
+        """Forget what is buffered, in the tail as well."""
+        super().abandon()
+        if self._tail is not None:
+            self._tail.clear()
 
     def commit(self) -> None:
         """One transaction with all that is buffered; durable when it returns.
@@ -264,6 +329,8 @@ class Store(_Buffer):
             fp("journal.commit.full")
         fp("journal.commit.after")
         self._committed()
+        if self._tail is not None:
+            self._tail.clear()
 
     def close(self) -> None:
         """Commit what is left and close; idempotent. StoreError where that commit fails; it is closed all the same."""
@@ -273,6 +340,8 @@ class Store(_Buffer):
             self.commit()
         finally:
             db, self._db = self._db, None
+            if self._tail is not None:
+                self._tail.close()
             # Closing the last connection checkpoints, so it takes the writer lock as well.
             try:
                 fp("journal.close.before")

@@ -124,6 +124,39 @@ def begin(db: sqlite3.Connection, run: RunRecord, path: Path) -> tuple[int, int,
     return seq, following, counts
 
 
+@dataclass(frozen=True, slots=True)
+class Unfinished:
+    """A run that never ended, as far as it was committed. ``attempts`` are those of its last session, by key."""
+
+    seq: int
+    lock: str | None
+    commits: int
+    next_id: int
+    counts: Mapping[str, int]
+    attempts: Mapping[int, tuple[int, str, str | None, str | None, str | None]]
+
+
+def unfinished(db: sqlite3.Connection, run_id: str) -> Unfinished | None:
+    """The run's state if it is marked as running; None for others, and for runs that are not there."""
+    columns = ", ".join(("seq", "lock", "commits", "sessions", *COUNTS))
+    row = db.execute(f"SELECT {columns} FROM runs WHERE run_id = ? AND status = 'running'", (run_id,)).fetchone()
+    if row is None:
+        return None
+    seq, lock, commits, sessions, *counts = row
+    first = db.execute("SELECT first_id FROM sessions WHERE run_id = ? AND number = ?", (run_id, sessions)).fetchone()[
+        0
+    ]
+    low, high = ids_of(seq)
+    found = db.execute(
+        "SELECT id, key, status, parent_step_id, branch_name, join_policy FROM step_executions"
+        " WHERE id BETWEEN ? AND ? AND key IS NOT NULL",
+        (max(low, first), high),
+    ).fetchall()
+    last = db.execute("SELECT max(id) FROM step_executions WHERE id BETWEEN ? AND ?", (low, high)).fetchone()[0]
+    attempts = {key: (row_id, status, parent, branch, join) for row_id, key, status, parent, branch, join in found}
+    return Unfinished(seq, lock, commits, (last or low) + 1, dict(zip(COUNTS, counts, strict=True)), attempts)
+
+
 def _bury(db: sqlite3.Connection, run: RunRecord, path: Path) -> None:
     """Mark what earlier sessions left running; only runs of this run's lock can be known to be dead."""
     dead = db.execute(

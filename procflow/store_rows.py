@@ -130,6 +130,27 @@ class Rows:
         handler(event)
         return True
 
+    def take_up(
+        self,
+        event: ev.AttemptFinished | ev.ItemsDone,
+        known: tuple[int, str, str | None, str | None, str | None] | None,
+    ) -> bool:
+        """Add a result of a session that was killed; ``known`` is the committed row of its attempt.
+
+        False where the row says already that it ended.
+        """
+        if known is not None:
+            row_id, status, parent, branch, join = known
+            if status != "running":
+                return False
+            self._open[event.key] = row_id
+            name = event.label.rsplit("/", 1)[-1]
+            self._places.setdefault(event.path, _Place(event.path, event.label, name, parent, branch, join))
+        elif event.key not in self._open and isinstance(event, ev.ItemsDone):
+            started = ev.AttemptStarted(event.at, event.key, event.path, event.label, event.item, 1, "", "batch")
+            self._attempt_started(started)
+        return self.add(event)
+
     def clear(self) -> None:
         """Forget what was committed."""
         self._started = {}

@@ -26,7 +26,7 @@ from procflow.events import AttemptFinished, Event, ItemsDone
 from procflow.own_files import open_own
 from procflow.ref import from_plain
 
-__all__ = ["Tail", "read_tail", "tails"]
+__all__ = ["Tail", "read_tail", "tail_path", "tails"]
 
 FOLDER = "tails"
 _HEAD = struct.Struct("<II")
@@ -156,6 +156,11 @@ def _event(body: tuple[Any, ...]) -> AttemptFinished | ItemsDone:
         indices=_indices(indices),
         pages=tuple((from_plain(ref), size) for ref, size in pages),
     )
+
+
+def tail_path(state_folder: Path, run_id: str) -> Path:
+    """Where a run's tail is."""
+    return state_folder / FOLDER / run_id
 
 
 def tails(state_folder: Path) -> list[str]:

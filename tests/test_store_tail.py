@@ -1,0 +1,129 @@
+"""The tail: what was received survives a kill between two commits."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from procflow.attempt import Usage
+from procflow.events import AttemptFinished, AttemptStarted, ItemsDone
+from procflow.history import History
+from procflow.ref import Inline
+from procflow.state_folder import StateFolder
+from procflow.store import RunRecord, Store
+from procflow.store_tail import Tail, read_tail, tail_path, tails
+
+
+def finished(key: int, path: str = "0", **keys: object) -> AttemptFinished:
+    about = {"outputs": {"a": Inline(b"pickle", (b"buffer",))}, "metrics": {"loss": 0.5}, "cost": 2.0, **keys}
+    return AttemptFinished(
+        1.5,
+        key,
+        path,
+        f"s{path}",
+        "",
+        1,
+        "processes",
+        "succeeded",
+        1.0,
+        Usage(0.5, 0.4, 77),
+        **about,  # type: ignore[arg-type]
+    )
+
+
+def items(key: int) -> ItemsDone:
+    return ItemsDone(1.2, key, "3", "m", "", range(4), Inline(b"chunk"))
+
+
+def test_events_come_back_as_they_were(tmp_path: Path) -> None:
+    tail = Tail(tmp_path, "run")
+    events = [finished(1), items(2), finished(3, pages=((Inline(b"p"), 9),), role="expand", indices=(1, 5), count=2)]
+    for event in events:
+        tail.add(event)
+    tail.note()
+    assert read_tail(tail.path) == events
+
+
+def test_a_torn_record_is_dropped_and_those_before_it_hold(tmp_path: Path) -> None:
+    tail = Tail(tmp_path, "run")
+    for key in (1, 2, 3):
+        tail.add(finished(key))
+    tail.note()
+    whole = tail.path.read_bytes()
+    for cut in range(len(whole)):
+        tail.path.write_bytes(whole[:cut])
+        assert [e.key for e in read_tail(tail.path)] == [1, 2, 3][: cut * 3 // len(whole)]
+
+
+def test_a_flipped_byte_is_found_out(tmp_path: Path) -> None:
+    tail = Tail(tmp_path, "run")
+    tail.add(finished(1))
+    tail.note()
+    data = bytearray(tail.path.read_bytes())
+    data[20] ^= 1
+    tail.path.write_bytes(data)
+    assert read_tail(tail.path) == []
+
+
+def test_only_what_ended_well_is_kept(tmp_path: Path) -> None:
+    tail = Tail(tmp_path, "run")
+    tail.add(AttemptStarted(0.0, 1, "0", "a", "", 1, "processes"))
+    tail.note()
+    assert tail.path.stat().st_size == 0
+
+
+def killed_writer(folder: Path, run_id: str, commit_after: int, results: int) -> None:
+    """A process that records results, commits once in between, and dies."""
+    pid = os.fork()
+    if pid == 0:
+        store = Store.open(StateFolder.open(folder))
+        store.begin(RunRecord(run_id, "p", lock="p"))
+        for key in range(1, results + 1):
+            store.record(AttemptStarted(0.0, key, str(key), f"s{key}", "", 1, "processes"))
+            store.record(finished(key, str(key)))
+            store.note()
+            if key == commit_after:
+                store.commit()
+        os.kill(os.getpid(), signal.SIGKILL)
+    _, status = os.waitpid(pid, 0)
+    assert os.WTERMSIG(status) == signal.SIGKILL
+
+
+@pytest.mark.parametrize("commit_after", [0, 2, 5])
+def test_received_results_of_a_killed_run_become_rows_once(tmp_path: Path, commit_after: int) -> None:
+    folder = tmp_path / "state"
+    StateFolder.open(folder).new_run("r1")
+    killed_writer(folder, "r1", commit_after, 5)
+    assert tails(folder) == (["r1"] if commit_after < 5 else [])
+    with Store.open(StateFolder.open(folder)) as store:
+        assert store.recover("other") == 0, "a run of another pipeline may be alive"
+        assert store.recover("p") == 5 - commit_after
+        assert store.recover("p") == 0
+    assert tails(folder) == []
+    with History.open(StateFolder.open(folder)) as past:
+        rows = [row for row in past.steps("r1") if row.status == "succeeded"]
+    assert sorted(row.label for row in rows) == [f"s{i}" for i in range(1, 6)]
+
+
+def test_a_tail_that_outlived_its_commit_changes_nothing(tmp_path: Path) -> None:
+    folder = tmp_path / "state"
+    StateFolder.open(folder).new_run("r1")
+    killed_writer(folder, "r1", 0, 3)
+    kept = tail_path(folder, "r1").read_bytes()
+    for saved in (3, 0):
+        with Store.open(StateFolder.open(folder)) as store:
+            assert store.recover("p") == saved
+        tail_path(folder, "r1").write_bytes(kept)
+
+
+def test_a_run_that_ends_leaves_no_tail(tmp_path: Path) -> None:
+    folder = StateFolder.open(tmp_path / "state")
+    folder.new_run("r1")
+    with Store.open(folder) as store:
+        store.begin(RunRecord("r1", "p", lock="p"))
+        store.record(finished(1))
+        store.note()
+    assert not tail_path(folder.path, "r1").exists()
