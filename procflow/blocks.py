@@ -19,7 +19,7 @@ from procflow.model import AnyStep, Block, Graph, Items, Map, Parallel, Sequence
 from procflow.names import Scope
 from procflow.ordering import order
 from procflow.surface import ROOTS, Face, inner_steps, is_off, publishes_members, unique_names, why_off, written_at
-from procflow.tasks import gate_of, hidden, leaf, limited, policy, retry_of
+from procflow.tasks import gate_of, hidden, leaf, limited, policy, retry_of, with_files
 
 __all__ = ["members"]
 
@@ -228,7 +228,7 @@ def _function_body(build: Build, setting: Setting, step: Map, seat: Seat, bind: 
         path=seat["path"], name=seat["name"], outputs=(), when=None, constants={}, folder=setting.folder
     )  # fmt: skip
     alone: Seat = {**seat, "index": 0, "after": (), "strict": frozenset()}
-    return limited(build, setting, step, alone, call_of(step, common, bind), ())
+    return limited(build, setting, step, alone, with_files(call_of(step, common, bind), step, bind), ())
 
 
 def _steps_body(build: Build, setting: Setting, step: Map, seat: Seat, inside: Scope) -> ScopeUnit:

@@ -1,6 +1,6 @@
 """Fingerprints: what each task of a pipeline is made from, so that a resume knows which results still hold.
 
-A fingerprint has named parts (code, inputs, params, options, when, kind, members), each a digest,
+A fingerprint has named parts (code, inputs, params, files, options, when, kind, members), each a digest,
 and says which of them changed. Timeouts, retries, limits, priorities, descriptions and the order of keys do not count,
 neither does the id of the run: compile with ``RUN_ID`` in its place where ``mentions_run_id`` says so. This file reads
 source files; it imports and runs nothing of the user's.
@@ -8,6 +8,8 @@ source files; it imports and runs nothing of the user's.
 
 from __future__ import annotations
 
+import glob
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -115,9 +117,38 @@ def _task(need: Need, call: StepCall) -> dict[str, Any]:
     return {
         "inputs": {name: value for name, value in inputs.items() if value},
         "params": params,
-        "options": {name: _unplaced(v, call.folder) for name, v in call.options.items() if v is not None},
+        "files": declared_files(call) if "files" in call.options else None,
+        "options": {n: _unplaced(v, call.folder) for n, v in call.options.items() if v is not None and n != "files"},
         "when": (call.when, dict(call.constants)) if call.when is not None else None,
     }
+
+
+def declared_files(call: StepCall) -> list[tuple[Any, ...]]:
+    """The files that a step declares as they are now: by time, size and inode, or by what is in them."""
+    declared, folder = call.options["files"], call.folder or os.getcwd()
+    found: dict[str, tuple[Any, ...]] = {}
+    for pattern in declared["paths"]:
+        for path in glob.iglob(os.path.join(folder, os.path.expanduser(pattern)), recursive=True):
+            if os.path.isdir(path):
+                continue
+            name = os.path.relpath(path, folder)
+            try:
+                state = os.stat(path)
+                by_stat = (state.st_mtime_ns, state.st_size, state.st_ino)
+                found[name] = (name, _content(path)) if declared["hash"] == "content" else (name, *by_stat)
+            except OSError as error:
+                found[name] = (name, error.errno)
+    return [tuple(declared["paths"]), *(found[name] for name in sorted(found))]
+
+
+def _content(path: str) -> str:
+    import xxhash
+
+    state = xxhash.xxh3_128()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            state.update(block)
+    return str(state.hexdigest())
 
 
 def _block(need: Need, unit: ScopeUnit) -> dict[str, Any]:
@@ -132,5 +163,5 @@ def _unplaced(value: Any, folder: str | None) -> Any:
 
 def changes(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
     """Names of the parts that differ, the most telling first."""
-    order = ("code", "params", "inputs", "options", "when", "kind", "members")
+    order = ("code", "params", "inputs", "files", "options", "when", "kind", "members")
     return [name for name in dict.fromkeys((*order, *old, *new)) if old.get(name) != new.get(name)]

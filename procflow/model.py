@@ -17,7 +17,8 @@ from procflow.grammar import (  # isort: skip
     RateLimit, Score, Secrets, Size, SplitStrategy, Stdin, Strategy, Text, Tolerance, When,
 )  # fmt: skip
 from procflow.record import (  # isort: skip
-    ITEMS_SCHEMA, Conflicts, Defaults, ExecutorName, Given, Items, Limits, Param, Record, Retry, items_of, param, retry_conflicts,
+    FILES_SCHEMA, ITEMS_SCHEMA, Conflicts, Defaults, ExecutorName, Files, Given, Items, Limits, Param, Record, Retry,
+    files_of, items_of, param, retry_conflicts,
 )  # fmt: skip
 
 __all__ = [
@@ -64,6 +65,9 @@ class StepBase(Record):
     retries: int | None = Field(None, ge=0, le=1000, description="extra attempts")
     retry: Retry | None = Field(None, description="long form of retries")
     on_error: OnError | None = Field(None, description="a step: stop or continue; a block: what a failed member does")
+    files: Annotated[Files | None, BeforeValidator(files_of), WithJsonSchema(FILES_SCHEMA)] = Field(
+        None, description="files that the step reads and no step makes; one that changed runs it again in a resume"
+    )
     priority: int = Field(0, ge=-1_000_000, le=1_000_000, description="higher starts first")
     rate_limit: RateLimit | None = Field(None, description="most starts in a time")
 
@@ -99,6 +103,7 @@ _BLOCK_REFUSED = {
     "cpus": _ON_MEMBERS,
     "memory": _ON_MEMBERS,
     "resources": "write it on the steps inside",
+    "files": "write it on the steps inside",
     "idle_timeout": _ON_MEMBERS,
     "kill_grace": _ON_MEMBERS,
 }
@@ -202,6 +207,7 @@ class Subpipeline(StepBase):
         "cpus": "write it in the file",
         "memory": "write it in the file",
         "resources": "write it in the file",
+        "files": "write it in the file",
         "idle_timeout": "write it in the file",
         "kill_grace": "write it in the file",
         "on_error": "write it in the file, or put the step in a block with on_error: continue",

@@ -160,6 +160,43 @@ class Items(Record):
             yield "range", "a step of 0 never ends"
 
 
+class Files(Record):
+    """Files that a step reads and no step of the pipeline makes: where they change, the step runs again in a resume."""
+
+    paths: tuple[Text, ...] = Field(min_length=1, description="patterns; ** descends; from the pipeline's folder")
+    hash: Literal["stat", "content"] = Field("stat", description="stat: time, size and inode; content: what is in them")
+
+    @field_validator("paths", mode="before")
+    @classmethod
+    def _lists(cls, value: object) -> object:
+        return (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value
+
+
+def files_of(value: object) -> object:
+    """Declared files, checked: a pattern, several, or ``Files``."""
+    if isinstance(value, (str, list, tuple)):
+        return Files(paths=value)  # type: ignore[arg-type]
+    return Files.model_validate(value) if isinstance(value, dict) else value
+
+
+_PATHS: dict[str, Any] = {
+    "anyOf": [
+        {"type": "string", "minLength": 1},
+        {"type": "array", "items": {"type": "string", "minLength": 1}, "minItems": 1},
+    ]
+}
+FILES_SCHEMA: dict[str, Any] = {
+    "anyOf": [
+        *_PATHS["anyOf"],
+        {
+            "type": "object",
+            "properties": {"paths": _PATHS, "hash": {"enum": ["stat", "content"]}},
+            "required": ["paths"],
+            "additionalProperties": False,
+        },
+    ]
+}
+
 ITEMS_FORMS = "items are a list, ${name}, {range: [start, stop]} or {glob: pattern}"
 
 

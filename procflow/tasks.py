@@ -5,6 +5,7 @@ Here the defaults of the file come under the keys of the step.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal, TypeVar
 
 from procflow import condition, template
@@ -16,7 +17,18 @@ from procflow.model import AnyStep, Defaults, Retry
 from procflow.names import Scope
 from procflow.surface import ROOTS, Face
 
-__all__ = ["KILL_GRACE_S", "executor_of", "gate_of", "hidden", "leaf", "limited", "outputs_of", "policy", "retry_of"]
+__all__ = [
+    "KILL_GRACE_S",
+    "executor_of",
+    "gate_of",
+    "hidden",
+    "leaf",
+    "limited",
+    "outputs_of",
+    "policy",
+    "retry_of",
+    "with_files",
+]
 
 KILL_GRACE_S = 2.0
 T = TypeVar("T")
@@ -30,7 +42,15 @@ def leaf(build: Build, setting: Setting, step: AnyStep, seat: Seat, scope: Scope
         path=seat["path"], name=seat["name"], outputs=outputs_of(face), when=when, constants=constants,
         folder=setting.folder,
     )  # fmt: skip
-    return limited(build, setting, step, seat, call_of(step, common, bind), face.names)
+    return limited(build, setting, step, seat, with_files(call_of(step, common, bind), step, bind), face.names)
+
+
+def with_files(call: StepCall, step: AnyStep, bind: Binder) -> StepCall:
+    """The call with the files that the step declares, for its fingerprint; workers have no use for them."""
+    if step.files is None:
+        return call
+    paths = bind.constant(list(step.files.paths), "the files of a step", "files") or []
+    return replace(call, options={**call.options, "files": {"paths": paths, "hash": step.files.hash}})
 
 
 def limited(

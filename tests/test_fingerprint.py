@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import os
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from procflow import Map, Merge, Parallel, Pipeline, Step
 from procflow.canonical import Canonical
 from procflow.code_print import CodePrints
 from procflow.compiler import compile_pipeline
+from procflow.errors import PipelineError
 from procflow.fingerprint import RUN_ID, Fingerprint, changes, fingerprints
 from procflow.launch import prepare
 from procflow.loader import load_pipeline
@@ -235,6 +237,67 @@ def test_a_step_before_that_is_renamed_or_a_member_that_is_added_is_seen() -> No
     assert two["both", "block"].digest != three["both", "block"].digest
     assert two["best", "block"].digest != three["best", "block"].digest
     assert two["both/s0", "member"].digest == three["both/s0", "member"].digest
+
+
+# -- files ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def with_files(project: Project) -> Project:
+    (project.folder / "data").mkdir()
+    (project.folder / "data/a.csv").write_text("one")
+    project.edit("p.yaml", "name: clean,", "name: clean, files: ['data/*.csv', '${params.day}.txt'],")
+    return project
+
+
+def test_declared_files_count_by_time_size_and_inode(with_files: Project) -> None:
+    before = with_files.prints()
+    file = with_files.folder / "data/a.csv"
+    assert with_files.changed(before) == {}
+    state = file.stat()
+    file.write_text("two")
+    os.utime(file, ns=(state.st_atime_ns, state.st_mtime_ns))
+    assert with_files.changed(before) == {}  # written in place with its time put back: that is what content is for
+    other = file.with_name("b")
+    other.write_text("two")
+    os.utime(other, ns=(state.st_atime_ns, state.st_mtime_ns))
+    other.rename(file)
+    assert with_files.changed(before) == {"clean": ["files"]}
+    os.utime(file, ns=(1, 1))
+    assert with_files.changed(before) == {"clean": ["files"]}
+
+
+@pytest.mark.parametrize("name", ["data/b.csv", "monday.txt"])
+def test_declared_files_that_come_or_go_count(with_files: Project, name: str) -> None:
+    before = with_files.prints()
+    (with_files.folder / name).write_text("x")
+    assert with_files.changed(before) == {"clean": ["files"]}
+    (with_files.folder / name).unlink()
+    assert with_files.changed(before) == {}
+    (with_files.folder / "data/c.txt").write_text("x")
+    assert with_files.changed(before) == {}
+
+
+def test_declared_files_may_count_by_content_alone(with_files: Project) -> None:
+    with_files.edit(
+        "p.yaml", "files: ['data/*.csv', '${params.day}.txt']", "files: {paths: 'data/*.csv', hash: content}"
+    )
+    before = with_files.prints()
+    file = with_files.folder / "data/a.csv"
+    state = file.stat()
+    file.write_text("one")
+    os.utime(file, ns=(1, 1))
+    assert with_files.changed(before) == {}
+    file.write_text("two")
+    os.utime(file, ns=(state.st_atime_ns, state.st_mtime_ns))
+    assert with_files.changed(before) == {"clean": ["files"]}
+
+
+@pytest.mark.parametrize("files", ["[]", "{paths: []}", "3", "{paths: a, hash: md5}", "['']", "'${clean}'"])
+def test_wrong_files_are_refused(project: Project, files: str) -> None:
+    project.edit("p.yaml", "name: other,", f"name: other, files: {files},")
+    with pytest.raises(PipelineError, match=r"p\.yaml:\d+:\d+: .*files"):
+        project.prints()
 
 
 # -- callables --------------------------------------------------------------------------------------------------------

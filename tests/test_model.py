@@ -70,6 +70,7 @@ COMMON: dict[str, Any] = {
 }  # fmt: skip
 MACHINE: dict[str, Any] = {
     "cpus": 2, "memory": "1GB", "resources": {"db": 1}, "idle_timeout": "1m", "kill_grace": "5s",
+    "files": "data/*.csv",
 }  # fmt: skip
 OF_CALLS: dict[str, Any] = {"inputs": ["rows"], "params": {"a": 1}}
 
