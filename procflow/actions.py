@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from procflow.attempt import Cause, Items
 from procflow.events import Event
 from procflow.graph import TaskUnit
-from procflow.ref import Ref
+from procflow.ref import Ref, Stored
 
-__all__ = ["Action", "Kill", "Measured", "Record", "StopAsked", "Submit", "Tick"]
+__all__ = ["Action", "Kill", "Measured", "Record", "Release", "StopAsked", "Submit", "Tick"]
 
 
 @dataclass(slots=True)
@@ -49,7 +49,14 @@ class Record:
     event: Event
 
 
-Action = Submit | Kill | Record
+@dataclass(slots=True)
+class Release:
+    """Nobody needs these files any more, once all records made so far are durable."""
+
+    files: tuple[Stored, ...]
+
+
+Action = Submit | Kill | Record | Release
 
 
 @dataclass(frozen=True, slots=True)

@@ -144,7 +144,8 @@ class TaskGraph:
 
     ``retry_share`` bounds the retries of the run as a whole, as a share of the attempts that are over. ``files``
     are the files of ``type: pipeline`` steps by the path at which they hang in the tree: ``loc`` of a unit inside
-    begins with it. ``secrets`` are the environment variables that hold secrets; ``params`` leaves out those that hold one.
+    begins with it. ``keep`` are values whose files stay.
+    ``secrets`` are the environment variables that hold secrets; ``params`` leaves out those that hold one.
     """
 
     name: str
@@ -155,6 +156,7 @@ class TaskGraph:
     files: Mapping[Loc, Places] = field(default_factory=dict)
     retry_share: float = 0.5
     secrets: frozenset[str] = frozenset()
+    keep: frozenset[str] = frozenset()
 
 
 def walk(unit: Unit) -> Iterator[Unit]:

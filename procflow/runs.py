@@ -25,10 +25,14 @@ class UnitRun:
 
     ``kept`` says that its result comes from an earlier session. ``unmet`` counts members before it that have not
     settled. ``after`` is the number of records that had been made when nothing held it back any more: those must be
-    durable before it starts.
+    durable before it starts. ``declined`` says that its condition was false, ``clean`` that a resume would run nothing
+    of it.
     """
 
-    __slots__ = ("after", "failure", "kept", "labels", "published", "reason", "scope", "seq", "state", "unit", "unmet")
+    __slots__ = (
+        "after", "clean", "declined", "failure", "kept", "labels", "published", "reason", "scope", "seq", "state", "unit",
+        "unmet",
+    )  # fmt: skip
 
     unit: Unit
 
@@ -44,6 +48,8 @@ class UnitRun:
         self.reason = ""
         self.after = 0
         self.kept = False
+        self.declined = False
+        self.clean = False
 
     @property
     def item(self) -> str:
@@ -196,12 +202,12 @@ class MapRun(ScopeRun):
     ``failures`` are final. ``head`` is the batch that waits for its start (it takes its items only then), ``live``
     are the open iterations by item. ``losses`` counts how often an item was among those that may have taken a
     worker down. ``memory_bytes`` is what a batch reserves after one ran out of memory; ``pressed`` makes the next
-    batch run alone.
+    batch run alone. ``unclean`` says that an iteration settled and was not clean.
     """
 
     __slots__ = (
         "again", "alone", "charges", "chunks", "cursor", "expanded", "failures", "head", "item_s", "live", "losses",
-        "measured", "memory_bytes", "page", "pages", "pressed", "size",
+        "measured", "memory_bytes", "page", "pages", "pressed", "size", "unclean",
     )  # fmt: skip
 
     unit: MapUnit
@@ -225,6 +231,7 @@ class MapRun(ScopeRun):
         self.pressed = False
         self.item_s = 0.0
         self.measured = 0
+        self.unclean = False
 
     @property
     def total(self) -> int:

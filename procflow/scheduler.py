@@ -101,5 +101,6 @@ class Scheduler(Scopes):
 
     @property
     def outputs(self) -> Mapping[str, Ref]:
-        """The values of the top block so far."""
-        return self.root.values
+        """The values of the top block so far, without those that were let go."""
+        values = self.root.values
+        return {name: values[name] for name in values if name not in self.dropped} if self.dropped else values

@@ -8,16 +8,21 @@ from __future__ import annotations
 import random
 from collections import Counter
 
-from procflow.actions import Action, Kill, Measured, Record, StopAsked, Submit, Tick
+from procflow.actions import Action, Kill, Measured, Record, Release, StopAsked, Submit, Tick
 from procflow.attempt import Failed, Failure, Lost, Outcome, Progressed, Skipped, Started, Succeeded
 from procflow.events import AttemptFinished, AttemptStarted, RunFinished, StepFinished
 from procflow.graph import TaskUnit
-from procflow.ref import Inline
+from procflow.ref import Inline, Ref, Stored, stored_in
 from procflow.runs import MapRun, ScopeRun, TaskRun
 from procflow.scheduler import Scheduler
 from procflow.states import FINAL, TRANSITIONS
 
 REF = Inline(b"x")
+
+
+def paths(*refs: Ref | None) -> set[str]:
+    """The files that values are made of."""
+    return {stored.path for ref in refs if ref is not None for stored in stored_in(ref)}
 
 
 def scopes_of(scheduler: Scheduler) -> list[ScopeRun]:
@@ -107,6 +112,16 @@ class World:
         self.records: list[Record] = []
         self.submitted: Counter[tuple[str, str]] = Counter()
         self.left: dict[int, list[int]] = {}
+        self.made: set[str] = set()
+        self.released: set[str] = set()
+
+    def value(self) -> Ref:
+        """A small value, or a file of its own."""
+        if self.random.random() < 0.5:
+            return REF
+        path = f"/objects/{len(self.made)}"
+        self.made.add(path)
+        return Stored(path, (1,), b"d")
 
     def take(self, actions: list[Action]) -> None:
         for action in actions:
@@ -114,6 +129,7 @@ class World:
             if isinstance(action, Submit):
                 assert action.key not in self.out, "keys are unique"
                 assert action.after <= len(self.records), "a task builds on records that were made before"
+                assert not self._held(action) & self.released, "what was released is never given to a task"
                 self.out[action.key] = action
                 if action.items is not None:
                     assert len(set(action.items.indices)) == len(action.items.indices) > 0
@@ -122,9 +138,25 @@ class World:
                 assert action.key in self.out, "only what runs is killed"
                 assert action.key not in self.doomed, "nothing is killed twice"
                 self.doomed[action.key] = action
+            elif isinstance(action, Release):
+                self._release(action)
             else:
                 self.records.append(action)
         check(self.scheduler, *self.limits)
+
+    @staticmethod
+    def _held(submit: Submit) -> set[str]:
+        return paths(*submit.values.values(), submit.items.page if submit.items is not None else None)
+
+    def _release(self, action: Release) -> None:
+        names = [stored.path for stored in action.files]
+        assert names
+        assert len(set(names)) == len(names)
+        assert not self.released & set(names), "nothing is released twice"
+        assert set(names) <= self.made
+        for key, submit in self.out.items():
+            assert key in self.doomed or not self._held(submit) & set(names), "no task that runs loses what it reads"
+        self.released.update(names)
 
     def start(self) -> None:
         self.take(self.scheduler.start(self.now))
@@ -169,7 +201,7 @@ class World:
         part = [left.pop(0) for _ in range(self.random.randrange(1, len(left)))]
         good = tuple(i for i in part if self.random.random() < 0.8)
         failed = tuple((i, Failure("error", "Oops", "x")) for i in part if i not in good)
-        return Progressed(key, good, REF if good else None, failed)
+        return Progressed(key, good, self.value() if good else None, failed)
 
     def _end(self, key: int, outcome: Outcome) -> None:
         del self.out[key]
@@ -185,16 +217,16 @@ class World:
         call = submit.unit.call
         if roll < 0.7:
             if call.kind == "expand":
-                pages = tuple((REF, self.random.randrange(0, 5)) for _ in range(self.random.randrange(0, 4)))
+                pages = tuple((self.value(), self.random.randrange(0, 5)) for _ in range(self.random.randrange(0, 4)))
                 return Succeeded(key, pages=pages)
             if submit.items is not None:
                 left = self.left[key]
                 good = tuple(i for i in left if kindly or self.random.random() < 0.85)
                 failed = tuple((i, Failure("error", "Oops", "x")) for i in left if i not in good)
-                return Succeeded(key, indices=good, chunk=REF if good else None, failures=failed)
+                return Succeeded(key, indices=good, chunk=self.value() if good else None, failures=failed)
             names = ("free",) if call.outputs == "*" else call.outputs
-            return Succeeded(key, dict.fromkeys(names, REF))
-        if roll < 0.75 and (call.when is not None or call.kind == "gate"):
+            return Succeeded(key, {name: self.value() for name in names})
+        if roll < 0.78 and (call.when is not None or call.kind == "gate"):
             return Skipped(key)
         if roll < 0.9:
             return Failed(key, Failure("error", "Oops", "x", kinds=("Oops", "Exception")))
@@ -220,6 +252,7 @@ class World:
         ended = [e.key for e in events if isinstance(e, AttemptFinished)]
         assert len(set(started)) == len(started)
         assert sorted(started) == sorted(ended), "every attempt ends exactly once"
+        assert not paths(*scheduler.outputs.values()) & self.released, "what the run came to is there"
         failed = [e for e in events if isinstance(e, StepFinished) and e.status == "failed"]
         if scheduler.status == "succeeded":
             assert scheduler.failures == 0

@@ -37,7 +37,7 @@ BLOCK = {
 
 
 @st.composite
-def leaf(draw: st.DrawFn, names: list[str]) -> model.Transform:
+def leaf(draw: st.DrawFn, names: list[str], seen: list[str]) -> model.Transform:
     keys: dict[str, Any] = {k: draw(v) for k, v in LIMITS.items()}
     keys["idle_timeout"] = draw(st.sampled_from([None, None, 2.0]))
     keys["cpus"] = draw(st.sampled_from([1, 1, 2]))
@@ -47,11 +47,13 @@ def leaf(draw: st.DrawFn, names: list[str]) -> model.Transform:
     keys["when"] = draw(st.sampled_from([None, None, "1 < 2"]))
     keys["name"] = f"s{len(names)}"
     names.append(keys["name"])
+    if seen and draw(st.booleans()):
+        keys["inputs"] = draw(st.lists(st.sampled_from(seen), max_size=2, unique=True))
     return model.Transform(function=nothing, **{k: v for k, v in keys.items() if v is not None})
 
 
 @st.composite
-def block(draw: st.DrawFn, names: list[str], depth: int) -> Any:
+def block(draw: st.DrawFn, names: list[str], seen: list[str], depth: int) -> Any:
     kind = draw(st.sampled_from(["sequence", "parallel", "graph", "map"]))
     keys: dict[str, Any] = {k: draw(v) for k, v in BLOCK.items()}
     keys["on_error"] = draw(st.sampled_from([None, "stop", "finish", "continue"]))
@@ -76,17 +78,22 @@ def block(draw: st.DrawFn, names: list[str], depth: int) -> Any:
             keys = {k: v for k, v in keys.items() if v is not None}
             batch = draw(st.sampled_from([None, 2]))
             return model.Map(items=items, function=nothing, **keys, **({"batch": batch} if batch else {}))
-        return model.Map(items=items, steps=draw(members(names, depth - 1, chain=False)), **keys)
-    steps = draw(members(names, depth - 1, chain=kind == "graph"))
+        return model.Map(items=items, steps=draw(members(names, seen, depth - 1, "sequence")), **keys)
+    steps = draw(members(names, seen, depth - 1, kind))
     return {"sequence": model.Sequence, "parallel": model.Parallel, "graph": model.Graph}[kind](steps=steps, **keys)
 
 
 @st.composite
-def members(draw: st.DrawFn, names: list[str], depth: int, chain: bool) -> tuple[Any, ...]:
+def members(draw: st.DrawFn, names: list[str], seen: list[str], depth: int, kind: str) -> tuple[Any, ...]:
+    chain = kind == "graph"
+    seen = list(seen)
     count = draw(st.integers(1, 4))
     found: list[Any] = []
     for _ in range(count):
-        step = draw(block(names, depth)) if depth > 0 and draw(st.integers(0, 2)) == 0 else draw(leaf(names))
+        deeper = depth > 0 and draw(st.integers(0, 2)) == 0
+        step = draw(block(names, seen, depth)) if deeper else draw(leaf(names, seen))
+        if not deeper and kind != "parallel":
+            seen.append(step.name)
         if chain and found and draw(st.booleans()):
             before = draw(st.sampled_from([s.name for s in found]))
             change: dict[str, Any] = {"depends_on": (before,)}
@@ -104,7 +111,7 @@ def _named(steps: list[Any], name: str) -> Any:
 @st.composite
 def pipelines(draw: st.DrawFn) -> model.Pipeline:
     names: list[str] = []
-    steps = draw(members(names, 3, chain=False))
+    steps = draw(members(names, [], 3, "sequence"))
     limits = model.Limits(resources={"db": 1.0}, timeout=draw(st.sampled_from([None, None, 30.0])))
     return model.Pipeline(name="walk", steps=steps, limits=limits)
 

@@ -54,7 +54,9 @@ class Attempts(Starting):
             task.idle_clock = self._now + unit.idle_timeout_s
         if outcome.done is not None:
             self._record(StepProgress(self._at(), unit.path, unit.label, task.item_label, outcome.done, outcome.total))
-        if task.role == "batch" and (outcome.indices or outcome.failures) and task.doomed is None:
+        if task.doomed is not None:
+            self._drop(outcome)
+        elif task.role == "batch" and (outcome.indices or outcome.failures):
             assert isinstance(task.scope, MapRun)
             self._absorb(task, task.scope, outcome)
             self._set_clocks(task)
@@ -69,6 +71,8 @@ class Attempts(Starting):
         scope.work_s += outcome.usage.wall_s or self._now - task.started_at
         self.attempts_over += 1
         doomed, task.doomed = task.doomed, None
+        if doomed is not None:
+            self._drop(outcome)
         if doomed == "cancelled":
             self._finish_attempt(task, outcome.usage, "cancelled", count=0)
             self._settle_hidden_or_member(task, scope, "cancelled", scope.reason)
@@ -81,6 +85,7 @@ class Attempts(Starting):
             self._ended_well(task, scope, outcome)
         elif isinstance(outcome, Skipped):
             self._finish_attempt(task, outcome.usage, "skipped")
+            task.declined = True
             self._settle_hidden_or_member(task, scope, "skipped", "its condition is false")
         else:
             self._ended_badly(task, scope, outcome.failure, outcome, lost=isinstance(outcome, Lost))
@@ -175,6 +180,7 @@ class Attempts(Starting):
             return
         scope.hidden = None
         if state == "skipped":
+            scope.declined = True
             self._settle(scope, "skipped", reason)
         elif state == "failed":
             scope.failure = task.failure
@@ -292,7 +298,7 @@ def _stopped(task: TaskRun, cause: Cause, outcome: Outcome) -> Failure:
         kind, message = "Timeout", f"took longer than its timeout of {unit.timeout_s:g} s"
     elif cause == "pressure":
         kind, message = "MemoryPressure", "stopped because the run as a whole was short of memory; it runs again alone"
-    elif task.memory_bytes is not None:
+    elif task.memory_bytes is not None and task.peak_bytes > task.memory_bytes:
         kind = "OutOfMemory"
         message = f"used {size_text(task.peak_bytes)}, over its memory limit of {size_text(task.memory_bytes)}"
     else:

@@ -9,12 +9,12 @@ from procflow import mapping
 from procflow.graph import TaskUnit
 from procflow.kept import Kept
 from procflow.runs import MapRun, ScopeRun, TaskRun
-from procflow.scheduling.turn import Turn
+from procflow.scheduling.releasing import Releasing
 
 __all__ = ["Keeping"]
 
 
-class Keeping(Turn):
+class Keeping(Releasing):
     """The rules of what is not run again."""
 
     def _keep(self, task: TaskRun, kept: Kept) -> bool:
@@ -27,6 +27,7 @@ class Keeping(Turn):
         for ref in [*found.outputs.values(), *(page for page, _ in found.pages)]:
             self._kept_refs[id(ref)] = ref
         task.kept = True
+        task.declined = found.skipped
         self._move(task, "skipped" if found.skipped else "succeeded")
         if task.role == "member":
             task.published = dict(found.outputs)
@@ -35,6 +36,7 @@ class Keeping(Turn):
             return True
         scope.hidden = None
         if found.skipped:
+            scope.declined = True
             self._settle(scope, "skipped", "its condition is false")
         else:
             scope.kept = True

@@ -215,6 +215,7 @@ class Scopes(ItemRules):
         settling = self._settling
         while settling:
             run = settling.popleft()
+            self._let_go_of(run)
             if isinstance(run, ScopeRun) and run.holds and run.scope is not None:
                 run.holds = False
                 self._leave(run.scope)

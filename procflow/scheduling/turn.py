@@ -2,7 +2,7 @@
 
 The scheduler is one class in layers, each in a file of its own, so that its rules can be read by subject:
 
-    turn  <-  keeping  <-  starting  <-  attempts  <-  items  <-  scopes  <-  scheduler
+    turn  <-  releasing  <-  keeping  <-  starting  <-  attempts  <-  items  <-  scopes  <-  scheduler
 
 A layer calls those to its left; what it needs of those to its right is declared at the end of ``Turn``.
 """
@@ -29,7 +29,7 @@ from procflow.events import (
 from procflow.graph import TaskGraph
 from procflow.kept import Kept
 from procflow.ready import Budget, Ready
-from procflow.ref import Ref
+from procflow.ref import Ref, Stored
 from procflow.runs import MapRun, ScopeRun, TaskRun, UnitRun
 from procflow.states import TRANSITIONS, State
 
@@ -72,6 +72,12 @@ class Turn:
         self.retries = 0
         self._crashes: deque[float] = deque()
         self._kept_refs: dict[int, Ref] = {}
+        self.dropped: set[str] = set()
+        """Values of the top block whose files were let go."""
+        self._files_of: dict[str, dict[str, Stored]] = {}
+        self._names_with: dict[str, set[str]] = {}
+        self._unneeded: dict[str, set[int]] = {}
+        self._waiting_for: dict[int, set[str]] = {}
         self._actions: list[Action] = []
         self._settling: deque[TaskRun | ScopeRun] = deque()
         self._timers: list[tuple[float, int, str, Any, Any]] = []
