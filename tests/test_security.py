@@ -315,7 +315,9 @@ def _fixed(part: ast.expr, function: ast.FunctionDef | None, open_names: set[str
         return bool(found) and again(*found)
     if isinstance(part, ast.JoinedStr):
         return again(*part.values)
-    if isinstance(part, ast.FormattedValue):
+    if isinstance(part, (ast.Tuple, ast.List)):
+        return again(*part.elts)
+    if isinstance(part, (ast.FormattedValue, ast.Starred)):
         return again(part.value)
     if isinstance(part, ast.BinOp) and isinstance(part.op, ast.Add):
         return again(part.left, part.right)
