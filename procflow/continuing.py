@@ -205,6 +205,8 @@ def find_run(folder: StateFolder, run: str | None, lock: str | None = None, *, e
     row = next((row for row in rows if row.status not in well), None)
     if row is None:
         raise NothingToDo(_ended_well(rows[0]), rows[0])
+    if lock is not None and row.lock != lock:
+        raise CannotContinue(f"run {row.run_id} is of {row.file or row.pipeline}, not of this pipeline")
     if row.live:
         raise LockHeld(f"run {row.run_id} is still going on (pid {row.pid} on {row.host})")
     return row

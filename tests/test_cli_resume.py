@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from procflow import functions, store_seal
+from procflow import Pipeline, Step, functions, store_seal
 from procflow.cli import cli
+from procflow.errors import ProcflowError, StoreError
 from procflow.state_folder import StateFolder
 
 JOBS = '''
@@ -92,6 +93,13 @@ class Place:
 
     def break_(self, key: str) -> None:
         (self.folder / f"ran.{key}").touch()
+
+    def tell(self, key: str) -> None:
+        with open(self.folder / "ran", "a") as file:
+            file.write(key + "\n")
+
+    def is_broken(self, key: str) -> bool:
+        return (self.folder / f"ran.{key}").exists()
 
     def mend(self, key: str) -> None:
         (self.folder / f"ran.{key}").unlink()
@@ -567,3 +575,55 @@ def test_the_clock_of_a_run_holds_over_its_sessions(place: Place) -> None:
     assert time.monotonic() - began < 30
     # What ran out of time has a new clock.
     assert place.invoke("resume").stdout == END
+
+
+# -- from Python ------------------------------------------------------------------------------------------------------
+
+
+def test_a_pipeline_without_a_file_goes_on_where_it_was_built(place: Place) -> None:
+    def one(factor: int) -> int:
+        place.tell("one")
+        return factor
+
+    def two(one: int) -> int:
+        place.tell("two")
+        if place.is_broken("two"):
+            raise ValueError("no")
+        return one + 1
+
+    pipeline = Pipeline("q", params={"factor": 1}, steps=[
+        Step("one", one, params={"factor": "${params.factor}"}), Step("two", two, inputs=["one"]),
+    ])  # fmt: skip
+    place.break_("two")
+    with pytest.raises(StoreError, match="there is no state folder"):
+        pipeline.resume()
+    first = pipeline.run(executor="inline", factor=5)
+    assert (first.status, place.ran()) == ("failed", ["one", "two"])
+    place.mend("two")
+    assert "has no file" in place.invoke("resume", code=2).stderr
+    done = pipeline.resume(first.run_id[:-1])
+    assert (done.status, done.run_id, done.outputs["two"]) == ("succeeded", first.run_id, 6)
+    assert place.ran() == ["two"]
+    with pytest.raises(ProcflowError, match="has succeeded"):
+        pipeline.resume()
+    with pytest.raises(ProcflowError, match="is of q, not of this pipeline"):
+        Pipeline("other", steps=[Step("one", one)]).resume(first.run_id)
+
+
+def test_a_parameter_that_the_journal_can_not_hold_is_asked_for_again(place: Place) -> None:
+    def one(values: set[int]) -> int:
+        return len(values)
+
+    def two() -> None:
+        if place.is_broken("two"):
+            raise ValueError("no")
+
+    pipeline = Pipeline("q", params={"values": None}, steps=[
+        Step("one", one, params={"values": "${params.values}"}), Step("two", two),
+    ])  # fmt: skip
+    place.break_("two")
+    pipeline.run(executor="inline", values={1, 2})
+    place.mend("two")
+    with pytest.raises(ProcflowError, match="does not hold the value of values"):
+        pipeline.resume()
+    assert pipeline.resume(values={1, 2}).outputs["one"] == 2
