@@ -41,6 +41,7 @@ def check(graph: TaskGraph, *, slots: int, memory_bytes: int) -> list[Problem]:
             problems += _functions(unit, find_once)
             problems += _payload(unit)
             problems += _clocks(unit, graph)
+            problems += _memory(unit, graph)
         elif isinstance(unit, ScopeUnit) and unit.timeout_s is not None:
             loc = (*unit.loc, "timeout") if unit.path else ("limits", "timeout")
             what = f"{unit.kind} {unit.name!r} has" if unit.path else "the run has"
@@ -128,6 +129,13 @@ def _clocks(unit: TaskUnit, graph: TaskGraph) -> Iterator[Problem]:
             who, loc = _place(unit, key, graph)
             article = "an" if key == "idle_timeout" else "a"
             yield from _cannot(f"{who} has {article} {key} of {duration_text(seconds)}", loc, unit.executor, "kill")
+
+
+def _memory(unit: TaskUnit, graph: TaskGraph) -> Iterator[Problem]:
+    """A task's memory limit, where its executor can't hold it to that."""
+    if unit.memory_bytes is not None:
+        who, loc = _place(unit, "memory", graph)
+        yield from _cannot(f"{who} has a memory limit of {size_text(unit.memory_bytes)}", loc, unit.executor, "memory")
 
 
 def _cannot(what: str, loc: Loc, executor: str, capability: Capability) -> Iterator[Problem]:

@@ -330,8 +330,8 @@ def test_a_failed_run_exits_with_1_and_ends_with_what_failed_and_what_to_type(fo
     assert "  not run because of it: after" in lines
     assert "run r1 FAILED" in lines[-1]
     commands = [line.split() for line in lines if line.startswith("    python -m procflow ")]
-    assert [command[3] for command in commands] == ["logs", "show"]
-    for command in commands:
+    assert [command[3] for command in commands] == ["resume", "logs", "show"]
+    for command in commands[1:]:
         again = call(*command[3:], cwd=folder)
         assert again.returncode == 0, again.stderr
         assert ("about to fail" if command[3] == "logs" else "ValueError") in again.stdout

@@ -271,3 +271,12 @@ def test_a_file_that_is_not_there_is_told_at_the_step_that_names_it(tmp_path: Pa
     assert [str(p) for p in caught.value.problems] == [
         f"{path}:3:37: laod.yaml: no such file (did you mean 'load.yaml'?)"
     ]
+
+
+def test_a_memory_limit_is_refused_where_nothing_can_hold_a_step_to_it() -> None:
+    pipeline = api.Pipeline("p", steps=[api.Step("a", len, params={"obj": []}, memory="1GB")])
+    for executor in ("threads", "inline"):
+        (problem,) = check(compile_pipeline(pipeline, executor=executor), slots=2, memory_bytes=8 << 30)
+        assert "memory limit of 954 MiB" in problem.message
+        assert problem.loc == ("steps", 0, "memory")
+    assert not check(compile_pipeline(pipeline), slots=2, memory_bytes=8 << 30)
