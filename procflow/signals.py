@@ -13,6 +13,7 @@ steps.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import signal
 import threading
@@ -47,6 +48,7 @@ class Signals:
 
     def __init__(self, say: Callable[[str], None] = say) -> None:
         self.received: list[str] = []
+        self._numbers = itertools.count(1)
         self._say = say
         self._stop: Callable[[str], None] | None = None
         self._hurry: Callable[[], None] | None = None
@@ -97,9 +99,10 @@ class Signals:
             hurry()
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        # One handler may interrupt another at any point; taking a number can't be interrupted.
+        count = next(self._numbers)
         name = signal.Signals(number).name
         self.received.append(name)
-        count = len(self.received)
         if count == 1:
             self._say(
                 f"{name}: stopping; no step starts any more, running steps get their kill_grace. "

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -248,6 +249,34 @@ def test_a_signal_before_the_engine_is_there_is_told_later() -> None:
             os.kill(os.getpid(), signal.SIGHUP)
         signals.attach(told.append, lambda: told.append("hurry"))
     assert told == ["SIGHUP", "hurry"]
+
+
+def test_handlers_that_interrupt_each_other_stop_once_and_hurry_once() -> None:
+    """The second signal comes while the first one's handler is at any of its lines."""
+    for line in range(1, 30):
+        told: list[str] = []
+        signals = Signals(say=lambda text: None)
+        signals.attach(told.append, partial(told.append, "hurry"))
+        left = [line]
+
+        def trace(frame: Any, event: str, argument: Any, left: list[int] = left, signals: Signals = signals) -> Any:
+            if frame.f_code.co_name == "_on_signal" and event == "line":
+                left[0] -= 1
+                if left[0] == 0:
+                    signals._on_signal(signal.SIGINT, None)
+            return trace
+
+        before = sys.gettrace()
+        sys.settrace(trace)
+        try:
+            signals._on_signal(signal.SIGTERM, None)
+        finally:
+            sys.settrace(before)
+        if left[0] > 0:
+            assert line > 5
+            break
+        assert len(told) == 2
+        assert told.count("hurry") == 1
 
 
 def test_the_descriptor_is_readable_after_a_signal_until_it_is_drained() -> None:
