@@ -82,6 +82,8 @@ class ItemRules(Attempts):
             self._give_back(task, scope, started=False)
             self._move(task, "cancelled")
             return False
+        # An item that runs again has a log of its own, so its attempts are numbered on.
+        task.number = max(sum(scope.charges.get(i, {}).values()) + scope.losses.get(i, 0) for i in task.items.indices)
         self._feed(scope)
         return True
 
