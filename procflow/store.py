@@ -68,6 +68,8 @@ class Store(Buffer):
         found = folder.db.stat()
         self._identity = (found.st_dev, found.st_ino)
         self._seq = self._commits = 0
+        # Whether the transaction that is open counts as a commit of the run, which goes to the mark.
+        self._counts = False
         self._tail: Tail | None = None
 
     @classmethod
@@ -109,7 +111,7 @@ class Store(Buffer):
             fp("journal.begin.before")
             self._seq, first, counts = store_begin.begin(db, run, self._folder.db)
             (made,) = db.execute("SELECT commits FROM runs WHERE seq = ?", (self._seq,)).fetchone()
-            self._commits = made - 1
+            self._commits, self._counts = made - 1, True
             fp("journal.begin.full")
         fp("journal.begin.after")
         self._rows = Rows(run.run_id, first)
@@ -163,10 +165,10 @@ class Store(Buffer):
         except OSError as error:
             raise told(self._tail.path, error, "a result can't be kept") from error
 
-    def abandon(self) -> None:
-        """Forget what is buffered, in the tail as well."""
+    def abandon(self, keep_received: bool = False) -> None:
+        """Forget what is buffered, and what was received as well unless that is to be kept for the next session."""
         super().abandon()
-        if self._tail is not None:
+        if self._tail is not None and not keep_received:
             self._tail.clear()
 
     def commit(self) -> None:
@@ -232,6 +234,7 @@ class Store(Buffer):
         if values["status"] is not None:
             values["ended"] = utc_now()
         db.execute(_UPDATE_RUN, values | {"seq": self._seq, "commits": self._commits + 1})
+        self._counts = True
         reseal(db, "runs", "seq = ?", (self._seq,))
         if values["status"] is not None:
             db.execute(f"UPDATE sessions SET ended = ? WHERE {_SESSION}", (values["status"], self._seq))
@@ -245,12 +248,14 @@ class Store(Buffer):
             raise StoreError(f"{self._folder.db}: {doing}: the store is closed")
         try:
             with _writer_lock(self._lock_fd, self._folder):
+                self._counts = False
                 try:
                     db.execute("BEGIN IMMEDIATE")
                     yield db
                     db.execute("COMMIT")
-                    store_mark.write(self._mark_fd, self._seq, self._commits + 1)
-                    self._commits += 1
+                    if self._counts:
+                        store_mark.write(self._mark_fd, self._seq, self._commits + 1)
+                        self._commits += 1
                 except BaseException:
                     with contextlib.suppress(sqlite3.Error):
                         db.execute("ROLLBACK")

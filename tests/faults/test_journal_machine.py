@@ -54,7 +54,7 @@ class JournalMachine(RuleBasedStateMachine):
         self.folders = self.keys = self.sessions = 0
         self.recorded, self.committed = Model(), Model()
         self.running: list[int] = []
-        self.over = False
+        self.noted = set[int]()
 
     @initialize()
     def begin(self) -> None:
@@ -63,10 +63,11 @@ class JournalMachine(RuleBasedStateMachine):
 
     def _open(self) -> None:
         self.store = Store.open(self.folder)
+        self.store.recover("p.yaml")
         self.store.begin(RunRecord("r", "p", lock="p.yaml"))
         self.sessions += 1
         self.running = []
-        self.over = False
+        self.noted = set[int]()
         for key, status in self.committed.status.items():
             if status == "running":
                 self.committed.status[key] = "lost"
@@ -118,6 +119,12 @@ class JournalMachine(RuleBasedStateMachine):
         self.committed = self.recorded.copy()
 
     @rule()
+    def note(self) -> None:
+        """Results are safe from a kill, before any transaction."""
+        self.store.note()
+        self.noted |= {key for key, status in self.recorded.status.items() if status in ("succeeded", "skipped")}
+
+    @rule()
     def fail_to_commit(self) -> None:
         """A commit that fails changes nothing and may be done again."""
         if not self.store.pending:
@@ -140,12 +147,18 @@ class JournalMachine(RuleBasedStateMachine):
         self.folders += 1
         left = self.root / str(self.folders)
         shutil.copytree(self.folder.path, left)
-        with contextlib.suppress(StoreError):
-            self.store.abandon()
-            self.store.close()
+        self.store.abandon()
+        self.store.close()
         self.folder = StateFolder(left)
         self._check(*before)
+        noted = self.noted
+        with Store.open(self.folder) as store:
+            store.recover("p.yaml")
+        self._check(*before)
         self._take_over(before[1])
+        assert {key: self.committed.status.get(key) for key in noted} == {key: before[1].status[key] for key in noted}
+        wanted = {place: ref for place, ref in before[1].outputs.items() if place[0] in noted}
+        assert wanted.items() <= self.committed.outputs.items()
         self._open()
 
     @rule()
