@@ -201,12 +201,12 @@ def find_run(folder: StateFolder, run: str | None, lock: str | None = None, *, e
         rows = [past.run(run)] if run is not None else [r for r in past.runs() if lock is None or r.lock == lock]
     if not rows:
         raise UnknownRun(f"nothing was run yet in {folder.path}")
+    if lock is not None and rows[0].lock != lock:
+        raise CannotContinue(f"run {rows[0].run_id} is of {rows[0].file or rows[0].pipeline}, not of this pipeline")
     well = ("succeeded",) if ended_well else ENDED_WELL
     row = next((row for row in rows if row.status not in well), None)
     if row is None:
         raise NothingToDo(_ended_well(rows[0]), rows[0])
-    if lock is not None and row.lock != lock:
-        raise CannotContinue(f"run {row.run_id} is of {row.file or row.pipeline}, not of this pipeline")
     if row.live:
         raise LockHeld(f"run {row.run_id} is still going on (pid {row.pid} on {row.host})")
     return row
