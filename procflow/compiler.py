@@ -15,7 +15,7 @@ preflight adds functions, executors and the machine once these are right too.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from procflow import blocks, ranks, template
@@ -58,7 +58,8 @@ def compile_pipeline(
     scope = Scope(with_params(facts, known, unset)).block()
     setting = Setting(pipeline.defaults, folder, executor or pipeline.defaults.executor or "processes")
     members = blocks.members(build, setting, Members(pipeline.steps, pipeline.type, "", "", ("steps",)), scope)
-    _check_show(build, pipeline, scope)
+    _check_names(build, pipeline.show, "show", scope)
+    _check_names(build, pipeline.keep, "keep", scope)
     if build.problems:
         raise PipelineError(placed(dict.fromkeys(build.problems), build.files))
     root = ScopeUnit(
@@ -75,15 +76,17 @@ def compile_pipeline(
         build.files,
         pipeline.limits.retry_budget.fraction,
         frozenset(build.secrets),
+        frozenset({*pipeline.show, *pipeline.keep}),
     )
 
 
-def _check_show(build: Build, pipeline: Pipeline, scope: Scope) -> None:
-    for i, name in enumerate(pipeline.show):
+def _check_names(build: Build, names: Iterable[str], key: str, scope: Scope) -> None:
+    """Names of values that stand beside the steps."""
+    for i, name in enumerate(names):
         if name in scope.names or scope.openers:
             continue
         absent = scope.absent.get(name)
-        why = f"show: no step publishes {name!r}" if absent is None else f"show: {name!r} has no value: {absent.why}"
+        why = f"{key}: no step publishes {name!r}" if absent is None else f"{key}: {name!r} has no value: {absent.why}"
         face = scope.steps.get(name)
         hint = f"write {face.main}" if face is not None and face.main is not None else did_you_mean(name, scope.names)
-        build.note(why if face is None else f"show: {name!r} is a step, not a value", ("show", i), hint)
+        build.note(why if face is None else f"{key}: {name!r} is a step, not a value", (key, i), hint)

@@ -27,7 +27,9 @@ from procflow.executors import open_waiter
 from procflow.failures_file import FailuresFile
 from procflow.graph import TaskGraph
 from procflow.guard import Guard
+from procflow.journal_objects import files_of_run
 from procflow.memory import MemoryWatch
+from procflow.object_files import ObjectFolder, make_folder
 from procflow.preflight import check
 from procflow.resources import Machine, budget, probe, warnings
 from procflow.resources import workers as workers_of
@@ -208,7 +210,9 @@ def iterate(
             folder.new_run(prepared.run_id)
         shown = mask.tree(graph.params) if mask is not None else dict(graph.params)
         store.begin(_record(session, name, shown, asked(options, graph.params, shown, earlier)))
-        executors = guard.open(sorted(graph.executors), prepared.workers, prepared.run_id)
+        objects = make_folder(str(folder.run(prepared.run_id) / "objects"))
+        _clean(objects, folder, prepared.run_id)
+        executors = guard.open(sorted(graph.executors), prepared.workers, prepared.run_id, objects.path)
         watch = stack.enter_context(Watch(open_waiter(executors), signals, guard.reaper))
         recorder = Recorder(prepared.workers, graph)
         run = Run(prepared, folder)
@@ -232,13 +236,15 @@ def iterate(
             observers=(recorder, failures, *observers),
             open_log=logs.open,
             memory=MemoryWatch(executors.values(), prepared.memory_bytes),
+            free=objects.free,
             clock=watch.clock,
         )
         signals.attach(engine.stop, engine.hurry)
         with _crash_only(store, prepared.run_id):
             for events in engine.turns():
                 yield from events
-        return recorder.result(scheduler.outputs)
+        _clean(objects, folder, prepared.run_id)
+        return recorder.result(scheduler.outputs, dropped=scheduler.dropped)
 
 
 def _record(session: Session, lock: str, params: Mapping[str, Any], options: Mapping[str, Any]) -> RunRecord:
@@ -261,6 +267,12 @@ def _record(session: Session, lock: str, params: Mapping[str, Any], options: Map
         prints=session.prints,
         taken=session.taken,
     )
+
+
+def _clean(objects: ObjectFolder, folder: StateFolder, run_id: str) -> None:
+    """Remove what killed attempts have left, and what the last session had no time to remove."""
+    if objects.used:
+        objects.clean(files_of_run(folder, run_id))
 
 
 def _lines_to(observers: Sequence[Observer]) -> Callable[[Any], None] | None:

@@ -341,6 +341,7 @@ class Pipeline(Record):
     on_error: OnError = "stop"
     tolerate: Tolerance | None = None
     show: Names = Field((), description="values that the run command prints when the run succeeded")
+    keep: Names = Field((), description="large values that stay on the disk though no step needs them any more")
     steps: tuple[AnyStep, ...] = Field(min_length=1, strict=False)
 
     @classmethod

@@ -26,12 +26,12 @@ import stat
 from collections import deque
 from collections.abc import Iterable, Sequence
 
-from procflow.errors import ProcflowError
+from procflow.errors import ProcflowError, StoreError
 from procflow.object_views import aligned, map_file, total_bytes
 from procflow.ref import Stored
 from procflow.units import size_text
 
-__all__ = ["NotStored", "ObjectFolder", "folder", "remove"]
+__all__ = ["NotStored", "ObjectFolder", "folder", "make_folder", "remove"]
 
 SYNC_BYTES = 1 << 20
 FREE_MIN_BYTES = 1 << 20
@@ -254,6 +254,22 @@ def folder(path: str) -> ObjectFolder:
     if found is None:
         found = _folders[path] = ObjectFolder(path)
     return found
+
+
+def make_folder(path: str) -> ObjectFolder:
+    """The folder at ``path`` for the parent, made (0700) where it is missing; StoreError where it can't be had."""
+    # Workers have no need of these.
+    from pathlib import Path
+
+    from procflow.own_files import check_own_folder
+
+    try:
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(path, 0o700)
+        check_own_folder(Path(path))
+    except OSError as error:
+        raise StoreError(f"{path}: can't be made: {error.strerror or error}") from error
+    return folder(path)
 
 
 def remove(stored: Stored) -> None:

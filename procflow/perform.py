@@ -13,7 +13,7 @@ import re
 import resource
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from difflib import get_close_matches
 from importlib import import_module
@@ -194,7 +194,7 @@ def publish(outputs: tuple[str, ...] | Literal["*"], value: Any) -> dict[str, Re
         for name in value:
             if not isinstance(name, str) or _NAME.fullmatch(name) is None:
                 raise OutputError(f"{name!r} can't be the name of a value: use letters, digits, _ and -")
-        return {name: objects.pack(member, f"result[{name!r}]") for name, member in value.items()}
+        return _packed((name, member, f"result[{name!r}]") for name, member in value.items())
     if not outputs:
         return {}
     if len(outputs) == 1:
@@ -206,17 +206,29 @@ def publish(outputs: tuple[str, ...] | Literal["*"], value: Any) -> dict[str, Re
             near = get_close_matches(missing[0], has, n=1)
             guess = f"; did you mean {near[0]!r}?" if near else ""
             raise OutputError(f"the returned mapping has no {', '.join(missing)}; it has {', '.join(has[:20])}{guess}")
-        return {name: objects.pack(value[name], f"result[{name!r}]") for name in outputs}
+        return _packed((name, value[name], f"result[{name!r}]") for name in outputs)
     if isinstance(value, (tuple, list)):
         if len(value) != len(outputs):
             raise OutputError(
                 f"the step returned {len(value)} values for {len(outputs)} outputs ({', '.join(outputs)[:500]})"
             )
-        return {name: objects.pack(value[i], f"result[{i}]") for i, name in enumerate(outputs)}
+        return _packed((name, value[i], f"result[{i}]") for i, name in enumerate(outputs))
     raise OutputError(
         f"outputs {', '.join(outputs)[:500]} need a mapping with these keys or a tuple of {len(outputs)}; "
         f"the step returned {_kind(value)}"
     )
+
+
+def _packed(members: Iterable[tuple[str, Any, str]]) -> dict[str, Ref]:
+    """Refs by name of values with their places; all or none, so that no file is left of those before a failure."""
+    refs: dict[str, Ref] = {}
+    try:
+        for name, value, place in members:
+            refs[name] = objects.pack(value, place)
+    except BaseException:
+        objects.forget(refs.values())
+        raise
+    return refs
 
 
 def _kind(value: Any) -> str:
@@ -258,7 +270,7 @@ class _Chunk:
         good: list[tuple[int, Any]] = []
         for index, result in zip(self.done, self.results, strict=True):
             try:
-                objects.pack(result)
+                objects.check(result)
             except Exception as exc:
                 self.failures.append((index, failure_from(exc)))
             else:

@@ -1,14 +1,14 @@
 """RunResult: what a run came to, as the Python API returns it; and the Recorder that makes it from events.
 
 The Recorder is an observer: ``handle`` every event, then ``result``. Its memory is bounded by the declared
-steps and by the failures it keeps (``MAX_FAILURES``), never by the items of a map. Values are opened only when asked for.
+steps and by the failures it keeps (``MAX_FAILURES``), never by the items of a map.
 This file never reads the journal and never decides anything about a run.
 """
 
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -18,6 +18,7 @@ from procflow.attempt_log import log_path
 from procflow.critical_path import critical_path_s
 from procflow.errors import RunFailed
 from procflow.graph import TaskGraph
+from procflow.lazy_values import LazyValues, ValueDropped
 from procflow.ref import Ref
 from procflow.signals import exit_code_of
 
@@ -29,6 +30,7 @@ __all__ = [
     "RunMetrics",
     "RunResult",
     "StepRecord",
+    "ValueDropped",
     "exit_code",
 ]
 
@@ -143,41 +145,6 @@ class RunMetrics:
     cost: float
 
 
-class LazyValues(Mapping[str, Any]):
-    """Values by name, each opened from its ref at its first access and kept."""
-
-    def __init__(self, refs: Mapping[str, Ref], open_ref: Callable[[Ref], Any] | None = None) -> None:
-        self._refs = dict(refs)
-        self._open = open_ref
-        self._values: dict[str, Any] = {}
-
-    def __getitem__(self, name: str) -> Any:
-        if name not in self._values:
-            ref = self._refs[name]
-            if self._open is None:
-                from procflow.objects import unpack
-
-                self._open = unpack
-            self._values[name] = self._open(ref)
-        return self._values[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._refs)
-
-    def __len__(self) -> int:
-        return len(self._refs)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._refs
-
-    def refs(self) -> Mapping[str, Ref]:
-        """The refs themselves."""
-        return dict(self._refs)
-
-    def __repr__(self) -> str:
-        return f"<values {', '.join(self._refs) or 'none'}>"
-
-
 @dataclass(frozen=True)
 class RunResult:
     """What a run came to.
@@ -252,9 +219,15 @@ class Recorder:
             handler(event)
 
     def result(
-        self, outputs: Mapping[str, Ref] | None = None, open_ref: Callable[[Ref], Any] | None = None
+        self,
+        outputs: Mapping[str, Ref] | None = None,
+        open_ref: Callable[[Ref], Any] | None = None,
+        dropped: Collection[str] = (),
     ) -> RunResult:
-        """The result so far; ``outputs`` are the run's final values, which ``open_ref`` opens (``objects.unpack``)."""
+        """The result so far; ``outputs`` are the run's final values, which ``open_ref`` opens (``objects.unpack``).
+
+        ``dropped`` are values that are not there any more.
+        """
         end, started = self._finished, self._started
         failures = self._failures
         if end is not None and end.status == "partial":
@@ -265,7 +238,7 @@ class Recorder:
             run_id=started.run_id if started is not None else end.run_id if end is not None else "",
             pipeline=started.pipeline if started is not None else "",
             reason=end.reason if end is not None else "the run did not reach its end",
-            outputs=LazyValues(outputs or {}, open_ref),
+            outputs=LazyValues(outputs or {}, open_ref, dropped),
             steps=dict(self._steps),
             metrics=self._metrics(),
             failures=tuple(failures),

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import glob
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any
@@ -35,17 +36,27 @@ class ItemsError(ProcflowError):
 
 
 def run(call: StepCall, values: Callable[[str], Any]) -> tuple[tuple[Ref, int], ...]:
-    """The pages, in order."""
+    """The pages, in order; all or none, so that no file is left of those before a failure."""
+    found: list[tuple[Ref, int]] = []
+    try:
+        found.extend(_all_pages(call, values))
+    except BaseException:
+        objects.forget(ref for ref, _ in found)
+        raise
+    return tuple(found)
+
+
+def _all_pages(call: StepCall, values: Callable[[str], Any]) -> Iterator[tuple[Ref, int]]:
     options = call.options
     page = fill(options.get("page"), values) or PAGE
     if options.get("range") is not None:
-        return tuple(_range_pages(fill(options["range"], values), page))
+        return _range_pages(fill(options["range"], values), page)
     if options.get("glob") is not None:
         folder = fill(options.get("folder"), values) or call.folder or "."
-        return tuple(_pages(_files(fill(options["glob"], values), folder), page))
+        return _pages(_files(fill(options["glob"], values), folder), page)
     if not call.args:
         raise ItemsError("the map has no items")
-    return tuple(_pages(_iterable(fill(call.args[0], values)), page))
+    return _pages(_iterable(fill(call.args[0], values)), page)
 
 
 def _range_pages(bounds: Any, page: int) -> Iterator[tuple[Ref, int]]:
@@ -126,12 +137,13 @@ def _counted(items: Iterable[Any]) -> Iterator[Any]:
 
 def _packed(members: list[Any], first: int) -> Iterator[tuple[Ref, int]]:
     try:
-        ref = objects.pack(members, "items")
+        most_bytes = MAX_PAGE_BYTES if len(members) > 1 else sys.maxsize
+        ref = objects.pack_within(members, most_bytes, "items")
     except objects.PackError:
         for i, member in enumerate(members):
-            objects.pack(member, f"items[{first + i}]")
+            objects.check(member, f"items[{first + i}]")
         raise
-    if ref.size_bytes <= MAX_PAGE_BYTES or len(members) == 1:
+    if ref is not None:
         yield ref, len(members)
         return
     half = len(members) // 2
