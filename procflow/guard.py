@@ -40,7 +40,10 @@ class Guard:
         return self
 
     def open(self, names: Iterable[str], slots: int, run_id: str, objects: str | None = None) -> dict[str, Executor]:
-        """The executors by name; ``ExecutorError`` where one can't be had here. ``objects`` is their folder for large values."""
+        """The executors by name; ``ExecutorError`` where one can't be had here.
+
+        ``objects`` is their folder for large values.
+        """
         for name in names:
             self._executors[name] = open_executor(
                 name, slots, run_id=run_id, token=self.token, inherit=(self._lease.fileno(),), objects=objects
