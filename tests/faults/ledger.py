@@ -67,10 +67,11 @@ def check_law(
     faults: Mapping[str, int] | None = None,
     kills: int = 0,
     slots: int = 1,
-    batch: int = 1,
 ) -> None:
-    """STARTS = N + retries, each retry owed to a fault made on that very key; a kill of the parent costs at most
-    ``slots`` tasks, each of at most ``batch`` items.
+    """STARTS = N + retries, each retry owed to a fault made on that very key; a kill of the parent costs at most one
+    task a slot.
+
+    Keys ``map/item`` are items of a map and a task may be a batch of them, so the item that began most often counts.
     """
     began, wanted, faults = starts(lines), set(keys), dict(faults or {})
     wrong = []
@@ -81,11 +82,12 @@ def check_law(
     again = {key: began[key] - 1 - faults.get(key, 0) for key in began}
     if short := {key: number for key, number in again.items() if number < 0}:
         wrong.append(f"began less often than faults were made: {short}")
-    spare = kills * slots * batch
-    if sum(number for number in again.values() if number > 0) > spare:
-        wrong.append(f"began again without a fault (at most {spare} in all were allowed): {again}")
-    if over := {key: number for key, number in again.items() if number > kills}:
-        wrong.append(f"one kill costs a task once, {kills} kills were made: {over}")
+    cost: Counter[str] = Counter()
+    for key, number in again.items():
+        place = key.partition("/")[0]
+        cost[place] = max(cost[place], number)
+    if cost.total() > kills * slots:
+        wrong.append(f"began again without a fault ({kills} kills on {slots} slots): {+cost}")
     count("law violations", len(wrong))
     assert not wrong, "; ".join(wrong)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import os
 import random
+import shutil
 import signal
 import sqlite3
 from collections.abc import Iterator
@@ -94,9 +95,7 @@ class Killed:
         else:
             assert (answer.get("status"), answer.get("outputs")) == ("succeeded", wanted), answer
         self.look()
-        ledger.check_law(
-            ledger.read(self._folder / "ledger"), night.keys(SHAPE), kills=self.kills, slots=1, batch=night.ITEMS
-        )
+        ledger.check_law(ledger.read(self._folder / "ledger"), night.keys(SHAPE), kills=self.kills, slots=1)
 
 
 @pytest.fixture(scope="module")
@@ -127,6 +126,7 @@ def kill_everywhere(driver: Driver, memory: Path, undisturbed: dict[str, Any], w
         status, answer = run.session()
         assert status == 0, f"*=kill@{n}: {answer}"
         run.check_end(answer, undisturbed["outputs"])
+        shutil.rmtree(memory / f"kill-{n}")
     return made
 
 
@@ -143,7 +143,8 @@ def test_a_run_killed_again_and_again_while_it_resumes_gets_to_the_same_end(
     for chain in range(max(12, KILLS // 25)):
         run = Killed(driver, memory / f"chain-{chain}", eager=bool(chain % 2))
         for _ in range(5):
-            at = chance.randint(1, undisturbed["passed"]["*"])
+            # A session that goes on has less to pass than one from the beginning.
+            at = chance.randint(1, undisturbed["passed"]["*"] // 3)
             status, answer = run.session(f"*=kill@{at}")
             if status == 0:
                 break

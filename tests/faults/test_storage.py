@@ -90,7 +90,7 @@ def test_a_run_whose_journal_cant_be_written_stops_and_goes_on_later(
         assert (done["status"], done["outputs"]) == ("succeeded", wanted["outputs"])
         # The one attempt that ran, perhaps a whole batch of items, is what was not recorded.
         lines = ledger.read(places.folder / "ledger")
-        ledger.check_law(lines, night.keys(SHAPE), kills=1, slots=1, batch=night.ITEMS)
+        ledger.check_law(lines, night.keys(SHAPE), kills=1, slots=1)
 
 
 class _Announced:
@@ -373,11 +373,11 @@ def test_readers_finish_what_a_kill_on_a_network_file_system_left_half_done(
 # -- F60: folders that can't be written, or are somebody else's
 
 
-def procflow(*arguments: str, cwd: Path, **more: Any) -> subprocess.CompletedProcess[str]:
+def procflow(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "procflow", *arguments],
         cwd=cwd, capture_output=True, text=True, timeout=DEADLINE_S, check=False, stdin=subprocess.DEVNULL,
-        env={**os.environ, "PYTHONPATH": str(ROOT)}, **more,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "FAULT_TOKEN": str(cwd)},
     )  # fmt: skip
 
 
@@ -439,8 +439,10 @@ def test_on_a_read_only_file_system_only_looking_works(pipeline: Path, ran_befor
 
 def test_a_state_folder_that_is_removed_stops_the_run_and_is_not_made_anew(pipeline: Path) -> None:
     (pipeline / "m.py").write_text(
-        "import shutil, time\n"
-        "def remove():\n    shutil.rmtree('.procflow')\n"
+        "import os, shutil, time\n"
+        "def remove():\n"
+        "    while os.path.exists('.procflow'):\n"
+        "        shutil.rmtree('.procflow', ignore_errors=True)\n"
         "def late():\n    open('late', 'w').close()\n"
         "def busy():\n    print('x' * 10_000, flush=True)\n    time.sleep(30)\n"
     )
@@ -455,4 +457,4 @@ def test_a_state_folder_that_is_removed_stops_the_run_and_is_not_made_anew(pipel
     assert "removed while the run was going on" in done.stderr
     assert not (pipeline / ".procflow").exists()
     assert not (pipeline / "late").exists()
-    ledger.check_no_orphans(str(pipeline))
+    ledger.check_no_orphans(f"FAULT_TOKEN={pipeline}")
