@@ -299,9 +299,10 @@ def _crash_only(store: Store, run_id: str) -> Iterator[None]:
     except GeneratorExit:
         raise
     except BaseException as error:
-        if not isinstance(error, ProcflowError) or isinstance(error, (InternalError, StoreError)):
+        if not isinstance(error, ProcflowError) or isinstance(error, InternalError):
             store.abandon()
         if isinstance(error, StoreError):
+            store.abandon(keep_received=True)
             raise StoreError(f"{error}\nonce that is put right, procflow resume {run_id} goes on with this run") from error
         if isinstance(error, ExecutorError) and secrets.masked(str(error)) != str(error):
             # It tells what a worker printed that never was ready.
