@@ -90,7 +90,7 @@ def lock_name(pipeline_file: str | os.PathLike[str] | None, pipeline: str) -> st
     import hashlib
 
     kept = re.sub(r"[^A-Za-z0-9_-]+", "_", name)[:64].lstrip("_") or "pipeline"
-    return f"{kept}-{hashlib.sha256(name.encode('utf-8', 'surrogateescape')).hexdigest()[:16]}"
+    return f"{kept}-{hashlib.sha256(name.encode('utf-8', 'surrogatepass')).hexdigest()[:16]}"
 
 
 @dataclass(frozen=True, slots=True)

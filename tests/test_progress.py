@@ -308,6 +308,8 @@ def test_the_last_block_tells_what_failed_why_where_its_log_is_what_did_not_run_
         "      line 7",
         "      line 8",
         "  not run because of it: train",
+        "  go on where it stopped, once the cause is gone",
+        "    python -m procflow resume k3f --state-dir '/srv/my state'",
         "  look further",
         "    python -m procflow logs k3f fetch --state-dir '/srv/my state'",
         "    python -m procflow show k3f --state-dir '/srv/my state'",
