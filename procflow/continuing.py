@@ -118,7 +118,10 @@ def open_session(prepared: Prepared, folder: StateFolder, lock_name: str, earlie
         ignore: Container[str] = ()
         if chosen is not None:
             ignore = chosen.held if earlier.same_run else {key[0] for key in needs}
-        judged = JournalKept(needs, prints, results, same_run=earlier.same_run, ignore=ignore)
+        anew = chosen.runs if chosen is not None and not earlier.same_run else ()
+        judged = JournalKept(
+            needs, prints, results, same_run=earlier.same_run, ignore=ignore, anew=anew, keep=prepared.graph.keep
+        )
         session = Session(
             prepared, judged, list(judged.prints()), judged=judged, same_run=earlier.same_run,
             earlier=row.run_id if row is not None and not earlier.same_run else None, _results=[results],

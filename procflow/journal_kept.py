@@ -7,18 +7,19 @@ the scheduler knows only while it runs: that something upstream was made anew. `
 
 from __future__ import annotations
 
-import os
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 from procflow.events import Role
 from procflow.fingerprint import Fingerprint, changes
 from procflow.graph import MapUnit, ScopeUnit
 from procflow.journal_results import Good, Indices, Results, above
 from procflow.kept import KeptTask
+from procflow.kept_files import Lost, find_lost
 from procflow.needs import Key, Need
-from procflow.ref import Element, ListOf, Ref, Stored
+from procflow.ref import Element, ListOf, Ref
 from procflow.store_begin import Print, Taken
 
 __all__ = ["JournalKept", "Verdict"]
@@ -47,7 +48,7 @@ class JournalKept:
     """The results of ``results`` for the pipeline of ``needs``, whose tasks are made from ``prints``.
 
     ``same_run`` says that the run itself goes on: then attempts and clocks go on too. The results of the labels in
-    ``ignore`` are used whatever they were made from.
+    ``ignore`` are used whatever they were made from, those in ``anew`` run whatever was done. ``keep`` are values that stay.
     """
 
     def __init__(
@@ -58,12 +59,17 @@ class JournalKept:
         *,
         same_run: bool,
         ignore: Container[str] = (),
+        anew: Container[str] = (),
+        keep: Container[str] = (),
     ) -> None:
         self.needs = needs
         self.results = results
         self._prints = prints
         self._same_run = same_run
         self._ignore = ignore
+        self._anew = anew
+        self._keep = keep
+        self.lost = Lost()
         self.keys_by_path = {(need.unit.path, key[1]): key for key, need in needs.items()}
         self._floors: dict[tuple[Key, str], int] = {}
         self.changed = {key: why for key in needs if (why := self._change(key))}
@@ -71,6 +77,7 @@ class JournalKept:
         for key, need in needs.items():
             if key in self.changed or any(before in self.stale for before in need.keys):
                 self.stale.add(key)
+        find_lost(self, results.files)
 
     def _change(self, key: Key) -> str:
         """What is different in what a task is made from; empty where nothing is."""
@@ -89,11 +96,9 @@ class JournalKept:
         """The result of a task, None where it has to run."""
         key = self.keys_by_path.get((path, role))
         good = self.good(key, item) if key is not None else None
-        if key is None or good is None:
+        if good is None:
             return None
-        found = KeptTask(self.results.outputs(good.id), self.results.pages(good.id), good.skipped)
-        refs = [*found.outputs.values(), *(page for page, _ in found.pages)]
-        return found if all(map(_is_there, refs)) or not self._is_wanted(key, item) else None
+        return KeptTask(self.results.outputs(good.id), self.results.pages(good.id), good.skipped)
 
     def items(self, path: str, item: str) -> Sequence[tuple[Indices, Ref]]:
         """Chunks of values of a map's items that are done."""
@@ -102,7 +107,7 @@ class JournalKept:
         seen: set[int] = set()
         for execution_id in self.batches(key, item) if key is not None else ():
             for indices, chunk in self.results.chunks_of(execution_id):
-                if not _is_there(chunk):
+                if (execution_id, indices[0]) in self.lost.chunks:
                     continue
                 if seen.isdisjoint(indices):
                     found.append((indices, chunk))
@@ -135,46 +140,17 @@ class JournalKept:
     def good(self, key: Key, item: str) -> Good | None:
         """The execution whose result holds for a task."""
         found = self.results.good.get(key, {}).get(item)
-        return found if found is not None and key not in self.stale and found.id > self._floor(key, item) else None
+        if found is None or key in self.stale or self.lost.touches(key, item):
+            return None
+        return found if found.id > self._floor(key, item) else None
 
     def batches(self, key: Key, item: str) -> list[int]:
         """The executions whose items hold, for a map that calls a function."""
         found = self.results.chunks.get(key[0], {}).get(item, [])
-        if not found or key in self.stale:
+        if not found or key in self.stale or self.lost.touches(key, item):
             return []
         floor = self._floor(key, item)
         return [execution_id for execution_id in found if execution_id > floor]
-
-    def _is_wanted(self, key: Key, item: str) -> bool:
-        """Whether anything that runs again reads the value; one that was freed after its last reader is not missed."""
-        for reader in self._readers.get(key, ()):
-            need = self.needs[reader]
-            where = above(item, need.depth)
-            if reader[1] == "block":
-                # The block hands the value on, and so do those around it; the run itself has had it.
-                wanted = self._is_wanted(reader, where)
-            elif need.depth > self.needs[key].depth:
-                wanted = not all(self.results.blocks.get((label, "")) for label in self._maps_around(reader[0]))
-            elif reader[1] == "batch":
-                wanted = not self.is_whole(reader[0], where)
-            else:
-                wanted = self.good(reader, where) is None
-            if wanted:
-                return True
-        return False
-
-    @cached_property
-    def _readers(self) -> dict[Key, list[Key]]:
-        found: dict[Key, list[Key]] = {}
-        for key, need in self.needs.items():
-            for before in dict.fromkeys(need.keys):
-                found.setdefault(before, []).append(key)
-        return found
-
-    def _maps_around(self, label: str) -> list[str]:
-        parts = label.split("/")
-        blocks = ("/".join(parts[:i]) for i in range(1, len(parts)))
-        return [block for block in blocks if (block, "expand") in self.needs]
 
     def is_whole(self, label: str, item: str) -> bool:
         """Whether a map has a result for every item it found; True for other blocks."""
@@ -185,8 +161,28 @@ class JournalKept:
             return False
         if (label, "batch") not in self.needs:
             return True
-        done = sum(self.results.count_items(i) for i in self.batches((label, "batch"), item))
-        return done == self.results.count_pages(expand.id)
+        return self._count_done((label, "batch"), item) == self.results.count_pages(expand.id)
+
+    def _count_done(self, key: Key, item: str) -> int:
+        """How many items of a map that calls a function have a value; each counts once."""
+        parts = [
+            (indices[0], indices[-1] + 1, indices)
+            for execution_id in self.batches(key, item)
+            for indices in self.results.indices_of(execution_id)
+            if (execution_id, indices[0]) not in self.lost.chunks
+        ]
+        parts.sort(key=lambda part: part[:2])
+        if all(before[1] <= after[0] for before, after in pairwise(parts)):
+            return sum(len(indices) for _, _, indices in parts)
+        return len({i for _, _, indices in parts for i in indices})
+
+    def runs_anew(self, label: str) -> bool:
+        """Whether the step is to run whatever was done."""
+        return label in self._anew
+
+    def stays(self, name: str) -> bool:
+        """Whether the pipeline says to keep the value."""
+        return name in self._keep
 
     def _floor(self, key: Key, item: str) -> int:
         """Only executions after this one hold: the last of what the task builds on, and of what it was made from."""
@@ -255,13 +251,7 @@ class JournalKept:
             return self._block_verdict(key, need, known)
         why = self.changed.get(key, "") or self._because(need, known)
         if key[1] == "batch":
-            done = (
-                0
-                if why
-                else sum(self.results.count_items(i) for i in self.batches(key, ""))
-                if not need.depth
-                else None
-            )
+            done = 0 if why else self._count_done(key, "") if not need.depth else None
             expand = self.good((key[0], "expand"), "") if not need.depth else None
             total = self.results.count_pages(expand.id) if expand is not None else None
             why = why or ("" if need.depth or (total is not None and done == total) else self._never(key))
@@ -301,6 +291,8 @@ class JournalKept:
 
     def _never(self, key: Key) -> str:
         """Why a task whose fingerprint is the same has no result."""
+        if key in self.lost.why:
+            return f"its value is lost: {self.lost.why[key]}"
         ended = self.results.ended.get(key)
         if key[1] == "batch" and self.results.chunks.get(key[0]):
             return "not all its items are done" if self.batches(key, "") else "something it builds on was made anew"
@@ -309,10 +301,3 @@ class JournalKept:
         return {
             None: "never ran", "failed": "failed", "lost": "was cut off", "cancelled": "was stopped",
         }.get(ended, "never ran")  # fmt: skip
-
-
-def _is_there(ref: Ref) -> bool:
-    """Whether the files that hold a value still exist."""
-    if isinstance(ref, Stored):
-        return os.path.exists(ref.path)
-    return all(map(_is_there, ref.parts()))

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from procflow.errors import StoreError
+from procflow.journal_objects import StoredResult, files_by_execution
 from procflow.needs import Key
 from procflow.ref import Ref
 from procflow.state_folder import StateFolder
@@ -125,8 +126,22 @@ class Results:
 
     def count_items(self, execution_id: int) -> int:
         """How many items a batch finished."""
-        sql = "SELECT indices FROM chunks WHERE execution_id = ?"
-        return sum(len(indices_from(text)) for (text,) in self._rows(sql, execution_id))
+        return sum(len(indices) for indices in self.indices_of(execution_id))
+
+    def indices_of(self, execution_id: int) -> Iterator[Indices]:
+        """The items that a batch finished, a chunk each."""
+        sql = "SELECT indices FROM chunks WHERE execution_id = ? ORDER BY first"
+        return (indices_from(text) for (text,) in self._rows(sql, execution_id))
+
+    @property
+    def files(self) -> dict[int, list[StoredResult]]:
+        """The files that results are in, by execution."""
+        if self.db is None:
+            return {}
+        try:
+            return files_by_execution(self.db, self.run_id)
+        except UNREADABLE as error:
+            raise told(self.folder.db, error, "can't be read") from error
 
     def count_pages(self, execution_id: int) -> int:
         """How many items an expand found."""

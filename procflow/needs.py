@@ -11,7 +11,7 @@ alone can tell (``outputs: "*"``) counts as possible.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from graphlib import TopologicalSorter
 
 from procflow.call import INDEX
@@ -28,7 +28,9 @@ class Need:
     """A task or a block, and what it builds on.
 
     ``reads`` are the makers of each value by name, ``strict`` are those that must have succeeded (its own and those of
-    the blocks around it), ``members`` what a block is made of. ``depth`` is the number of maps around it.
+    the blocks around it), ``members`` what a block is made of, ``parts`` those of them that its value is made of. ``depth``
+    is the number of maps around it. ``values`` are the makers of what a block publishes, ``open`` those in it that may
+    publish any name.
     """
 
     key: Key
@@ -37,6 +39,9 @@ class Need:
     reads: Mapping[str, tuple[Key, ...]] = field(default_factory=dict)
     strict: tuple[Key, ...] = ()
     members: tuple[Key, ...] = ()
+    parts: tuple[Key, ...] = ()
+    values: Mapping[str, tuple[Key, ...]] = field(default_factory=dict)
+    open: tuple[Key, ...] = ()
 
     @property
     def keys(self) -> Iterator[Key]:
@@ -111,16 +116,21 @@ class _Walk:
         inside: list[_Done] = []
         if isinstance(unit, MapUnit):
             keys = self._map(unit, names, strict, depth)
+            parts = keys[-1:]
         else:
             own = _Names(None if unit.isolated else names, {n: names.of(o) for n, o in unit.imports.items()})
             inside = self.members(unit, own, strict, depth)
-            keys = tuple(member.key for member in inside)
+            keys = parts = tuple(member.key for member in inside)
         block = (unit.label, "block")
-        self.found[block] = Need(block, unit, depth, members=keys)
+        self.found[block] = Need(block, unit, depth, members=keys, parts=parts)
         result = block
         if unit.merger is not None:
             result = self.task(unit.merger, "merger", names, strict, depth, {"results": (block,)})
-        return _published(unit, result, inside)
+        done = _published(unit, result, inside)
+        self.found[block] = replace(
+            self.found[block], values=done.published, open=tuple(k for k in done.open if k != block)
+        )
+        return done
 
     def members(self, unit: ScopeUnit, names: _Names, strict: tuple[Key, ...], depth: int) -> list[_Done]:
         """The members of a block, each after those it waits for; in declared order in what is returned."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import xxhash
 
 from procflow import Map, Merge, Parallel, Pipeline, Step
 from procflow import events as ev
@@ -309,7 +310,7 @@ def test_a_new_run_takes_over_what_holds_and_is_whole_by_itself(journal: Journal
 def test_a_result_whose_file_is_gone_does_not_hold(journal: Journal, tmp_path: Path) -> None:
     file = tmp_path / "value"
     file.write_bytes(b"1234")
-    stored = MappingOf((("k", Stored(str(file), (4,), b"digest")),))
+    stored = MappingOf((("k", Stored(str(file), (4,), xxhash.xxh3_128_digest(b"1234"))),))
     journal.session(journal.done("a", outputs={"a": stored}))
     assert journal.holds("a")
     file.unlink()
