@@ -24,7 +24,7 @@ OF_EXECUTIONS = ("outputs", "pages", "chunks", "metrics")
 OF_RUNS = ("runs", "fingerprints", "sessions")
 TABLES = ("step_executions", *OF_EXECUTIONS, *OF_RUNS)
 
-_KEPT = frozenset({str, float, bytes})
+_KEPT = frozenset({str, bytes})
 # A ref bears the checksum of its own body in its first bytes; that is checked when it is read.
 _REF_HEAD = 6
 
@@ -32,7 +32,7 @@ _REF_HEAD = 6
 def seal(*values: Any) -> int:
     """The checksum of a row's values in the order of its columns.
 
-    As SQLite gives them back: NULLs and NaN are left out, and 1 is the same as 1.0.
+    As SQLite gives them back: NULLs and NaN are left out, 1 is the same as 1.0, and -0.0 the same as 0.0.
     """
     return _seal(values)
 
@@ -40,11 +40,13 @@ def seal(*values: Any) -> int:
 def _seal(values: Iterable[Any]) -> int:
     kept = _KEPT
     try:
-        plain = [v if v.__class__ in kept else float(v) for v in values if v is not None and v == v]
+        plain = [v if v.__class__ in kept else v + 0.0 for v in values if v is not None and v == v]
+        # Version 2 of this format is fixed: no references, no interned strings.
+        return zlib.crc32(marshal.dumps(plain, 2))
     except (TypeError, ValueError):
-        plain = [str(v) if isinstance(v, str) else float(v) for v in values if v is not None and v == v]
-    # Version 2 of this format is fixed: no references, no interned strings.
-    return zlib.crc32(marshal.dumps(plain, 2))
+        # Subclasses of str and float, such as NumPy has them.
+        plain = [str(v) if isinstance(v, str) else float(v) + 0.0 for v in values if v is not None and v == v]
+        return zlib.crc32(marshal.dumps(plain, 2))
 
 
 def sealed(rows: Iterable[tuple[Any, ...]], ref: bool = False) -> list[tuple[Any, ...]]:

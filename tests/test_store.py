@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -31,6 +32,7 @@ from procflow.ref import Inline, ListOf, MappingOf, Ordered, Ref
 from procflow.state_folder import StateFolder
 from procflow.store import Journal, MemoryStore, NullStore, RunRecord, Store
 from procflow.store_rows import decode_ref, encode_ref
+from procflow.store_seal import install, seal
 
 DEADLINE_S = 60
 REF = Inline(b"\x80\x05K\x07.")
@@ -760,3 +762,24 @@ def test_side_files_of_a_removed_journal_do_not_leak_into_a_new_one(folder: Stat
     with Store.open(folder) as store:
         store.begin(RunRecord("new", "p"))
     assert [r["run_id"] for r in rows(folder, "runs")] == ["new"]
+
+
+odd_numbers = st.one_of(
+    st.floats(), st.integers(-(2**63), 2**63 - 1), st.sampled_from([-0.0, math.inf, -math.inf, True, np.float64(0.5)])
+)
+
+
+@given(st.lists(odd_numbers, min_size=3, max_size=3), st.text(st.characters(exclude_categories=["Cs"])))
+def test_a_seal_holds_for_whatever_sqlite_gives_back(numbers: list[Any], text: str) -> None:
+    with contextlib.closing(sqlite3.connect(":memory:")) as db:
+        install(db)
+        db.execute("CREATE TABLE t(a REAL, b INTEGER, c REAL, d TEXT, e TEXT)")
+        row = (numbers[0], numbers[1], numbers[2], np.str_(text), None)
+        db.execute("INSERT INTO t VALUES (?,?,?,?,?)", row)
+        assert db.execute("SELECT seal(a, b, c, d, e) FROM t").fetchone() == (seal(*row),)
+        assert seal(*db.execute("SELECT * FROM t").fetchone()) == seal(*row)
+
+
+def test_seals_differ_where_rows_do() -> None:
+    rows = [("a", 1), ("a", 2), ("b", 1), ("a", None), ("a", "1"), ("a1", None), ("", "a1"), (b"a", 1), ("a", 0.5)]
+    assert len({seal(*row) for row in rows}) == len(rows)
