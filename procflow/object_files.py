@@ -214,6 +214,7 @@ class ObjectFolder:
         self._empty_free()
         with contextlib.suppress(OSError):
             os.rmdir(self._free)
+        with contextlib.suppress(OSError):
             for name in os.listdir(self.path):
                 if name not in keep:
                     _remove(os.path.join(self.path, name))

@@ -89,8 +89,8 @@ def _stored(data: bytes, buffers: list[pickle.PickleBuffer], root: str) -> Ref:
         return Inline(data)
     try:
         views = [b.raw() for b in buffers]
-    except BufferError as exc:
-        raise PackError(f"{root}: one of its buffers is not contiguous ({exc})") from None
+    except (BufferError, ValueError) as exc:
+        raise PackError(f"{root}: one of its buffers can't be read ({exc})") from None
     if len(data) + sum(view.nbytes for view in views) > INLINE_MAX:
         folder = FOLDER.get()
         if folder is not None:
