@@ -152,7 +152,7 @@ def from_plain(plain: tuple[Any, ...]) -> Ref:
 
 
 def stored_in(ref: Ref) -> Iterator[Stored]:
-    """The files that a value is made of, each as often as it occurs; without recursion."""
+    """The files that a value is made of, in order, each as often as it occurs; without recursion."""
     if type(ref) is Inline:
         return
     stack = [ref]
@@ -161,4 +161,4 @@ def stored_in(ref: Ref) -> Iterator[Stored]:
         if type(one) is Stored:
             yield one
         elif type(one) is not Inline:
-            stack.extend(one.parts())
+            stack.extend(reversed(tuple(one.parts())))
