@@ -58,7 +58,8 @@ def pack(value: Any, root: str = "result") -> Ref:
     ``NotStored`` where it is large and its file can't be written.
     """
     if type(value) in _ATOMS:
-        return _stored(pickle.dumps(value, PROTOCOL), [], root)
+        data = pickle.dumps(value, PROTOCOL)
+        return Inline(data) if len(data) <= INLINE_MAX else _stored(data, [], root)
     data, buffers = _pickled(value, root)
     return _stored(data, buffers, root)
 
