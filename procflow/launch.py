@@ -9,6 +9,7 @@ checks that need to know machine and executors; it decides nothing about steps.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -25,6 +26,7 @@ from procflow.errors import ExecutorError, InternalError, PipelineError, Problem
 from procflow.events import Event
 from procflow.executors import open_waiter
 from procflow.failures_file import FailuresFile
+from procflow.garbage import few_collections
 from procflow.graph import TaskGraph
 from procflow.guard import Guard
 from procflow.journal_objects import files_of_run
@@ -40,6 +42,8 @@ from procflow.signals import Signals
 from procflow.state_folder import StateFolder, fresh_run_id, locate, lock_name
 from procflow.units import Share
 from procflow.watch import Watch
+
+log = logging.getLogger("procflow")
 
 if TYPE_CHECKING:
     from procflow.continuing import Earlier, Session
@@ -240,9 +244,11 @@ def iterate(
             clock=watch.clock,
         )
         signals.attach(engine.stop, engine.hurry)
-        with _crash_only(store, prepared.run_id):
+        with _crash_only(store, prepared.run_id), few_collections():
             for events in engine.turns():
                 yield from events
+        for observer, error in engine.failed_observers:
+            log.warning("%s failed and was left out: %s: %s", type(observer).__name__, type(error).__name__, error)
         _clean(objects, folder, prepared.run_id)
         return recorder.result(scheduler.outputs, dropped=scheduler.dropped)
 
@@ -303,7 +309,9 @@ def _crash_only(store: Store, run_id: str) -> Iterator[None]:
             store.abandon()
         if isinstance(error, StoreError):
             store.abandon(keep_received=True)
-            raise StoreError(f"{error}\nonce that is put right, procflow resume {run_id} goes on with this run") from error
+            raise StoreError(
+                f"{error}\nonce that is put right, procflow resume {run_id} goes on with this run"
+            ) from error
         if isinstance(error, ExecutorError) and secrets.masked(str(error)) != str(error):
             # It tells what a worker printed that never was ready.
             raise ExecutorError(secrets.masked(str(error))) from None

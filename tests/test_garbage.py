@@ -1,0 +1,27 @@
+"""The collector is quiet during a run and as it was afterwards."""
+
+from __future__ import annotations
+
+import gc
+
+import pytest
+
+from procflow.garbage import THRESHOLD, few_collections
+
+
+def test_thresholds_hold_inside_and_come_back() -> None:
+    before = gc.get_threshold(), gc.get_freeze_count()
+    with pytest.raises(ZeroDivisionError), few_collections():
+        assert gc.get_threshold() == THRESHOLD
+        raise ZeroDivisionError
+    assert (gc.get_threshold(), gc.get_freeze_count()) == before
+
+
+def test_a_process_without_the_collector_is_left_alone() -> None:
+    gc.disable()
+    try:
+        before = gc.get_threshold()
+        with few_collections():
+            assert gc.get_threshold() == before
+    finally:
+        gc.enable()
