@@ -11,9 +11,16 @@ from procflow.garbage import THRESHOLD, few_collections
 
 def test_thresholds_hold_inside_and_come_back() -> None:
     before = gc.get_threshold(), gc.get_freeze_count()
-    with pytest.raises(ZeroDivisionError), few_collections():
-        assert gc.get_threshold() == THRESHOLD
-        raise ZeroDivisionError
+    seen = []
+
+    def fail() -> None:
+        with few_collections():
+            seen.append(gc.get_threshold())
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert seen == [THRESHOLD]
     assert (gc.get_threshold(), gc.get_freeze_count()) == before
 
 
