@@ -80,7 +80,7 @@ class AttemptFinished:
     executor: str
     status: Literal["succeeded", "skipped", "failed", "lost", "cancelled"]
     started_at: float
-    usage: Usage = Usage()
+    usage: Usage = Usage()  # noqa: RUF009  (frozen, so one for all)
     failure: Failure | None = None
     outputs: Mapping[str, Ref] = field(default_factory=dict)
     retry_in_s: float | None = None

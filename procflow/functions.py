@@ -16,6 +16,7 @@ from typing import Any
 
 from procflow.errors import ProcflowError
 from procflow.secrets import masked
+from procflow.syntax import parse_module
 
 __all__ = ["FunctionError", "add_folder", "find", "resolve"]
 
@@ -120,7 +121,7 @@ def find(target: str, folder: str | None = None) -> str | None:
         return None
     try:
         with open(spec.origin, "rb") as file:
-            tree = ast.parse(file.read(), spec.origin)
+            tree = parse_module(file.read(), spec.origin)
     except SyntaxError as exc:
         return f"{target}: {spec.origin}:{exc.lineno}: {exc.msg}"
     except (OSError, ValueError, RecursionError, MemoryError):

@@ -14,7 +14,6 @@ from procflow.store_schema import UNREADABLE, connect_reader, told
 
 __all__ = ["StoredResult", "files_by_execution", "files_of_run"]
 
-_PLACES = {"outputs": ("name", "0"), "pages": ("''", "position"), "chunks": ("''", "first")}
 _MARK = b"stored"
 """What the bytes of a ref hold if a file is in it (``Ref.plain``); they may hold it by chance, too."""
 
@@ -32,12 +31,16 @@ def files_by_execution(db: sqlite3.Connection, run_id: str) -> dict[int, list[St
     """The files of every result of a run."""
     files: dict[int, list[StoredResult]] = {}
     found = db.execute("SELECT seq FROM runs WHERE run_id = ?", (run_id,)).fetchone()
-    for table, (name, place) in _PLACES.items() if found is not None else ():
-        sql = (
-            f"SELECT execution_id, {name}, {place}, ref FROM {table} "
-            "WHERE execution_id BETWEEN ? AND ? AND instr(ref, ?) ORDER BY execution_id"
-        )
-        for execution_id, own_name, own_place, data in db.execute(sql, (*ids_of(found[0]), _MARK)):
+    if found is None:
+        return files
+    bounds = (*ids_of(found[0]), _MARK)
+    in_files = "execution_id BETWEEN ? AND ? AND instr(ref, ?) ORDER BY execution_id"
+    for table, rows in (
+        ("outputs", db.execute(f"SELECT execution_id, name, 0, ref FROM outputs WHERE {in_files}", bounds)),
+        ("pages", db.execute(f"SELECT execution_id, '', position, ref FROM pages WHERE {in_files}", bounds)),
+        ("chunks", db.execute(f"SELECT execution_id, '', first, ref FROM chunks WHERE {in_files}", bounds)),
+    ):
+        for execution_id, own_name, own_place, data in rows:
             for stored in stored_in(decode_ref(data)):
                 files.setdefault(execution_id, []).append(StoredResult(table, own_name, own_place, stored))
     return files

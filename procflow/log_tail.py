@@ -70,10 +70,7 @@ def _without_our_frames(lines: list[bytes]) -> list[bytes]:
     """The lines with stack dumps cut where procflow's own frames begin: those of the step come first."""
     kept, ours = [], False
     for line in lines:
-        if line.startswith(b'  File "'):
-            ours = ours or line.startswith(_OURS)
-        else:
-            ours = False
+        ours = line.startswith(b'  File "') and (ours or line.startswith(_OURS))
         if not ours:
             kept.append(line)
     return kept

@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib.machinery import PathFinder
 
+from procflow.syntax import parse_module
+
 __all__ = ["Module", "Modules", "Use", "is_local"]
 
 _DYNAMIC = {"globals", "exec", "eval"}
@@ -209,7 +211,7 @@ def _text_of(statement: _Statement, names: set[str] | None) -> bytes:
 def _parsed(path: str, name: str) -> Module | None:
     try:
         with open(path, "rb") as file:
-            return Module(path, name, ast.parse(file.read()))
+            return Module(path, name, parse_module(file.read()))
     except (OSError, ValueError, SyntaxError, RecursionError, MemoryError):
         return None
 

@@ -1,7 +1,7 @@
 """What procflow promises, line by line: the README's contract, each line held by the test of the same name.
 
-These run the command as a person does, with real processes and real faults. What each promise means in detail is tested elsewhere; here
-it is enough that a line of the README can't become untrue without a test that says so.
+These run the command as a person does, with real processes and real faults. What each promise means in detail is
+tested elsewhere; here it is enough that a line of the README can't become untrue without a test that says so.
 """
 
 from __future__ import annotations

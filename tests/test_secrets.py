@@ -242,7 +242,7 @@ def test_events_and_log_lines_are_masked_for_every_observer(canary: str) -> None
 
 def test_what_a_worker_printed_that_never_was_ready_is_masked(canary: str, tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(
-        "import os, sys\nif 'loky' in ' '.join(sys.orig_argv):\n    print(os.environ['CANARY']); os._exit(3)\n"
+        "import os, sys\nif 'loky' in ' '.join(sys.orig_argv):\n    print(os.environ['CANARY'], flush=True); os._exit(3)\n"
     )
     code = (
         "from procflow import Pipeline, Step\n"
