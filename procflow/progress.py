@@ -134,7 +134,9 @@ class LineProgress:
 
     def handle(self, event: Event) -> None:
         """Take one event, in order."""
-        _HANDLERS[type(event)](self, event)
+        handler = _HANDLERS.get(type(event))
+        if handler is not None:
+            handler(self, event)
 
     def _line(self, at: float, text: str) -> None:
         if self._detail == "steps":

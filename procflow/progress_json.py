@@ -16,7 +16,7 @@ from datetime import datetime, timezone
 from typing import Any
 
 from procflow.attempt import Failure
-from procflow.events import Event, RunFinished, RunStarted, StepFinished
+from procflow.events import Event, ItemsDone, RunFinished, RunStarted, StepFinished
 from procflow.progress import Detail
 
 __all__ = ["JsonProgress"]
@@ -59,7 +59,8 @@ class JsonProgress:
 
     def _wanted(self, event: Event) -> bool:
         if self._detail == "steps":
-            return True
+            # Partial results are for the journal; their progress is told by StepProgress.
+            return not isinstance(event, ItemsDone)
         if isinstance(event, RunFinished):
             return self._detail == "summary" or event.status != "succeeded"
         return isinstance(event, StepFinished) and event.status == "failed"
@@ -67,6 +68,8 @@ class JsonProgress:
 
 def _plain(name: str, value: Any) -> Any:
     """The value as JSON knows it; numbers that JSON can't say become null."""
+    if name == "pages":
+        return sum(count for _, count in value)
     if name == "outputs":
         return {key: ref.size_bytes for key, ref in value.items()}
     if isinstance(value, float):
