@@ -158,6 +158,18 @@ def test_a_reader_whose_condition_is_false_is_done() -> None:
     assert Told(a(), block, a(name="c"), ends={"s.gate": "skip"}).all() == ["a"]
 
 
+def test_a_reader_that_was_left_out_and_then_fails_as_its_block_runs_again_keeps_its_value() -> None:
+    members = (a("a", name="b", when="len('x') > 1"), a(name="c"))
+    block = Graph("g", *members, on_error="finish", retry={"retries": 1, "delay": 0})
+    run = Told(a(), block, a(name="end"), on_error="continue", ends={"b": "skip", "c": "fail"})
+    for name in ("a", "g/b", "g/c"):
+        run.end(name)
+    run.ends = {"b": "fail"}
+    run.send(Tick())
+    assert sorted(run.out) == ["g/b", "g/c"]
+    assert run.all() == []
+
+
 def test_a_block_that_reads_a_value_deep_inside_is_a_reader() -> None:
     deep = Parallel("p", Sequence("s", a(name="x"), a("x", "a", name="y")), a(name="z"))
     run = Told(a(), deep, a(name="end"))

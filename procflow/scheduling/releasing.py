@@ -31,14 +31,17 @@ class Releasing(Turn):
 
     def _let_go_of(self, run: TaskRun | ScopeRun) -> None:
         """A member has settled: note whether it is done with what it reads, and let go what only it needed."""
-        run.clean = _is_clean(run)
         scope = run.scope
-        if scope is None:
-            return
-        if isinstance(scope, MapRun) and not run.clean:
-            scope.unclean = True
-        if isinstance(run, ScopeRun) and run.clean and run.state == "succeeded":
-            self._release_inside(run)
+        if isinstance(run, TaskRun):
+            run.clean = run.state == "succeeded" or run.declined
+        else:
+            run.clean = _is_clean(run)
+            if scope is None:
+                return
+            if run.clean and run.state == "succeeded":
+                self._release_inside(run)
+            elif not run.clean and isinstance(scope, MapRun):
+                scope.unclean = True
         if scope is self.root:
             if run.state == "succeeded" and run.published:
                 self._note_values(run)
@@ -128,12 +131,12 @@ class Releasing(Turn):
             self._actions.append(Release(found))
 
 
-def _is_clean(run: TaskRun | ScopeRun) -> bool:
-    """A resume does not run the member or anything in it again, so nothing that it reads is needed for that."""
+def _is_clean(run: ScopeRun) -> bool:
+    """A resume does not run anything in the block again, so nothing that it reads is needed for that."""
     if run.state == "skipped":
-        return run.declined or (isinstance(run, ScopeRun) and run.total > 0 and all(m.clean for m in run.members))
-    if run.state != "succeeded" or isinstance(run, TaskRun):
-        return run.state == "succeeded"
+        return run.declined or (run.total > 0 and all(member.clean for member in run.members))
+    if run.state != "succeeded":
+        return False
     if isinstance(run, MapRun):
         return run.successes == run.size and not run.unclean
     return all(member.clean for member in run.members)

@@ -101,6 +101,7 @@ class Scopes(ItemRules):
             if isinstance(run, ScopeRun):
                 run.clock = None
             self._move(run, "waiting")
+            run.declined = False
             run.reason = ""
             run.failure = None
             run.unmet = sum(1 for i in run.unit.after if scope.members[i].state != "succeeded")
