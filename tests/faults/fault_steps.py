@@ -208,3 +208,66 @@ HARM: dict[str, Callable[[Any], Any]] = {
     "5 MB to stdout": _print_much,
     "write into an input array": _write_into,
 }
+
+
+# -- for tests of the tests
+
+
+def patient(seconds: float) -> str:
+    """Gives a sign of life now and then, so that the parent looks at its clocks."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        step.heartbeat()
+        time.sleep(0.05)
+    return "done"
+
+
+def say_pid_and_sleep(path: str) -> None:
+    with open(path + ".new", "w") as file:
+        file.write(str(os.getpid()))
+    os.rename(path + ".new", path)
+    time.sleep(60)
+
+
+def main_without_death_signal(*args: Any) -> None:
+    """The worker's main function, with a worker that does not ask to die with its parent."""
+    from procflow import worker
+
+    # Any other order that changes nothing: this one asks whether the process may be dumped.
+    worker.PR_SET_PDEATHSIG = 3
+    worker.main(*args)
+
+
+class Guarded:
+    """A result that writes to the ledger where it is opened."""
+
+    def __reduce__(self) -> Any:
+        return _opened_by, ()
+
+
+def _opened_by() -> Guarded:
+    ledger.write("opened", "start")
+    return Guarded()
+
+
+def guarded() -> Guarded:
+    return Guarded()
+
+
+def look_at(value: Guarded) -> str:
+    return type(value).__name__
+
+
+def begin_and_fail() -> None:
+    ledger.write("failing", "start")
+    raise ValueError("again")
+
+
+def begin_and_exit(place: str) -> None:
+    ledger.write(place, "start")
+    os._exit(3)
+
+
+def after(seconds: float) -> float:
+    time.sleep(seconds)
+    return seconds
