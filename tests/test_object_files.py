@@ -757,3 +757,55 @@ def test_workers_load_the_hash_library_only_when_they_store(tmp_path: Path) -> N
     result = Pipeline("p", steps=steps).run(workers=1, state_dir=tmp_path)
     assert result.outputs["before"] == []
     assert result.outputs["after"] == ["procflow.object_files", "xxhash"]
+
+
+def rising(item: int) -> Any:
+    return np.arange(20_000) + item
+
+
+def add_up(*values: Any) -> Any:
+    return sum(np.asarray(value, dtype="f8").sum(axis=0) for value in values) + np.zeros(20_000)
+
+
+def big_night() -> Pipeline:
+    """A chain, a block, both kinds of map and an end, with values of 160 KB and items of as much."""
+    chain = [Step("c0", rising, params={"item": 0})]
+    chain += [Step(f"c{i}", plus_one, inputs=[f"c{i - 1}"]) for i in range(1, 4)]
+    steps: list[Any] = [
+        *chain,
+        Parallel("both", Step("x", plus_one, inputs=["c3"]), Step("y", plus_one, inputs=["c3"])),
+    ]
+    steps.append(Step("items", lambda: [rising(i) for i in range(4)]))
+    steps.append(Map("rows", plus_one, items="items", batch=1))
+    two = (Step("u", plus_one, inputs=["item"]), Step("v", plus_one, inputs=["u"]))
+    steps.append(Map("more", *two, items="items"))
+    return Pipeline("night", steps=[*steps, Step("end", add_up, inputs=["x", "y", "rows", "more"])])
+
+
+NIGHT = """
+import os, sys
+sys.path.insert(0, os.environ["TESTS"])
+from test_object_files import big_night
+from procflow import engine
+# At every turn, so that the passes are the same each time.
+engine.COMMIT_S = engine.COMMIT_MOST_S = 0.0
+result = big_night().run(executor="inline", state_dir=sys.argv[1])
+"""
+
+
+@pytest.mark.parametrize("place", ["journal.commit.before", "journal.commit.after", "engine.submit"])
+@pytest.mark.parametrize("passed", [2, 9, 16])
+def test_a_run_that_is_killed_anywhere_comes_to_the_same_end_and_leaves_only_its_results(
+    tmp_path: Path, place: str, passed: int
+) -> None:
+    env = {**os.environ, "PROCFLOW_FAILPOINTS": f"{place}=kill@{passed}", "TESTS": str(Path(__file__).parent)}
+    command = [sys.executable, "-c", NIGHT, str(tmp_path)]
+    done = subprocess.run(command, env=env, capture_output=True, timeout=120, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    result = big_night().resume(executor="inline", state_dir=tmp_path)
+    assert result.status == "succeeded", result.failures
+    chain = np.arange(20_000) + 3
+    rows = sum(np.arange(20_000) + i + 1 for i in range(4)) + sum(np.arange(20_000) + i + 2 for i in range(4))
+    assert result.outputs["end"].tolist() == (np.zeros(20_000) + 2 * (chain + 1).sum() + rows).tolist()
+    assert list(result.outputs) == ["end"]
+    assert len(objects_of(tmp_path)) == 1
