@@ -18,6 +18,7 @@ import pytest
 
 from procflow import Map, Parallel, Pipeline, Step, objects
 from procflow import events as ev
+from procflow.ref import Ref
 from procflow.result import FailureRecord, RunResult
 from procflow.state_folder import VARIABLE
 
@@ -109,6 +110,7 @@ def pipeline(kind: str) -> Pipeline:
 
     return Pipeline(
         "faults",
+        keep=reads,
         steps=[
             *before,
             Parallel(
@@ -151,8 +153,11 @@ class Seen:
 
     def __init__(self) -> None:
         self.texts: set[str] = set()
+        self.value: Ref | None = None
 
     def handle(self, event: ev.Event) -> None:
+        if isinstance(event, ev.AttemptFinished) and event.label == "value":
+            self.value = event.outputs["value"]
         if isinstance(event, ev.AttemptFinished) and event.status == "succeeded" and event.label.startswith("block/"):
             for ref in event.outputs.values() if not event.label.endswith("/made") else ():
                 value = objects.unpack(ref)
@@ -232,3 +237,6 @@ def test_harm_costs_its_own_attempts_only(kind: str, folder: Path) -> None:
     fine = {*SIBLINGS, *items, *(["middle"] if KINDS[kind].cause and "when opened" not in kind else [])} - {"inner/x1"}
     assert seen.texts >= {f"{name} is fine" for name in fine}
     assert {line.key for line in lines if line.what == "end"} >= fine
+    if kind == "write into an input array":
+        assert seen.value is not None
+        assert (objects.unpack(seen.value) == fault_steps.array()).all()
