@@ -88,11 +88,21 @@ class FailedMember:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What an attempt used: seconds on the monotonic clock, CPU seconds of the worker, peak memory."""
+    """What an attempt used: seconds on the monotonic clock, CPU seconds of the worker, peak memory.
+
+    ``alone_s`` is how long it would have taken by itself, where that is not ``wall_s``: threads that wait for the
+    interpreter's lock take longer than their work.
+    """
 
     wall_s: float = 0.0
     cpu_s: float = 0.0
     peak_rss_bytes: int = 0
+    alone_s: float | None = None
+
+    @property
+    def work_s(self) -> float:
+        """Seconds of work in it."""
+        return self.wall_s if self.alone_s is None else self.alone_s
 
 
 @dataclass(frozen=True, slots=True)

@@ -109,6 +109,7 @@ class StepRecord:
     attempts: int = 0
     lost: int = 0
     wall_s: float = 0.0
+    work_s: float = 0.0
     final_s: float = 0.0
     cpu_s: float = 0.0
     peak_rss_bytes: int = 0
@@ -248,7 +249,7 @@ class Recorder:
 
     def _metrics(self) -> RunMetrics:
         end, records = self._finished, self._steps.values()
-        work_s = sum(r.wall_s for r in records)
+        work_s = sum(r.work_s for r in records)
         wall_s = end.wall_s if end is not None else self._last
         speedup = work_s / wall_s if wall_s > 0 else 1.0
         durations = {r.label: r.block.wall_s if r.block and r.kind == "map" else r.final_s for r in records}
@@ -287,6 +288,7 @@ class Recorder:
     def _attempt_finished(self, e: ev.AttemptFinished) -> None:
         step, usage = self._step(e.path, e.label), e.usage
         step.wall_s += usage.wall_s
+        step.work_s += usage.work_s
         step.cpu_s += usage.cpu_s
         step.cost += e.cost
         if usage.peak_rss_bytes > step.peak_rss_bytes:

@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from executor_contract import ExecutorContract, Log, attempt, finish, run, value
@@ -89,3 +90,25 @@ def test_more_attempts_than_slots_are_refused(tmp_path: Path) -> None:
             executor.submit(attempt(2, "double", 1))
         (tmp_path / "go").touch()
         finish(executor)
+
+
+def _spin(seconds: float) -> None:
+    end = time.thread_time() + seconds
+    while time.thread_time() < end:
+        pass
+
+
+def test_threads_that_wait_for_the_interpreter_do_no_more_work(tmp_path: Path) -> None:
+    from procflow import Parallel, Pipeline, Step
+
+    def speedup(function: Any) -> float:
+        steps = [Step(f"s{i}", function, params={"seconds": 0.3}) for i in range(4)]
+        pipeline = Pipeline("p", steps=[Parallel("all", *steps)])
+        return pipeline.run(executor="threads", workers=4, state_dir=tmp_path).metrics.speedup
+
+    assert speedup(_spin) < 1.5, "one interpreter, one core"
+    assert speedup(_sleep) > 2.5, "waiting is done side by side"
+
+
+def _sleep(seconds: float) -> None:
+    time.sleep(seconds)

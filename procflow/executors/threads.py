@@ -15,6 +15,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 
 from procflow import objects
 from procflow.attempt import Attempt, Cause, Failed, Outcome, Progressed, Skipped, Started, Succeeded
@@ -165,7 +166,9 @@ class ThreadExecutor:
 
     def _work(self) -> None:
         while (attempt := self._todo.get()) is not None:
-            self._report(run_here(attempt, self._report, self._objects))
+            wall, busy = time.perf_counter(), time.process_time()
+            outcome = run_here(attempt, self._report, self._objects)
+            self._report(_alone(outcome, time.perf_counter() - wall, time.process_time() - busy))
 
     def _report(self, outcome: Outcome) -> None:
         self._done.append(outcome)
@@ -177,6 +180,20 @@ class ThreadExecutor:
                 # A full pipe is readable, which is all that is wanted.
                 with contextlib.suppress(BlockingIOError):
                     os.write(self._write_fd, b"\0")
+
+
+def _alone(outcome: Succeeded | Skipped | Failed, wall_s: float, process_cpu_s: float) -> Succeeded | Skipped | Failed:
+    """The outcome with the time that the attempt would have taken alone.
+
+    While the process as a whole kept a core busy, an attempt that did not compute waited for the interpreter's lock;
+    while the process was idle, it waited for something of its own.
+    """
+    usage = outcome.usage
+    if usage.wall_s <= 0 or wall_s <= 0:
+        return outcome
+    idle = 1 - min(1.0, process_cpu_s / wall_s)
+    alone_s = usage.cpu_s + max(0.0, usage.wall_s - usage.cpu_s) * idle
+    return replace(outcome, usage=replace(usage, alone_s=alone_s))
 
 
 def run_here(

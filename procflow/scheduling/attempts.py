@@ -68,7 +68,7 @@ class Attempts(Starting):
         del self.running[task.key]
         self._give_back(task, scope)
         task.clock = task.idle_clock = None
-        scope.work_s += outcome.usage.wall_s or self._now - task.started_at
+        scope.work_s += outcome.usage.work_s or self._now - task.started_at
         self.attempts_over += 1
         doomed, task.doomed = task.doomed, None
         if doomed is not None:
