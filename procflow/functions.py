@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from difflib import get_close_matches
+from functools import lru_cache
 from importlib.machinery import ModuleSpec, PathFinder
 from typing import Any
 
@@ -120,17 +121,24 @@ def find(target: str, folder: str | None = None) -> str | None:
     if spec.origin is None or not spec.origin.endswith(".py"):
         return None
     try:
-        with open(spec.origin, "rb") as file:
-            tree = parse_module(file.read(), spec.origin)
+        found = os.stat(spec.origin)
+        names = _names_of(spec.origin, found.st_mtime_ns, found.st_size)
     except SyntaxError as exc:
         return f"{target}: {spec.origin}:{exc.lineno}: {exc.msg}"
     except (OSError, ValueError, RecursionError, MemoryError):
         return None
-    names = _top_names(tree)
     first = name.split(".")[0]
     if names is None or first in names or spec.submodule_search_locations is not None:
         return None
     return f"{target}: {spec.origin} has no name {first!r}{_did_you_mean(first, sorted(names))}"
+
+
+@lru_cache(maxsize=64)
+def _names_of(path: str, mtime_ns: int, size_bytes: int) -> frozenset[str] | None:
+    """Names at the top of a module's file, None where only an import can tell; a pipeline names many of one module."""
+    with open(path, "rb") as file:
+        names = _top_names(parse_module(file.read(), path))
+    return None if names is None else frozenset(names)
 
 
 def _spec(module_name: str, target: str, folder: str | None) -> tuple[ModuleSpec | None, str | None]:
