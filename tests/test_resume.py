@@ -1,6 +1,6 @@
 """Runs that are killed and go on: real processes, real SIGKILLs at any moment.
 
-``PROCFLOW_KILLS`` is the number of kills, 8 by default; the moments follow from ``PROCFLOW_SEED``.
+``PROCFLOW_KILLS`` is the number of kills, 20 by default; the moments follow from ``PROCFLOW_SEED``.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 DEADLINE_S = 60
-KILLS = int(os.environ.get("PROCFLOW_KILLS", "8"))
+KILLS = int(os.environ.get("PROCFLOW_KILLS", "20"))
 SEED = os.environ.get("PROCFLOW_SEED", "1")
 LONGEST_CHAIN = 5
 SLOTS = 2

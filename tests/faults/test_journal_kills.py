@@ -25,7 +25,7 @@ from procflow import failpoints
 from procflow.history import History
 from procflow.state_folder import StateFolder
 
-KILLS = int(os.environ.get("PROCFLOW_KILLS", "300"))
+KILLS = int(os.environ.get("PROCFLOW_KILLS", "600"))
 SEED = int(os.environ.get("PROCFLOW_SEED", "20261120"))
 SHAPE = 0.4
 PACKAGE = Path(failpoints.__file__).parent
