@@ -16,11 +16,13 @@ from __future__ import annotations
 import json
 import os
 import selectors
+import signal
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from signal import Signals
+from threading import current_thread, main_thread
 from typing import IO, Any
 
 from procflow.call import StepCall
@@ -51,7 +53,8 @@ def run(call: StepCall, values: Callable[[str], Any]) -> Any:
     cwd = _folder(fill(options.get("cwd"), values), call.folder)
     process = _start(argv, _environment(fill(options.get("env"), values)), cwd, stdin is not None, parse is not None)
     try:
-        stdout, tail = _exchange(process, stdin)
+        with _outlive_term():
+            stdout, tail = _exchange(process, stdin)
     except BaseException:
         process.kill()
         process.wait()
@@ -65,6 +68,22 @@ def run(call: StepCall, values: Callable[[str], Any]) -> Any:
     if code not in codes:
         raise _failed(argv, code, tail)
     return _parsed(stdout, parse) if parse is not None else code
+
+
+@contextmanager
+def _outlive_term() -> Iterator[None]:
+    """SIGTERM reaches the command too, which may use its grace; only when it has ended does this worker go."""
+    if current_thread() is not main_thread() or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    asked: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, frame: asked.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        if asked:
+            os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _argv(tree: Any, values: Callable[[str], Any]) -> list[str]:
