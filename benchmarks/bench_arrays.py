@@ -55,8 +55,8 @@ def procflow_executor(megabytes: int) -> Iterator[Round]:
     from procflow.attempt import Attempt, Started, Succeeded
     from procflow.call import Lookup, StepCall
     from procflow.executors.processes import ProcessExecutor
-    from procflow.object_files import make_folder
     from procflow.ref import stored_in
+    from procflow.values.object_files import make_folder
 
     making = StepCall("transform", "0", "make", function=make, args=(megabytes,), outputs=("values",))
     reading = StepCall("transform", "1", "total", function=total, args=(Lookup("values"),), outputs=("total",))

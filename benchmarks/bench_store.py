@@ -14,10 +14,10 @@ import pytest
 
 from procflow import events as ev
 from procflow.attempt import Usage
-from procflow.attempt_log import LogFolder
 from procflow.ref import Inline
-from procflow.state_folder import StateFolder
-from procflow.store import RunRecord, Store
+from procflow.storing.attempt_log import LogFolder
+from procflow.storing.state_folder import StateFolder
+from procflow.storing.store import RunRecord, Store
 
 ATTEMPTS = 10_000
 TARGET_US = 5.0

@@ -112,9 +112,9 @@ class Pipeline(model.Pipeline):
         that run unless given here. ``force`` keeps results of another version of Python. Raises ``ProcflowError`` where
         there is nothing to resume, ``LockHeld`` where the run goes on, and otherwise as ``run``.
         """
-        from procflow.continuing import Earlier, again, find_run, selection_of
         from procflow.launch import launch
-        from procflow.state_folder import StateFolder, locate, lock_name
+        from procflow.resuming.continuing import Earlier, again, find_run, selection_of
+        from procflow.storing.state_folder import StateFolder, locate, lock_name
 
         wanted = self._wanted(executor, workers, memory, timeout, state_dir, observers, params)
         file = self._source.path if self._source is not None else None
@@ -369,6 +369,6 @@ def _memory(value: int | str | Share) -> int | Share:
 
 def _problems(error: ValidationError, kind: type[model.Record], title: str) -> list[Problem]:
     """What is wrong in the words that a file would get, with the step's name in front."""
-    from procflow.validation import problems
+    from procflow.loading.validation import problems
 
     return [replace(found, message=f"{title}: {found.message}") for found in problems(error, kind)]

@@ -18,15 +18,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from procflow import blocks, ranks, template
-from procflow.build import Binder, Build, Load, Setting, placed
+from procflow.compiling import blocks, ranks, template
+from procflow.compiling.build import Binder, Build, Load, Setting, placed
+from procflow.compiling.names import Facts, Scope, did_you_mean, with_params
+from procflow.compiling.subpipelines import MAX_DEPTH, Members, parameters, with_secrets
+from procflow.compiling.surface import deepest
+from procflow.compiling.tasks import policy
 from procflow.errors import PipelineError, Problem
 from procflow.graph import ScopeUnit, TaskGraph
 from procflow.model import Pipeline
-from procflow.names import Facts, Scope, did_you_mean, with_params
-from procflow.subpipelines import MAX_DEPTH, Members, parameters, with_secrets
-from procflow.surface import deepest
-from procflow.tasks import policy
 
 __all__ = ["Load", "compile_pipeline"]
 

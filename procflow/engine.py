@@ -16,7 +16,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Protocol
 
-from procflow.actions import Action, Kill, Measured, Record, Release, StopAsked, Submit, Tick
 from procflow.attempt import Attempt, AttemptLog, Outcome
 from procflow.errors import InternalError
 from procflow.events import Event
@@ -24,6 +23,7 @@ from procflow.executors.base import Executor
 from procflow.failpoints import fp
 from procflow.ref import Stored
 from procflow.scheduler import Scheduler
+from procflow.scheduling.actions import Action, Kill, Measured, Record, Release, StopAsked, Submit, Tick
 
 __all__ = ["COMMIT_S", "Engine", "Journal", "Meter", "Observer", "Waiter"]
 

@@ -211,7 +211,7 @@ def _rebuildable(exc: BaseException, message_length: int) -> bytes | None:
         return None
     import pickle
 
-    from procflow import objects
+    from procflow.values import objects
 
     try:
         data = objects.dumps(exc)

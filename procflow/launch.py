@@ -18,38 +18,38 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from procflow import model, secrets
-from procflow.build import Load, LoadedFile
 from procflow.compiler import compile_pipeline
-from procflow.continuing import asked, open_session
+from procflow.compiling.build import Load, LoadedFile
 from procflow.engine import Engine, Observer
 from procflow.errors import ExecutorError, InternalError, PipelineError, Problem, ProcflowError, StoreError
 from procflow.events import Event
 from procflow.executors import open_waiter
-from procflow.failures_file import FailuresFile
-from procflow.garbage import few_collections
 from procflow.graph import TaskGraph
-from procflow.guard import Guard
-from procflow.journal_objects import files_of_run
-from procflow.memory import MemoryWatch
-from procflow.object_files import ObjectFolder, make_folder
+from procflow.guarding.guard import Guard
+from procflow.guarding.signals import Signals
+from procflow.guarding.watch import Watch
+from procflow.machine.memory import MemoryWatch
+from procflow.machine.resources import Machine, budget, probe, warnings
+from procflow.machine.resources import workers as workers_of
 from procflow.preflight import check
-from procflow.resources import Machine, budget, probe, warnings
-from procflow.resources import workers as workers_of
 from procflow.result import Recorder, RunResult
+from procflow.resuming.continuing import asked, open_session
 from procflow.scheduler import Scheduler
 from procflow.secrets import MaskedWaiter
-from procflow.signals import Signals
-from procflow.state_folder import StateFolder, fresh_run_id, locate, lock_name
+from procflow.storing.failures_file import FailuresFile
+from procflow.storing.journal_objects import files_of_run
+from procflow.storing.state_folder import StateFolder, fresh_run_id, locate, lock_name
 from procflow.units import Share
-from procflow.watch import Watch
+from procflow.values.object_files import ObjectFolder, make_folder
+from procflow.working.garbage import few_collections
 
 log = logging.getLogger("procflow")
 
 if TYPE_CHECKING:
-    from procflow.continuing import Earlier, Session
-    from procflow.source import Source
-    from procflow.store import Store
-    from procflow.store_begin import RunRecord
+    from procflow.loading.source import Source
+    from procflow.resuming.continuing import Earlier, Session
+    from procflow.storing.store import Store
+    from procflow.storing.store_begin import RunRecord
 
 __all__ = ["Prepared", "Run", "iterate", "launch", "prepare"]
 
@@ -190,8 +190,8 @@ def iterate(
     ``earlier`` is a run that this one builds on, or goes on. Closing the generator stops the run.
     """
     prepared = prepare(pipeline, **options)
-    from procflow.attempt_log import LogFolder
-    from procflow.store import Store
+    from procflow.storing.attempt_log import LogFolder
+    from procflow.storing.store import Store
 
     graph = prepared.graph
     file = prepared.source.path if prepared.source is not None else None
@@ -255,7 +255,7 @@ def iterate(
 
 def _record(session: Session, lock: str, params: Mapping[str, Any], options: Mapping[str, Any]) -> RunRecord:
     """What the journal is told at the start; ``params`` as they may be shown."""
-    from procflow.store_begin import RunRecord
+    from procflow.storing.store_begin import RunRecord
 
     prepared = session.prepared
     file = prepared.source.path if prepared.source is not None else None

@@ -19,9 +19,9 @@ from typing import Generic, NoReturn, TypeVar
 from pydantic import ValidationError
 
 from procflow.errors import PipelineError, Place, Problem
+from procflow.loading.source import Source, Tree
+from procflow.loading.validation import Fault, faults
 from procflow.model import Pipeline
-from procflow.source import Source, Tree
-from procflow.validation import Fault, faults
 
 __all__ = ["MAX_FILE_BYTES", "Loaded", "Source", "load_pipeline", "load_text", "read_tree"]
 
@@ -69,11 +69,11 @@ def read_tree(text: str, name: str, folder: Path, path: Path | None = None) -> t
         what = "a NUL character" if bad[0] == "\0" else f"the character U+{ord(bad[0]):04X}, which can't be printed"
         tree.fail(what, before.count("\n") + 1, bad.start() - before.rfind("\n"), "remove it")
     if name.lower().endswith(".json"):
-        from procflow.json_source import read_json
+        from procflow.loading.json_source import read_json
 
         read_json(text, tree)
     else:
-        from procflow.yaml_source import read_yaml
+        from procflow.loading.yaml_source import read_yaml
 
         read_yaml(text, tree)
     return tree, Source(name, path, folder, tree.spot)

@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from procflow.build import placed
+from procflow.compiling.build import placed
 from procflow.errors import ExecutorError, Loc, Problem
 from procflow.executors import capabilities_of
 from procflow.executors.base import CAPABILITIES, Capability
-from procflow.functions import find
 from procflow.graph import ScopeUnit, TaskGraph, TaskUnit, Unit, walk
 from procflow.units import duration_text, size_text
+from procflow.working.functions import find
 
 __all__ = ["check"]
 

@@ -14,13 +14,13 @@ from typing import Any
 
 from procflow import events as ev
 from procflow.attempt import Failure
-from procflow.attempt_log import log_path
-from procflow.critical_path import critical_path_s
 from procflow.errors import RunFailed
 from procflow.graph import TaskGraph
-from procflow.lazy_values import LazyValues, ValueDropped
+from procflow.guarding.signals import exit_code_of
 from procflow.ref import Ref
-from procflow.signals import exit_code_of
+from procflow.showing.critical_path import critical_path_s
+from procflow.storing.attempt_log import log_path
+from procflow.values.lazy_values import LazyValues, ValueDropped
 
 __all__ = [
     "BlockRecord",

@@ -22,7 +22,6 @@ from __future__ import annotations
 import heapq
 from collections.abc import Mapping
 
-from procflow.actions import Action, Measured, StopAsked, Tick
 from procflow.attempt import (
     Outcome,
     Progressed,
@@ -33,6 +32,7 @@ from procflow.events import (
 )
 from procflow.graph import TaskUnit, walk
 from procflow.ref import Ref
+from procflow.scheduling.actions import Action, Measured, StopAsked, Tick
 from procflow.scheduling.scopes import Scopes
 
 __all__ = ["Scheduler"]

@@ -22,10 +22,10 @@ from procflow.compiler import compile_pipeline
 from procflow.engine import Engine, Observer
 from procflow.errors import InternalError
 from procflow.failure import lost_failure
-from procflow.perform import perform
 from procflow.result import Recorder, RunResult
 from procflow.scheduler import Scheduler
-from procflow.store import MemoryStore, RunRecord
+from procflow.storing.store import MemoryStore, RunRecord
+from procflow.working.perform import perform
 
 __all__ = ["Act", "FakeClock", "FakeExecutor", "Script", "run_fake"]
 
@@ -167,7 +167,7 @@ def _outcomes(attempt: Attempt, act: Act) -> list[Outcome]:
     call = attempt.call
     sent: list[Outcome] = []
     if act.value is not ...:
-        from procflow.objects import pack
+        from procflow.values.objects import pack
 
         ref = pack(act.value)
         return [Succeeded(attempt.key, dict.fromkeys(call.outputs, ref), usage)]

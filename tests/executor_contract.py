@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
-from procflow import objects
 from procflow.attempt import Attempt, Failed, Items, Lost, Outcome, Progressed, Skipped, Started, Succeeded
 from procflow.call import Kind, Lookup, StepCall
 from procflow.errors import ExecutorError
 from procflow.executors.base import Executor
+from procflow.values import objects
 
 STEPS = "steps_for_executors"
 FOLDER = str(Path(__file__).parent)

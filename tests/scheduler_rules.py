@@ -8,14 +8,14 @@ from __future__ import annotations
 import random
 from collections import Counter
 
-from procflow.actions import Action, Kill, Measured, Record, Release, StopAsked, Submit, Tick
 from procflow.attempt import Failed, Failure, Lost, Outcome, Progressed, Skipped, Started, Succeeded
 from procflow.events import AttemptFinished, AttemptStarted, RunFinished, StepFinished
 from procflow.graph import TaskUnit
 from procflow.ref import Inline, Ref, Stored, stored_in
-from procflow.runs import MapRun, ScopeRun, TaskRun
 from procflow.scheduler import Scheduler
-from procflow.states import FINAL, TRANSITIONS
+from procflow.scheduling.actions import Action, Kill, Measured, Record, Release, StopAsked, Submit, Tick
+from procflow.scheduling.runs import MapRun, ScopeRun, TaskRun
+from procflow.scheduling.states import FINAL, TRANSITIONS
 
 REF = Inline(b"x")
 

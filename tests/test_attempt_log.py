@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from procflow.attempt import AttemptLog
-from procflow.attempt_log import LINE_BYTES, FileLog, LogFolder, LogLine, log_path, plain_text
+from procflow.storing.attempt_log import LINE_BYTES, FileLog, LogFolder, LogLine, log_path, plain_text
 
 
 def files(folder: Path) -> list[str]:

@@ -13,11 +13,11 @@ import pytest
 from executor_contract import LONG_S, finish, is_final
 from test_memory import GIB, attempt, hold, pid, run_attempts
 
-from procflow import cgroup, cgroup_slots
 from procflow.attempt import Lost
-from procflow.cgroup_slots import WorkerGroup, WorkerGroups, delegated
 from procflow.executors.footprint import Footprint
 from procflow.executors.processes import ProcessExecutor
+from procflow.machine import cgroup, cgroup_slots
+from procflow.machine.cgroup_slots import WorkerGroup, WorkerGroups, delegated
 
 MOUNT = "30 23 0:28 / /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw\n"
 FILES = {

@@ -21,7 +21,7 @@ import procflow
 from procflow.cli import COMMANDS, cli, output
 from procflow.cli.options import params_of
 from procflow.errors import InternalError, LockHeld, PipelineError, Problem, StoreError
-from procflow.state_folder import StateFolder, lock_name
+from procflow.storing.state_folder import StateFolder, lock_name
 
 DEADLINE_S = 60
 ROOT = str(Path(procflow.__file__).parents[1])

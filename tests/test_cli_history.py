@@ -13,8 +13,8 @@ from procflow import events as ev
 from procflow.attempt import Failure, Usage
 from procflow.cli import cli
 from procflow.cli.history import _last_lines
-from procflow.state_folder import StateFolder
-from procflow.store import RunRecord, Store
+from procflow.storing.state_folder import StateFolder
+from procflow.storing.store import RunRecord, Store
 from procflow.units import duration_text
 
 RUN = "20261120-080000-abc"

@@ -13,10 +13,12 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from procflow import Pipeline, Step, functions, store_seal
+from procflow import Pipeline, Step
 from procflow.cli import cli
 from procflow.errors import ProcflowError, StoreError
-from procflow.state_folder import StateFolder
+from procflow.storing import store_seal
+from procflow.storing.state_folder import StateFolder
+from procflow.working import functions
 
 JOBS = '''
 import os

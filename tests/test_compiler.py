@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from procflow import api
-from procflow.build import LoadedFile
 from procflow.call import Lookup, Text
 from procflow.compiler import compile_pipeline
+from procflow.compiling.build import LoadedFile
 from procflow.errors import PipelineError, dotted
 from procflow.graph import MapUnit, ScopeUnit, TaskGraph, TaskUnit, Unit, walk
 from procflow.loader import load_pipeline, load_text

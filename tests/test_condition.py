@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from procflow.call import Lookup
-from procflow.condition import MAX_LENGTH, ConditionError, parse
-from procflow.template import ReferenceFailed
+from procflow.compiling.condition import MAX_LENGTH, ConditionError, parse
+from procflow.compiling.template import ReferenceFailed
 
 VALUES = {
     "summary": {"count": 5, "day": "mon", "none": None},

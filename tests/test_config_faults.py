@@ -23,10 +23,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from procflow.cli import cli
-from procflow.fingerprint import fingerprints
 from procflow.launch import prepare
 from procflow.loader import load_text
-from procflow.needs import needs_of
+from procflow.resuming.fingerprint import fingerprints
+from procflow.resuming.needs import needs_of
 
 PLACE = re.compile(r"(?P<file>[^:]+):(?P<line>\d+):(?P<column>\d+): (?P<message>.+)")
 Validate = Callable[..., tuple[int, list[str]]]

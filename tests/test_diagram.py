@@ -11,8 +11,8 @@ import pytest
 
 from procflow.api import Graph, Map, Parallel, Pipeline, Sequence, Shell, Step
 from procflow.compiler import compile_pipeline
-from procflow.diagram import dot, mermaid
 from procflow.graph import TaskGraph
+from procflow.showing.diagram import dot, mermaid
 
 
 def work(*values: Any) -> int:

@@ -29,13 +29,13 @@ from executor_contract import (
     value,
 )
 
-from procflow import objects
 from procflow.attempt import Attempt, Failed, Items, Lost, Outcome, Started, Succeeded
 from procflow.call import Lookup, StepCall
 from procflow.errors import ExecutorError
 from procflow.executors import ladder
 from procflow.executors.channel import Outbox
 from procflow.executors.processes import ProcessExecutor
+from procflow.values import objects
 
 
 def children() -> set[int]:

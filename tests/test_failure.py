@@ -12,7 +12,7 @@ from procflow import failure as failure_module
 from procflow.attempt import Failure
 from procflow.call import StepCall
 from procflow.failure import CommandFailed, failure_from, lost_failure
-from procflow.perform import perform
+from procflow.working.perform import perform
 
 
 class TwoArguments(Exception):

@@ -16,15 +16,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from procflow import Map, Merge, Parallel, Pipeline, Step
-from procflow.canonical import Canonical
-from procflow.code_print import CodePrints
 from procflow.compiler import compile_pipeline
 from procflow.errors import PipelineError
-from procflow.fingerprint import RUN_ID, Fingerprint, changes, fingerprints
 from procflow.launch import prepare
 from procflow.loader import load_pipeline
 from procflow.model import Pipeline as Model
-from procflow.needs import Key, needs_of
+from procflow.resuming.canonical import Canonical
+from procflow.resuming.code_print import CodePrints
+from procflow.resuming.fingerprint import RUN_ID, Fingerprint, changes, fingerprints
+from procflow.resuming.needs import Key, needs_of
 
 CODE = '''
 """Steps."""

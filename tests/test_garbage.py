@@ -6,7 +6,7 @@ import gc
 
 import pytest
 
-from procflow.garbage import THRESHOLD, few_collections
+from procflow.working.garbage import THRESHOLD, few_collections
 
 
 def test_thresholds_hold_inside_and_come_back() -> None:

@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 
 from procflow import events as ev
-from procflow import store_seal
 from procflow.attempt import Failure, Usage
 from procflow.errors import StoreError
-from procflow.history import History, Learned, OutputRow, UnknownRun
 from procflow.ref import Inline
-from procflow.state_folder import StateFolder
-from procflow.store import RunRecord, Store
+from procflow.storing import store_seal
+from procflow.storing.history import History, Learned, OutputRow, UnknownRun
+from procflow.storing.state_folder import StateFolder
+from procflow.storing.store import RunRecord, Store
 
 DEADLINE_S = 60
 BAD = Failure("error", "ValueError", "bad row", "Traceback ...", "jobs.py:8", ("ValueError", "Exception"))
@@ -154,8 +154,8 @@ def test_a_damaged_result_names_its_run_and_step(folder: StateFolder) -> None:
 RUN = """
 import sys
 from procflow import events as ev
-from procflow.state_folder import StateFolder
-from procflow.store import RunRecord, Store
+from procflow.storing.state_folder import StateFolder
+from procflow.storing.store import RunRecord, Store
 folder = StateFolder.open(sys.argv[1])
 lock = folder.lock("nightly.yaml")
 lock.acquire("r1")

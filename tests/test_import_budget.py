@@ -53,7 +53,7 @@ def command(*arguments: str) -> str:
         ),
         pytest.param(command("--version"), (LIBRARIES | SLOW_STDLIB) - {"click"}, id="--version"),
         pytest.param(command("--help"), (LIBRARIES | SLOW_STDLIB) - {"click"}, id="--help"),
-        pytest.param("import procflow.worker", {"pydantic", "click", "rich", "jinja2", "numpy"}, id="a worker"),
+        pytest.param("import procflow.working.worker", {"pydantic", "click", "rich", "jinja2", "numpy"}, id="a worker"),
     ],
 )
 def test_only_light_modules_are_loaded(code: str, forbidden: set[str]) -> None:

@@ -17,15 +17,15 @@ from procflow import events as ev
 from procflow.attempt import Failure, Usage
 from procflow.compiler import compile_pipeline
 from procflow.errors import StoreError
-from procflow.fingerprint import Fingerprint, fingerprints
-from procflow.journal_kept import JournalKept
-from procflow.journal_results import Results
-from procflow.kept import Kept, KeptTask
-from procflow.needs import Key, needs_of
 from procflow.ref import Element, Inline, ListOf, MappingOf, Ref, Stored
+from procflow.resuming.fingerprint import Fingerprint, fingerprints
+from procflow.resuming.needs import Key, needs_of
 from procflow.scheduler import Scheduler
-from procflow.state_folder import StateFolder
-from procflow.store import Print, RunRecord, Store
+from procflow.scheduling.kept import Kept, KeptTask
+from procflow.storing.journal_kept import JournalKept
+from procflow.storing.journal_results import Results
+from procflow.storing.state_folder import StateFolder
+from procflow.storing.store import Print, RunRecord, Store
 
 BAD = Failure("error", "ValueError", "bad")
 
@@ -35,7 +35,7 @@ def ref(value: Any) -> Inline:
 
 
 def opened(found: Ref) -> Any:
-    from procflow.objects import unpack
+    from procflow.values.objects import unpack
 
     return unpack(found)
 
@@ -352,7 +352,7 @@ class Told:
 
 def started(pipeline: Pipeline, kept: Kept) -> list[tuple[str, str, int]]:
     """Label, item and number of the attempts that a run would start first."""
-    from procflow.actions import Submit
+    from procflow.scheduling.actions import Submit
 
     graph = compile_pipeline(pipeline)
     scheduler = Scheduler(graph, slots=dict.fromkeys(graph.executors, 4), run_id="t", kept=kept)

@@ -19,13 +19,14 @@ from typing import Any
 import pytest
 from forked import LONG_S, Forked, forked, is_alive, marked, soon
 
-from procflow import Pipeline, Step, sweep
+from procflow import Pipeline, Step
 from procflow.errors import LockHeld
 from procflow.events import AttemptStarted, Event
-from procflow.history import History
-from procflow.lease import Lease
-from procflow.reaper import new_token
-from procflow.state_folder import RunLock, StateFolder, lock_name
+from procflow.guarding import sweep
+from procflow.guarding.lease import Lease
+from procflow.guarding.reaper import new_token
+from procflow.storing.history import History
+from procflow.storing.state_folder import RunLock, StateFolder, lock_name
 
 MODULE = "steps_for_signals"
 CONTENDERS, ROUNDS = 8, 30
@@ -374,7 +375,7 @@ def call(folder: Path, *options: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "procflow", "run", "nightly.yaml", "-q", *options],
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(Path(sweep.__file__).parents[1])},
+        env={**os.environ, "PYTHONPATH": str(Path(sweep.__file__).parents[2])},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -21,8 +21,7 @@ from executor_contract import LONG_S, Log, finish, is_final, value
 from executor_contract import run as run_attempts
 from steps_for_memory import HOLD_IN_CHILD, MIB, blas_threads, grow, grow_in_child, hold, leak, linger, pid
 
-from procflow import Map, Parallel, Pipeline, Step, cgroup, resources, rss
-from procflow.actions import Measured
+from procflow import Map, Parallel, Pipeline, Step
 from procflow.attempt import Attempt, Lost, Outcome
 from procflow.call import StepCall
 from procflow.compiler import compile_pipeline
@@ -31,10 +30,12 @@ from procflow.events import AttemptFinished, AttemptStarted, Event, RunFinished,
 from procflow.executors.base import MemoryUse
 from procflow.executors.footprint import LEAK_BYTES, Footprint
 from procflow.executors.processes import ProcessExecutor
-from procflow.memory import LONGEST_S, SHORTEST_S, MemoryWatch
-from procflow.progress import LineProgress
+from procflow.machine import cgroup, resources, rss
+from procflow.machine.memory import LONGEST_S, SHORTEST_S, MemoryWatch
 from procflow.scheduler import Scheduler
-from procflow.store import MemoryStore, RunRecord
+from procflow.scheduling.actions import Measured
+from procflow.showing.progress import LineProgress
+from procflow.storing.store import MemoryStore, RunRecord
 
 GIB = 1 << 30
 RATE = 4 * 10**9
@@ -529,7 +530,7 @@ def test_the_kernels_killer_takes_the_worker_and_is_named(tmp_path: Path) -> Non
             outcome = run_attempts(executor, attempt(1, hold, 400, 30.0))[1]
         print(outcome.failure.cause, outcome.failure)
     """)
-    paths = os.pathsep.join([str(Path(__file__).parent), str(Path(rss.__file__).parents[1])])
+    paths = os.pathsep.join([str(Path(__file__).parent), str(Path(rss.__file__).parents[2])])
     try:
         done = subprocess.run(
             [sys.executable, "-c", script, str(group)],

@@ -10,8 +10,8 @@ from pydantic import ValidationError
 
 from procflow import model
 from procflow.errors import dotted
+from procflow.loading.validation import problems
 from procflow.units import Share
-from procflow.validation import problems
 
 HUGE = 10**400
 FN = "nightly:step"

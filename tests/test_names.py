@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from procflow.call import Lookup
+from procflow.compiling.names import Facts, NoValue, Scope, did_you_mean
+from procflow.compiling.surface import Face, Surfaces, is_off, references, unique_names, written_at
+from procflow.compiling.template import parse_reference
 from procflow.model import AnyStep, Pipeline
-from procflow.names import Facts, NoValue, Scope, did_you_mean
-from procflow.surface import Face, Surfaces, is_off, references, unique_names, written_at
-from procflow.template import parse_reference
 
 FACTS = Facts({"day": "mon", "deep": {"k": [1]}}, {"HOME": "/h"}, {"id": "r"}, frozenset({"unset"}))
 

@@ -20,14 +20,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from procflow import Map, Parallel, Pipeline, Step, objects
+from procflow import Map, Parallel, Pipeline, Step
 from procflow.errors import StoreError
-from procflow.object_files import NotStored, ObjectFolder, make_folder
-from procflow.object_views import Gone, open_stored, verify
-from procflow.objects import INLINE_MAX, PackError, pack, unpack
 from procflow.ref import Inline, ListOf, MappingOf, Stored, from_plain, stored_in
 from procflow.result import ValueDropped
-from procflow.store_refs import decode_ref, encode_ref
+from procflow.storing.store_refs import decode_ref, encode_ref
+from procflow.values import objects
+from procflow.values.object_files import NotStored, ObjectFolder, make_folder
+from procflow.values.object_views import Gone, open_stored, verify
+from procflow.values.objects import INLINE_MAX, PackError, pack, unpack
 
 MB = 1_000_000
 PAGE = resource.getpagesize()
@@ -278,8 +279,8 @@ def test_a_value_that_does_not_fit_is_a_clear_error_and_leaves_nothing(tmp_path:
         """
         import resource, signal, sys
         import numpy as np
-        from procflow import objects
-        from procflow.object_files import NotStored, make_folder
+        from procflow.values import objects
+        from procflow.values.object_files import NotStored, make_folder
         objects.FOLDER.set(make_folder(sys.argv[1]).path)
         resource.setrlimit(resource.RLIMIT_FSIZE, (3_000_000, 3_000_000))
         objects.pack(np.zeros(100_000))
@@ -365,7 +366,7 @@ def test_a_mapping_of_another_process_protects_a_file_too(folder: ObjectFolder) 
         [sys.executable, "-c", textwrap.dedent(
             """
             import pickle, sys
-            from procflow.objects import unpack
+            from procflow.values.objects import unpack
             from procflow.ref import from_plain
             held = unpack(from_plain(pickle.loads(bytes.fromhex(sys.argv[1]))))
             print("mapped", flush=True)
@@ -385,7 +386,7 @@ def test_a_mapping_of_another_process_protects_a_file_too(folder: ObjectFolder) 
 def test_where_a_lease_tells_nothing_no_file_is_used_again(
     folder: ObjectFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("procflow.object_files._sole", lambda fd: True)
+    monkeypatch.setattr("procflow.values.object_files._sole", lambda fd: True)
     first = stored(array(4))
     folder.free(first)
     stored(array(4))
@@ -425,7 +426,7 @@ def test_many_writers_and_one_that_frees_never_mix_their_values(folder: ObjectFo
     text = """
     import os, pickle, sys
     import numpy as np
-    from procflow import objects
+    from procflow.values import objects
     objects.FOLDER.set(sys.argv[1])
     own = float(sys.argv[2])
     for i in range(40):
@@ -743,7 +744,7 @@ def two_outputs() -> Any:
 
 
 def test_an_output_that_can_not_be_pickled_leaves_no_file_of_the_others(folder: ObjectFolder) -> None:
-    from procflow.perform import publish
+    from procflow.working.perform import publish
 
     with pytest.raises(PackError, match="generator"):
         publish(("x", "y"), two_outputs())
@@ -752,11 +753,11 @@ def test_an_output_that_can_not_be_pickled_leaves_no_file_of_the_others(folder: 
 
 def test_workers_load_the_hash_library_only_when_they_store(tmp_path: Path) -> None:
     # Lambdas, because importing this file loads it all.
-    loaded = lambda: [name for name in ("procflow.object_files", "xxhash") if name in __import__("sys").modules]  # noqa: E731
+    loaded = lambda: [name for name in ("procflow.values.object_files", "xxhash") if name in __import__("sys").modules]  # noqa: E731
     steps = [Step("before", loaded), Step("a", lambda: b"x" * 100_000), Step("after", loaded)]
     result = Pipeline("p", steps=steps).run(workers=1, state_dir=tmp_path)
     assert result.outputs["before"] == []
-    assert result.outputs["after"] == ["procflow.object_files", "xxhash"]
+    assert result.outputs["after"] == ["procflow.values.object_files", "xxhash"]
 
 
 def rising(item: int) -> Any:

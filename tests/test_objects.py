@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from procflow.objects import PackError, dumps, explain, pack, unpack
 from procflow.ref import Inline, ListOf, MappingOf, Ordered, Ref, from_plain
+from procflow.values.objects import PackError, dumps, explain, pack, unpack
 
 PLAIN = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text() | st.binary(),
@@ -92,7 +92,7 @@ def test_classes_of_main_are_packed_by_value() -> None:
     program = textwrap.dedent(
         """
         import sys
-        from procflow.objects import pack
+        from procflow.values.objects import pack
         class Mine:
             def __init__(self, x): self.x = x
         ref = pack([Mine(41)])

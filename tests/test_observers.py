@@ -10,12 +10,12 @@ import pytest
 
 from procflow import events as ev
 from procflow.attempt import Failure, Usage
-from procflow.failures_file import FailuresFile
-from procflow.progress import LineProgress
-from procflow.progress_json import JsonProgress
 from procflow.ref import Inline
 from procflow.result import Recorder
-from procflow.store import MemoryStore, RunRecord
+from procflow.showing.progress import LineProgress
+from procflow.showing.progress_json import JsonProgress
+from procflow.storing.failures_file import FailuresFile
+from procflow.storing.store import MemoryStore, RunRecord
 
 REF = Inline(b"x")
 EVENTS: list[Any] = [

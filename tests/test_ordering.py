@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from procflow.compiling.names import Facts, Scope
+from procflow.compiling.ordering import Edges, order, shortest_cycles
+from procflow.compiling.surface import Face, Surfaces, is_off, unique_names
 from procflow.errors import Problem, dotted
 from procflow.model import Pipeline
-from procflow.names import Facts, Scope
-from procflow.ordering import Edges, order, shortest_cycles
-from procflow.surface import Face, Surfaces, is_off, unique_names
 
 
 def f(*values: Any) -> int:

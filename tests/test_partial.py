@@ -16,15 +16,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from procflow import FailedMember, Map, Parallel, Pipeline, PipelineError, Sequence, Step, load
-from procflow.aftermath import Aftermath
 from procflow.attempt import Failure
 from procflow.compiler import compile_pipeline
 from procflow.events import AttemptFinished, AttemptStarted, BlockFinished, RunFinished, RunStarted, StepFinished
-from procflow.failures_file import FailuresFile
 from procflow.loader import load_text
-from procflow.merge import collected, marked
-from procflow.objects import pack, unpack
 from procflow.ref import Ordered
+from procflow.scheduling.merge import collected, marked
+from procflow.showing.aftermath import Aftermath
+from procflow.storing.failures_file import FailuresFile
+from procflow.values.objects import pack, unpack
 
 DEADLINE_S = 60
 KEYS = {
@@ -305,7 +305,7 @@ def test_a_second_session_begins_anew_so_nothing_stands_there_twice(tmp_path: Pa
 
 
 def test_a_large_file_is_written_anew_only_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("procflow.failures_file.REWRITTEN_BYTES", 0)
+    monkeypatch.setattr("procflow.storing.failures_file.REWRITTEN_BYTES", 0)
     file = FailuresFile(tmp_path)
     *most, last = events(tolerated="failed")
     for event in most:

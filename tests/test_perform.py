@@ -14,12 +14,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from procflow import functions, objects, pages, step
+from procflow import step
 from procflow.attempt import Failed, Items, Progressed, Skipped, Succeeded
 from procflow.call import Lookup, StepCall, Text
-from procflow.objects import pack, unpack
-from procflow.perform import perform
 from procflow.step import StepOutput
+from procflow.values import objects
+from procflow.values.objects import pack, unpack
+from procflow.working import functions, pages
+from procflow.working.perform import perform
 
 
 def transform(function: Any, *args: Any, outputs: Any = ("out",), **given: Any) -> StepCall:
@@ -249,7 +251,7 @@ def test_report_each_sends_every_item_but_the_last_which_comes_with_the_outcome(
 
 def test_partial_results_are_sent_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
-    monkeypatch.setattr("procflow.perform.perf_counter", lambda: now[0])
+    monkeypatch.setattr("procflow.working.perform.perf_counter", lambda: now[0])
     sent: list[Progressed] = []
 
     def slow(x: int) -> int:
@@ -443,7 +445,7 @@ def test_workers_stay_light() -> None:
     heavy = ("pydantic", "click", "rich", "jinja2", "asyncio", "numpy", "cloudpickle", "procflow.model", "logging")
     program = (
         "import sys\n"
-        "from procflow.perform import perform\n"
+        "from procflow.working.perform import perform\n"
         "from procflow.call import StepCall\n"
         "for kind in ('transform', 'gate'): perform(StepCall(kind, '0', 'f', function='os:getpid', outputs=('f',)), {})\n"
         f"print([name for name in {heavy!r} if name in sys.modules])"

@@ -8,7 +8,7 @@ from typing import Any
 from procflow.api import Graph, Map, Merge, Parallel, Pipeline, Sequence, Shell, Split, Step
 from procflow.compiler import compile_pipeline
 from procflow.graph import TaskGraph
-from procflow.plan import leaf_count, outline, plan_data, plan_lines
+from procflow.showing.plan import leaf_count, outline, plan_data, plan_lines
 
 
 def double(*values: Any, **named: Any) -> int:

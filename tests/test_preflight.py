@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from procflow import api
-from procflow.build import LoadedFile
 from procflow.compiler import compile_pipeline
+from procflow.compiling.build import LoadedFile
 from procflow.errors import PipelineError, dotted
 from procflow.launch import prepare
 from procflow.loader import load_pipeline

@@ -12,7 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from procflow.attempt import Failure, Usage
-from procflow.attempt_log import log_path
 from procflow.events import (
     AttemptFinished,
     AttemptStarted,
@@ -24,11 +23,12 @@ from procflow.events import (
     StepFinished,
     StepProgress,
 )
-from procflow.log_tail import finder
 from procflow.plaintext import clean
-from procflow.progress import LineProgress, Notes
-from procflow.progress_json import JsonProgress
 from procflow.ref import Inline
+from procflow.showing.progress import LineProgress, Notes
+from procflow.showing.progress_json import JsonProgress
+from procflow.storing.attempt_log import log_path
+from procflow.storing.log_tail import finder
 
 EPOCH = 1795226400.0  # 2026-11-21T02:00:00Z
 MIB = 1 << 20

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from procflow import api
 from procflow.call import StepCall
 from procflow.compiler import compile_pipeline
+from procflow.compiling.ranks import ranked
 from procflow.graph import ScopeUnit, TaskUnit, walk
-from procflow.ranks import ranked
 
 
 def f(*values: Any) -> int:

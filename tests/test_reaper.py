@@ -19,13 +19,14 @@ import pytest
 from forked import GONE_S, LONG_S, Forked, forked, is_alive, marked, soon
 from steps_for_signals import start_daemon
 
-from procflow import Pipeline, Step, sweep
-from procflow import reaper as reaper_module
+from procflow import Pipeline, Step
 from procflow.executors import family
-from procflow.history import History
-from procflow.reaper import Reaper, new_token
-from procflow.state_folder import StateFolder
-from procflow.sweep import TOKEN_NAME
+from procflow.guarding import reaper as reaper_module
+from procflow.guarding import sweep
+from procflow.guarding.reaper import Reaper, new_token
+from procflow.guarding.sweep import TOKEN_NAME
+from procflow.storing.history import History
+from procflow.storing.state_folder import StateFolder
 
 MODULE = "steps_for_signals"
 

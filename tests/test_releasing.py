@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 
 from procflow import Graph, Map, Parallel, Pipeline, Sequence, Step
-from procflow.actions import Record, Release, Submit, Tick
 from procflow.attempt import Failed, Failure, Progressed, Skipped, Succeeded
 from procflow.compiler import compile_pipeline
 from procflow.events import AttemptFinished
-from procflow.kept import KeptTask
 from procflow.ref import Inline, ListOf, Ref, Stored, stored_in
 from procflow.scheduler import Scheduler
+from procflow.scheduling.actions import Record, Release, Submit, Tick
+from procflow.scheduling.kept import KeptTask
 from procflow.scheduling.releasing import may_read, surely_reads
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from procflow import cgroup
 from procflow.errors import PipelineError
-from procflow.resources import Machine, available_bytes, budget, probe, workers
+from procflow.machine import cgroup
+from procflow.machine.resources import Machine, available_bytes, budget, probe, workers
 from procflow.units import Share
 
 MIB = 1 << 20

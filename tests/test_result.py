@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from procflow import events as ev
 from procflow.attempt import Failure, Usage
 from procflow.call import StepCall
-from procflow.critical_path import critical_path_s
 from procflow.errors import RunFailed
 from procflow.graph import MapUnit, MergeSpec, ScopeUnit, TaskGraph, TaskUnit, Unit
 from procflow.ref import Inline
 from procflow.result import MAX_FAILURES, Recorder, RunResult, exit_code
+from procflow.showing.critical_path import critical_path_s
 
 BAD = Failure("error", "ValueError", "bad row", exception=pickle.dumps(ValueError("bad row")))
 

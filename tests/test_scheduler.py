@@ -7,15 +7,15 @@ from typing import Any
 import pytest
 
 from procflow import Graph, Map, Parallel, Pipeline, Sequence, Step
-from procflow.actions import Kill, Measured, Record, StopAsked, Submit, Tick
 from procflow.attempt import Failed, Failure, Lost, Succeeded
 from procflow.compiler import compile_pipeline
 from procflow.errors import InternalError
 from procflow.events import AttemptFinished, BlockFinished, StepFinished
-from procflow.kept import KeptTask
 from procflow.ref import Inline
 from procflow.scheduler import Scheduler
-from procflow.states import TRANSITIONS
+from procflow.scheduling.actions import Kill, Measured, Record, StopAsked, Submit, Tick
+from procflow.scheduling.kept import KeptTask
+from procflow.scheduling.states import TRANSITIONS
 from procflow.testing import Act, run_fake
 
 

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from scheduler_rules import World, moves
 
 from procflow import model
-from procflow.actions import StopAsked
 from procflow.compiler import compile_pipeline
 from procflow.scheduler import Scheduler
-from procflow.states import TRANSITIONS
+from procflow.scheduling.actions import StopAsked
+from procflow.scheduling.states import TRANSITIONS
 
 EXAMPLES = int(os.environ.get("PROCFLOW_WALKS", "300"))
 

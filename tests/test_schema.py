@@ -10,8 +10,8 @@ import pytest
 from test_model import BLOCKS, LEAVES
 
 from procflow.loader import load_text
+from procflow.loading.schema import pipeline_schema
 from procflow.model import STEP_TYPES, Pipeline
-from procflow.schema import pipeline_schema
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 GOOD: dict[str, dict[str, Any]] = {

@@ -21,17 +21,17 @@ from hypothesis import strategies as st
 
 from procflow import Map, Parallel, Pipeline, PipelineError, Shell, Step, secrets
 from procflow.attempt import Failed, Failure, Lost, Progressed, Succeeded
-from procflow.attempt_log import LogFolder, LogLine
 from procflow.call import Lookup, StepCall, Text
 from procflow.compiler import compile_pipeline
 from procflow.failure import failure_from, item_text
-from procflow.fingerprint import fingerprints
 from procflow.graph import TaskUnit, walk
 from procflow.launch import prepare
 from procflow.loader import load_text
-from procflow.needs import needs_of
-from procflow.perform import perform
+from procflow.resuming.fingerprint import fingerprints
+from procflow.resuming.needs import needs_of
 from procflow.secrets import MASK, MaskedWaiter, Masker, known, masked_outcome
+from procflow.storing.attempt_log import LogFolder, LogLine
+from procflow.working.perform import perform
 
 CANARY = "cAnaRy/7f3+9 b!e2'd4\"c6_a8~b0=#\\"
 assert len(CANARY.encode()) == 32

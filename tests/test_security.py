@@ -23,14 +23,14 @@ from hypothesis import strategies as st
 
 import procflow
 from procflow import Map, Pipeline, PipelineError, Sequence, Shell, Step, StoreError
-from procflow.attempt_log import LogFolder, log_path
-from procflow.failures_file import FailuresFile
-from procflow.history import History
 from procflow.launch import launch
-from procflow.own_files import check_own, check_own_folder, open_own
-from procflow.progress import LineProgress
-from procflow.progress_json import JsonProgress
-from procflow.state_folder import RunLock, StateFolder, is_safe_id, lock_name
+from procflow.showing.progress import LineProgress
+from procflow.showing.progress_json import JsonProgress
+from procflow.storing.attempt_log import LogFolder, log_path
+from procflow.storing.failures_file import FailuresFile
+from procflow.storing.history import History
+from procflow.storing.own_files import check_own, check_own_folder, open_own
+from procflow.storing.state_folder import RunLock, StateFolder, is_safe_id, lock_name
 
 PACKAGE = Path(procflow.__file__).parent
 PRECIOUS = b"precious\n"
@@ -123,7 +123,7 @@ def test_a_pickle_in_a_journal_that_others_can_write_is_never_opened(tmp_path: P
     state = tmp_path / "state"
     a_run(state)
     from procflow.ref import Inline
-    from procflow.store_refs import encode_ref
+    from procflow.storing.store_refs import encode_ref
 
     with closing(sqlite3.connect(state / "procflow.db", isolation_level=None)) as db:
         assert db.execute("UPDATE outputs SET ref = ?", (encode_ref(Inline(pickle.dumps(Trap()))),)).rowcount == 1
@@ -138,7 +138,7 @@ def test_a_pickle_in_a_journal_that_others_can_write_is_never_opened(tmp_path: P
 def test_a_reference_with_code_in_it_is_not_even_a_reference() -> None:
     import zlib
 
-    from procflow.store_refs import decode_ref
+    from procflow.storing.store_refs import decode_ref
 
     body = pickle.dumps(Trap())
     with pytest.raises(StoreError, match="has no place in a ref"):

@@ -19,13 +19,14 @@ from typing import Any
 import pytest
 from forked import LONG_S, Forked, forked, marked, soon
 
-from procflow import Map, Pipeline, Step, watch
+from procflow import Map, Pipeline, Step
 from procflow.engine import Engine
 from procflow.errors import InternalError
 from procflow.events import AttemptStarted, Event, RunFinished, StepFinished
+from procflow.guarding import watch
+from procflow.guarding.signals import HANDLED, Signals, exit_code_of
+from procflow.guarding.watch import Watch
 from procflow.scheduler import Scheduler
-from procflow.signals import HANDLED, Signals, exit_code_of
-from procflow.watch import Watch
 
 MODULE = "steps_for_signals"
 PHASES = ("begin", "spawn", "step", "between", "map", "end")
@@ -145,8 +146,8 @@ def reapers(child: Forked) -> list[int]:
 
 def sweep_at_the_next_start(folder: Path) -> None:
     """What the start of another run of this pipeline does first."""
-    from procflow.lease import Lease
-    from procflow.state_folder import StateFolder
+    from procflow.guarding.lease import Lease
+    from procflow.storing.state_folder import StateFolder
 
     lease = Lease(StateFolder.open(folder / "s"), "p")
     lease.take("0" * 16)

@@ -17,14 +17,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from procflow import state_folder
 from procflow.errors import LockHeld, StoreError
-from procflow.state_folder import RunLock, StateFolder, is_network_mount, is_safe_id, locate, lock_name
+from procflow.storing import state_folder
+from procflow.storing.state_folder import RunLock, StateFolder, is_network_mount, is_safe_id, locate, lock_name
 
 HOLD = """
 import sys
 from procflow.errors import LockHeld
-from procflow.state_folder import StateFolder
+from procflow.storing.state_folder import StateFolder
 lock = StateFolder.open(sys.argv[1]).lock("nightly.yaml")
 try:
     lock.acquire(sys.argv[2])

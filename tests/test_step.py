@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
-from procflow import StepOutput, objects, step
+from procflow import StepOutput, step
 from procflow.attempt import Items, Progressed, Succeeded
 from procflow.call import Lookup, StepCall
-from procflow.perform import perform
+from procflow.values import objects
+from procflow.working.perform import perform
 
 
 def run(function: Any, **given: Any) -> Succeeded:

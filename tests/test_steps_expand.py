@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from procflow.attempt import Failed, Succeeded
 from procflow.call import Lookup, StepCall
-from procflow.objects import pack, unpack
-from procflow.perform import perform
 from procflow.steps import expand
+from procflow.values.objects import pack, unpack
+from procflow.working.perform import perform
 
 
 def outcome(*args: Any, folder: str | None = None, values: Any = None, **options: Any) -> Any:

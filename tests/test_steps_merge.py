@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 
 from procflow.attempt import Failed, Succeeded
 from procflow.call import Lookup, StepCall
-from procflow.objects import pack, unpack
-from procflow.perform import perform
 from procflow.steps import combine as combine_module
 from procflow.steps.combine import CombineError, combine, register
+from procflow.values.objects import pack, unpack
+from procflow.working.perform import perform
 
 
 def outcome(values: Any, function: Any = None, folder: str | None = None, **options: Any) -> Any:

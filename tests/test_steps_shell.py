@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from procflow.attempt import Failed, Failure, Succeeded
 from procflow.call import StepCall
-from procflow.objects import pack, unpack
-from procflow.perform import perform
-from procflow.template import parse
+from procflow.compiling.template import parse
+from procflow.values.objects import pack, unpack
+from procflow.working.perform import perform
 
 PYTHON = sys.executable
 

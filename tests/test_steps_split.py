@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from procflow.attempt import Failed, Succeeded
 from procflow.call import Lookup, StepCall
-from procflow.objects import pack, unpack
-from procflow.perform import perform
 from procflow.steps.combine import combine
 from procflow.steps.split import SplitError, split
+from procflow.values.objects import pack, unpack
+from procflow.working.perform import perform
 
 LISTS = st.lists(st.integers())
 SEQUENCES = LISTS | LISTS.map(tuple) | st.text() | st.binary()

@@ -24,15 +24,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from procflow import events as ev
-from procflow import store as store_module
 from procflow.attempt import Failure, Usage
 from procflow.errors import InternalError, StoreError
-from procflow.history import History
 from procflow.ref import Inline, ListOf, MappingOf, Ordered, Ref
-from procflow.state_folder import StateFolder
-from procflow.store import Journal, MemoryStore, NullStore, RunRecord, Store
-from procflow.store_rows import decode_ref, encode_ref
-from procflow.store_seal import install, seal
+from procflow.storing import store as store_module
+from procflow.storing.history import History
+from procflow.storing.state_folder import StateFolder
+from procflow.storing.store import Journal, MemoryStore, NullStore, RunRecord, Store
+from procflow.storing.store_rows import decode_ref, encode_ref
+from procflow.storing.store_seal import install, seal
 
 DEADLINE_S = 60
 REF = Inline(b"\x80\x05K\x07.")
@@ -455,8 +455,8 @@ import sys
 from procflow import events as ev
 from procflow.attempt import Usage
 from procflow.ref import Inline
-from procflow.state_folder import StateFolder
-from procflow.store import RunRecord, Store
+from procflow.storing.state_folder import StateFolder
+from procflow.storing.store import RunRecord, Store
 store = Store.open(StateFolder.open(sys.argv[1]))
 store.begin(RunRecord(sys.argv[2], "p", lock=sys.argv[2]))
 key = 0

@@ -10,11 +10,11 @@ import pytest
 
 from procflow.attempt import Usage
 from procflow.events import AttemptFinished, AttemptStarted, ItemsDone
-from procflow.history import History
 from procflow.ref import Inline
-from procflow.state_folder import StateFolder
-from procflow.store import RunRecord, Store
-from procflow.store_tail import Tail, read_tail, tail_path, tails
+from procflow.storing.history import History
+from procflow.storing.state_folder import StateFolder
+from procflow.storing.store import RunRecord, Store
+from procflow.storing.store_tail import Tail, read_tail, tail_path, tails
 
 
 def finished(key: int, path: str = "0", **keys: object) -> AttemptFinished:

@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from procflow.syntax import parse_module
+from procflow.resuming.syntax import parse_module
 
 SOURCE = "\n".join(
     f"def f{i}(a, b=(1, [2, {{3: 4}}])):\n    return [x for x in a if x and (b or not a)]" for i in range(60)

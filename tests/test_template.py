@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from procflow.call import Lookup, Text
-from procflow.template import (
+from procflow.compiling.template import (
     MAX_DEPTH,
     ReferenceFailed,
     TemplateError,

@@ -14,21 +14,21 @@ import pytest
 
 import procflow
 from procflow import Parallel, Pipeline, Step
-from procflow.history import History
-from procflow.kept import KeptTask
-from procflow.state_folder import StateFolder
+from procflow.scheduling.kept import KeptTask
+from procflow.storing.history import History
+from procflow.storing.state_folder import StateFolder
 from procflow.testing import Act, FakeExecutor, run_fake
 
 PACKAGE = Path(procflow.__file__).parent
 DEADLINE_S = 60
 
 DISPLAYED = {
-    "state_folder.py": "run ids and the holder's name in a lock",
-    "attempt_log.py": "the time in front of a log line",
-    "store_begin.py": "when a run began, for people",
-    "progress.py": "the time in front of a line",
-    "progress_json.py": "the time in a line",
-    "history.py": "the list of the last days",
+    "storing/state_folder.py": "run ids and the holder's name in a lock",
+    "storing/attempt_log.py": "the time in front of a log line",
+    "storing/store_begin.py": "when a run began, for people",
+    "showing/progress.py": "the time in front of a line",
+    "showing/progress_json.py": "the time in a line",
+    "storing/history.py": "the list of the last days",
     "cli/history.py": "local times of a list",
 }
 """Files that may ask the wall clock, and what for: nothing there is a duration."""
@@ -65,9 +65,9 @@ real = time.time
 jump = [0.0]
 time.time = lambda: real() + jump[0]
 from procflow import Map, Pipeline, Step
-from procflow.history import History
+from procflow.storing.history import History
 from procflow.launch import launch
-from procflow.state_folder import StateFolder
+from procflow.storing.state_folder import StateFolder
 
 class Leaps:
     def handle(self, event):
@@ -160,7 +160,7 @@ def test_run_ids_are_made_in_every_zone_around_every_change(
 
 
 def test_runs_are_ordered_by_their_number_not_by_the_clock(tmp_path: Path) -> None:
-    from procflow.store import RunRecord, Store
+    from procflow.storing.store import RunRecord, Store
 
     folder = StateFolder.open(tmp_path / "state")
     for run_id, started in (("first", "2026-11-20T08:00:00.000Z"), ("second", "1999-01-01T00:00:00.000Z")):

@@ -35,9 +35,9 @@ def graph(file: str, param: tuple[str, ...], params_file: Path | None, form: str
     Neither functions nor the limits of this machine are looked at: see validate.
     """
     from procflow.compiler import compile_pipeline
-    from procflow.diagram import dot, mermaid
     from procflow.loader import load_pipeline
     from procflow.model import Pipeline
+    from procflow.showing.diagram import dot, mermaid
 
     try:
         loaded = load_pipeline(file, Pipeline)

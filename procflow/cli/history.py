@@ -20,9 +20,9 @@ import click
 from procflow import units
 from procflow.cli.output import out
 from procflow.errors import StoreError
-from procflow.history import STATUSES, History, RunRow, SessionRow, StepRow, UnknownRun
 from procflow.plaintext import clean, clean_lines, counted, shortened
-from procflow.state_folder import StateFolder, locate
+from procflow.storing.history import STATUSES, History, RunRow, SessionRow, StepRow, UnknownRun
+from procflow.storing.state_folder import StateFolder, locate
 
 __all__ = ["history", "logs", "show"]
 

@@ -52,8 +52,8 @@ def print_plan(
     from procflow.launch import prepare
     from procflow.loader import load_pipeline
     from procflow.model import Pipeline
-    from procflow.plan import plan_data, plan_lines
-    from procflow.state_folder import locate
+    from procflow.showing.plan import plan_data, plan_lines
+    from procflow.storing.state_folder import locate
 
     try:
         loaded = load_pipeline(file, Pipeline)

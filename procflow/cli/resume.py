@@ -1,6 +1,6 @@
 """``procflow resume`` and ``procflow retry``: a run that did not end well goes on, or a new one takes over its results.
 
-This file finds the run and says what will be kept and why not the rest; ``procflow.continuing`` decides it.
+This file finds the run and says what will be kept and why not the rest; ``procflow.resuming.continuing`` decides it.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from procflow.errors import PipelineError
 from procflow.plaintext import clean, counted
 
 if TYPE_CHECKING:
-    from procflow.continuing import Earlier
-    from procflow.history import RunRow
-    from procflow.journal_kept import JournalKept
-    from procflow.state_folder import StateFolder
+    from procflow.resuming.continuing import Earlier
+    from procflow.storing.history import RunRow
+    from procflow.storing.journal_kept import JournalKept
+    from procflow.storing.state_folder import StateFolder
 
 __all__ = ["resume", "retry"]
 
@@ -69,8 +69,8 @@ def retry(run: str | None, **given: Any) -> int:
 
 
 def _continue(run: str | None, given: dict[str, Any], same_run: bool) -> int:
-    from procflow.continuing import Earlier, NothingToDo, find_run, selection_of
-    from procflow.state_folder import StateFolder, locate
+    from procflow.resuming.continuing import Earlier, NothingToDo, find_run, selection_of
+    from procflow.storing.state_folder import StateFolder, locate
 
     folder = StateFolder.open(locate(given["state_dir"]), create=False)
     try:
@@ -84,9 +84,9 @@ def _continue(run: str | None, given: dict[str, Any], same_run: bool) -> int:
 
 
 def _go_on(folder: StateFolder, row: RunRow, earlier: Earlier, given: dict[str, Any]) -> int:
-    from procflow.continuing import again
     from procflow.loader import load_pipeline
     from procflow.model import Pipeline
+    from procflow.resuming.continuing import again
 
     file = _file_of(row)
     try:
@@ -111,7 +111,7 @@ def _go_on(folder: StateFolder, row: RunRow, earlier: Earlier, given: dict[str, 
 
 def _file_of(row: RunRow) -> str:
     """The run's pipeline file as seen from here."""
-    from procflow.continuing import CannotContinue
+    from procflow.resuming.continuing import CannotContinue
 
     if row.file is None:
         raise CannotContinue(
@@ -127,11 +127,11 @@ def _file_of(row: RunRow) -> str:
 
 
 def _print_plan(file: str, options: dict[str, Any], row: RunRow) -> int:
-    from procflow.continuing import open_session
     from procflow.launch import prepare
     from procflow.loader import load_pipeline
     from procflow.model import Pipeline
-    from procflow.state_folder import StateFolder, lock_name
+    from procflow.resuming.continuing import open_session
+    from procflow.storing.state_folder import StateFolder, lock_name
 
     loaded = load_pipeline(file, Pipeline)
     limits = {name: options[name] for name in ("params", "executor", "workers", "memory", "timeout", "run_id")}

@@ -40,7 +40,7 @@ def _if_running(text: str) -> tuple[str, float]:
 
 
 def _run_id(text: str) -> str:
-    from procflow.state_folder import is_safe_id
+    from procflow.storing.state_folder import is_safe_id
 
     if not is_safe_id(text):
         raise click.BadParameter(
@@ -128,8 +128,8 @@ def _earlier(start: str | None, only: tuple[str, ...], skip: tuple[str, ...], fo
         return None
     if force:
         raise click.UsageError("--force keeps nothing, but --from, --only and --skip keep results of the last run")
-    from procflow.continuing import Earlier
-    from procflow.selection import Selection
+    from procflow.resuming.continuing import Earlier
+    from procflow.resuming.selection import Selection
 
     return Earlier(selection=Selection(start, only, skip))
 
@@ -144,7 +144,7 @@ def run_file(file: str, options: dict[str, Any], log_format: str, detail: Any) -
     result = launch(loaded.pipeline, source=loaded.source, observers=(_observer(log_format, detail),), **options)
     shown = True
     if result.ok and loaded.pipeline.show:
-        from procflow.functions import add_folder
+        from procflow.working.functions import add_folder
 
         # Values may be of classes that the pipeline's own modules define.
         add_folder(str(loaded.source.folder))
@@ -154,10 +154,10 @@ def run_file(file: str, options: dict[str, Any], log_format: str, detail: Any) -
 
 def _observer(log_format: str, detail: Any) -> Any:
     if log_format == "json":
-        from procflow.progress_json import JsonProgress
+        from procflow.showing.progress_json import JsonProgress
 
         return JsonProgress(err, detail=detail)
-    from procflow.progress import LineProgress
+    from procflow.showing.progress import LineProgress
 
     return LineProgress(err, detail=detail, command=_command())
 

@@ -16,8 +16,8 @@ def schema() -> None:
     Save it, and name it in the first line of a pipeline:
 
     \b
-      # yaml-language-server: $schema=./procflow.schema.json
+      # yaml-language-server: $schema=./procflow.loading.schema.json
     """
-    from procflow.schema import pipeline_schema
+    from procflow.loading.schema import pipeline_schema
 
     out(json.dumps(pipeline_schema(), indent=2, ensure_ascii=False))

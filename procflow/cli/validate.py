@@ -40,7 +40,7 @@ def validate(
     from procflow.launch import prepare
     from procflow.loader import load_pipeline
     from procflow.model import Pipeline
-    from procflow.plan import leaf_count
+    from procflow.showing.plan import leaf_count
 
     try:
         loaded = load_pipeline(file, Pipeline)

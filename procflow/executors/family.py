@@ -11,7 +11,7 @@ import os
 import signal
 from collections.abc import Iterable
 
-from procflow.sweep import TOKEN_NAME
+from procflow.guarding.sweep import TOKEN_NAME
 
 __all__ = ["TOKEN_NAME", "WORKER_TOKEN_NAME", "family", "kill_family", "killed", "signal_all"]
 

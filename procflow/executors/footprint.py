@@ -16,10 +16,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from procflow import cgroup, rss
 from procflow.attempt import Attempt, Failed, Skipped, Succeeded, Usage
-from procflow.cgroup_slots import WorkerGroup, WorkerGroups
 from procflow.executors.base import MemoryUse
+from procflow.machine import cgroup, rss
+from procflow.machine.cgroup_slots import WorkerGroup, WorkerGroups
 
 if TYPE_CHECKING:
     from procflow.executors.slot import Death, Slot

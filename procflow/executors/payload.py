@@ -10,9 +10,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from procflow import objects
 from procflow.call import StepCall
 from procflow.errors import ExecutorError
+from procflow.values import objects
 
 __all__ = ["Payload", "Payloads"]
 

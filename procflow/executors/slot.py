@@ -14,7 +14,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from procflow import rss
 from procflow.attempt import Attempt, Cause, Lost, Progressed, Usage
 from procflow.executors import wire
 from procflow.executors.channel import Inbox, Outbox, frame
@@ -22,6 +21,7 @@ from procflow.executors.family import TOKEN_NAME, WORKER_TOKEN_NAME, family, kil
 from procflow.executors.footprint import Size
 from procflow.executors.payload import Payload
 from procflow.failure import lost_failure
+from procflow.machine import rss
 
 __all__ = ["Death", "Slot", "Stage"]
 
@@ -123,8 +123,8 @@ class Slot:
         inherit: tuple[int, ...],
         objects: str | None,
     ) -> None:
-        from procflow import worker
         from procflow.executors.launch import WorkerProcess
+        from procflow.working import worker
 
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         read_fd, write_fd = os.pipe()
@@ -331,7 +331,7 @@ class Slot:
 
 
 def _blas(cpus: int) -> dict[str, str]:
-    from procflow.worker import BLAS_NAMES
+    from procflow.working.worker import BLAS_NAMES
 
     return {name: str(cpus) for name in BLAS_NAMES}
 

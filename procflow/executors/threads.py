@@ -17,13 +17,13 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 
-from procflow import objects
 from procflow.attempt import Attempt, Cause, Failed, Outcome, Progressed, Skipped, Started, Succeeded
 from procflow.call import StepCall
 from procflow.errors import ExecutorError
 from procflow.executors import capture
 from procflow.failure import failure_from
-from procflow.perform import perform
+from procflow.values import objects
+from procflow.working.perform import perform
 
 __all__ = ["ThreadExecutor", "run_here"]
 

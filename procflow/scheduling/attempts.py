@@ -9,8 +9,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from procflow import mapping, retries
-from procflow.actions import Kill, Measured
 from procflow.attempt import (
     Cause,
     Failed,
@@ -29,7 +27,9 @@ from procflow.events import (
 )
 from procflow.graph import Unit
 from procflow.ref import Ref
-from procflow.runs import MapRun, ScopeRun, TaskRun
+from procflow.scheduling import mapping, retries
+from procflow.scheduling.actions import Kill, Measured
+from procflow.scheduling.runs import MapRun, ScopeRun, TaskRun
 from procflow.scheduling.starting import Starting
 from procflow.units import size_text
 

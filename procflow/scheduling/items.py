@@ -8,7 +8,6 @@ from __future__ import annotations
 import pickle
 from dataclasses import replace
 
-from procflow import mapping, merge
 from procflow.attempt import (
     Failure,
     Progressed,
@@ -23,8 +22,9 @@ from procflow.events import (
 )
 from procflow.graph import ScopeUnit, TaskUnit
 from procflow.ref import Element, Inline, Ref
-from procflow.runs import MapRun, ScopeRun, TaskRun, instantiate
+from procflow.scheduling import mapping, merge
 from procflow.scheduling.attempts import Attempts
+from procflow.scheduling.runs import MapRun, ScopeRun, TaskRun, instantiate
 
 __all__ = ["ItemRules"]
 

@@ -5,11 +5,11 @@ A kept result is used only if every value that the task reads was kept too, and 
 
 from __future__ import annotations
 
-from procflow import mapping
 from procflow.graph import TaskUnit
-from procflow.kept import Kept
-from procflow.runs import MapRun, ScopeRun, TaskRun
+from procflow.scheduling import mapping
+from procflow.scheduling.kept import Kept
 from procflow.scheduling.releasing import Releasing
+from procflow.scheduling.runs import MapRun, ScopeRun, TaskRun
 
 __all__ = ["Keeping"]
 

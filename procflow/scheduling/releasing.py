@@ -13,12 +13,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from procflow.actions import Release
 from procflow.attempt import Outcome, Progressed, Succeeded
 from procflow.call import INDEX
 from procflow.graph import MapUnit, ScopeUnit, TaskUnit, Unit
 from procflow.ref import Inline, Ref, Stored, stored_in
-from procflow.runs import MapRun, ScopeRun, TaskRun
+from procflow.scheduling.actions import Release
+from procflow.scheduling.runs import MapRun, ScopeRun, TaskRun
 from procflow.scheduling.turn import Turn
 
 __all__ = ["Reads", "Releasing", "may_read", "surely_reads"]

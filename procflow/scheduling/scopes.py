@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from procflow import retries
 from procflow.attempt import (
     Failure,
 )
@@ -18,9 +17,9 @@ from procflow.events import (
 )
 from procflow.graph import ScopeUnit, TaskUnit
 from procflow.ref import Ref
-from procflow.runs import MapRun, ScopeRun, TaskRun, instantiate
-from procflow.scheduling import values
+from procflow.scheduling import retries, values
 from procflow.scheduling.items import ItemRules
+from procflow.scheduling.runs import MapRun, ScopeRun, TaskRun, instantiate
 
 __all__ = ["Scopes"]
 

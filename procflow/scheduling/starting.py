@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from procflow.actions import Submit
 from procflow.attempt import Failure
 from procflow.events import (
     AttemptStarted,
 )
 from procflow.graph import TaskUnit
 from procflow.ref import Ref
-from procflow.runs import Role, ScopeRun, TaskRun
 from procflow.scheduling import values
+from procflow.scheduling.actions import Submit
 from procflow.scheduling.keeping import Keeping
+from procflow.scheduling.runs import Role, ScopeRun, TaskRun
 
 __all__ = ["Starting"]
 

@@ -14,7 +14,6 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from procflow.actions import Action, Record
 from procflow.attempt import (
     Failure,
     Progressed,
@@ -27,11 +26,12 @@ from procflow.events import (
     Status,
 )
 from procflow.graph import TaskGraph
-from procflow.kept import Kept
-from procflow.ready import Budget, Ready
 from procflow.ref import Ref, Stored
-from procflow.runs import MapRun, ScopeRun, TaskRun, UnitRun
-from procflow.states import TRANSITIONS, State
+from procflow.scheduling.actions import Action, Record
+from procflow.scheduling.kept import Kept
+from procflow.scheduling.ready import Budget, Ready
+from procflow.scheduling.runs import MapRun, ScopeRun, TaskRun, UnitRun
+from procflow.scheduling.states import TRANSITIONS, State
 
 __all__ = ["Ending", "Turn"]
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from procflow import mapping, merge
 from procflow.attempt import (
     Failure,
 )
 from procflow.graph import MergeSpec
 from procflow.ref import Element, Ref
-from procflow.runs import MapRun, ScopeRun
+from procflow.scheduling import mapping, merge
+from procflow.scheduling.runs import MapRun, ScopeRun
 
 __all__ = ["first_failure", "for_merger", "published"]
 

@@ -16,12 +16,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any
 
-from procflow import objects
 from procflow.call import StepCall
+from procflow.compiling.template import fill
 from procflow.errors import ProcflowError
 from procflow.ref import Ref
 from procflow.secrets import masked
-from procflow.template import fill
+from procflow.values import objects
 
 __all__ = ["MAX_ITEMS", "ItemsError", "run"]
 

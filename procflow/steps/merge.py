@@ -14,11 +14,11 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from procflow import functions
 from procflow.call import Lookup, StepCall
+from procflow.compiling.template import ReferenceFailed, fill, follow, parse_reference
 from procflow.errors import ProcflowError
 from procflow.steps.transform import call_function
-from procflow.template import ReferenceFailed, fill, follow, parse_reference
+from procflow.working import functions
 
 __all__ = ["MergeError", "best_quality", "run", "update"]
 

@@ -26,10 +26,10 @@ from threading import current_thread, main_thread
 from typing import IO, Any
 
 from procflow.call import StepCall
+from procflow.compiling.template import fill, shell_word
 from procflow.errors import ProcflowError
 from procflow.failure import CommandFailed
 from procflow.secrets import masked, masker
-from procflow.template import fill, shell_word
 
 __all__ = ["CommandError", "run"]
 

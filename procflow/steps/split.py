@@ -13,11 +13,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from procflow import functions
 from procflow.call import StepCall
+from procflow.compiling.template import fill
 from procflow.errors import ProcflowError
 from procflow.steps.transform import call_function
-from procflow.template import fill
+from procflow.working import functions
 
 __all__ = ["SplitError", "run", "split"]
 

@@ -10,10 +10,10 @@ from collections.abc import Callable
 from types import AsyncGeneratorType, CoroutineType, GeneratorType
 from typing import Any
 
-from procflow import functions
 from procflow.call import INDEX, Lookup, StepCall, Text
+from procflow.compiling.template import fill, lookups
 from procflow.errors import ProcflowError
-from procflow.template import fill, lookups
+from procflow.working import functions
 
 __all__ = ["ResultError", "body", "call_function", "run"]
 

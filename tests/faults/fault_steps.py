@@ -231,7 +231,7 @@ def say_pid_and_sleep(path: str) -> None:
 
 def main_without_death_signal(*args: Any) -> None:
     """The worker's main function, with a worker that does not ask to die with its parent."""
-    from procflow import worker
+    from procflow.working import worker
 
     # Any other order that changes nothing: this one asks whether the process may be dumped.
     worker.PR_SET_PDEATHSIG = 3

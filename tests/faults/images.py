@@ -15,11 +15,11 @@ from disk import Disk, Image, Op, lay_down
 
 from procflow import engine as engine_module
 from procflow import events as ev
-from procflow import store as store_module
-from procflow.history import History
 from procflow.launch import launch
-from procflow.state_folder import StateFolder
-from procflow.store import Store
+from procflow.storing import store as store_module
+from procflow.storing.history import History
+from procflow.storing.state_folder import StateFolder
+from procflow.storing.store import Store
 
 
 @dataclass(frozen=True)

@@ -105,8 +105,8 @@ def session(
     state: str, run_id: str, resume: bool, observer: Any, shape: float = 1.0, executor: str = "inline"
 ) -> RunResult:
     """Run the night, or go on with it."""
-    from procflow.continuing import Earlier
     from procflow.launch import launch
+    from procflow.resuming.continuing import Earlier
 
     earlier = Earlier(run_id, same_run=True) if resume else None
     return launch(

@@ -22,8 +22,8 @@ import pytest
 from driver import Driver, Order
 
 from procflow import failpoints
-from procflow.history import History
-from procflow.state_folder import StateFolder
+from procflow.storing.history import History
+from procflow.storing.state_folder import StateFolder
 
 KILLS = int(os.environ.get("PROCFLOW_KILLS", "600"))
 SEED = int(os.environ.get("PROCFLOW_SEED", "20261120"))

@@ -23,10 +23,10 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from procflow import events as ev
 from procflow.attempt import Failure, Usage
 from procflow.errors import StoreError
-from procflow.history import History
 from procflow.ref import Inline, Ref
-from procflow.state_folder import StateFolder
-from procflow.store import RunRecord, Store
+from procflow.storing.history import History
+from procflow.storing.state_folder import StateFolder
+from procflow.storing.store import RunRecord, Store
 
 BAD = Failure("error", "ValueError", "bad \udcff row", "Traceback ...", "jobs.py:8", ("ValueError",))
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)

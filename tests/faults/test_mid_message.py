@@ -19,11 +19,11 @@ import ledger
 import pytest
 from executor_contract import LONG_S, Log, attempt, finish, is_final, open_fds, step_call, value
 
-from procflow import objects
 from procflow.attempt import Attempt, Lost, Outcome, Succeeded
 from procflow.call import Lookup
 from procflow.executors.processes import ProcessExecutor
 from procflow.executors.slot import Slot
+from procflow.values import objects
 
 ROUNDS, EACH = 5, 5
 SEEN_S = 1.0

@@ -37,7 +37,7 @@ def test_after_a_power_loss_the_journal_opens_and_holds_all_that_was_announced(m
 
 def test_a_journal_that_does_not_sync_is_found_out(memory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The test of the test: with ``synchronous=OFF`` a power loss must be seen to lose something."""
-    from procflow import store as store_module
+    from procflow.storing import store as store_module
 
     connect = store_module.connect_writer
 

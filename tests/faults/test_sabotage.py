@@ -22,11 +22,9 @@ import pytest
 from executor_contract import attempt, finish, open_fds
 from forked import forked, is_alive, soon
 
-from procflow import Map, Parallel, Pipeline, Step, failpoints, mapping, objects
+from procflow import Map, Parallel, Pipeline, Step, failpoints
 from procflow import engine as engine_module
 from procflow import events as ev
-from procflow import history as history_module
-from procflow import worker as worker_module
 from procflow.attempt import Lost
 from procflow.errors import LockHeld, StoreError
 from procflow.executors import channel, slot
@@ -34,14 +32,17 @@ from procflow.executors import processes as processes_module
 from procflow.executors.ladder import Ladder
 from procflow.executors.processes import ProcessExecutor
 from procflow.failpoint_actions import Failpoints
-from procflow.history import History
-from procflow.reaper import Reaper
+from procflow.guarding.reaper import Reaper
+from procflow.guarding.watch import Watch
 from procflow.result import RunResult
-from procflow.scheduling import attempts, items, values
-from procflow.state_folder import RunLock, StateFolder
-from procflow.store_rows import Rows
-from procflow.store_tail import Tail
-from procflow.watch import Watch
+from procflow.scheduling import attempts, items, mapping, values
+from procflow.storing import history as history_module
+from procflow.storing.history import History
+from procflow.storing.state_folder import RunLock, StateFolder
+from procflow.storing.store_rows import Rows
+from procflow.storing.store_tail import Tail
+from procflow.values import objects
+from procflow.working import worker as worker_module
 
 Check = Callable[[Path], None]
 Sabotage = Callable[[pytest.MonkeyPatch], None]

@@ -20,14 +20,14 @@ import night
 import pytest
 from driver import Driver, Order
 
-from procflow import store as store_module
 from procflow.errors import StoreError
 from procflow.events import AttemptFinished
-from procflow.history import History
-from procflow.journal_results import Results
-from procflow.state_folder import StateFolder
-from procflow.store import Store
-from procflow.store_schema import SCHEMA_VERSION
+from procflow.storing import store as store_module
+from procflow.storing.history import History
+from procflow.storing.journal_results import Results
+from procflow.storing.state_folder import StateFolder
+from procflow.storing.store import Store
+from procflow.storing.store_schema import SCHEMA_VERSION
 
 ROOT = Path(__file__).parents[2]
 DEADLINE_S = 60

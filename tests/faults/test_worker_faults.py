@@ -16,11 +16,12 @@ import fault_steps
 import ledger
 import pytest
 
-from procflow import Map, Parallel, Pipeline, Step, objects
+from procflow import Map, Parallel, Pipeline, Step
 from procflow import events as ev
 from procflow.ref import Ref
 from procflow.result import FailureRecord, RunResult
-from procflow.state_folder import VARIABLE
+from procflow.storing.state_folder import VARIABLE
+from procflow.values import objects
 
 SLOTS = 4
 TIMEOUT_S = 1.0

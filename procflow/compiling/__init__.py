@@ -1,0 +1,1 @@
+"""Compiling: a declared pipeline into a TaskGraph, one noun a file. Pure."""

@@ -1,0 +1,254 @@
+"""Surface: what a declared step shows to its block, worked out without looking at the steps around it. Pure.
+
+Which values it publishes (``Face``), which it reads from outside (``Surfaces.reads``), which of its keys hold
+references. It binds nothing and reports nothing: a reference that can't be read is left out here and told by the
+compiler.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from procflow.call import INDEX, SECRETS, Lookup
+from procflow.compiling import condition, template
+from procflow.errors import Loc
+from procflow.model import AnyStep, Block, Graph, Map, Parallel, Pipeline, Sequence, Shell, StepBase, Subpipeline
+
+__all__ = [
+    "ROOTS",
+    "Face",
+    "Surfaces",
+    "as_reference",
+    "deepest",
+    "inner_steps",
+    "input_tree",
+    "is_off",
+    "is_output",
+    "publishes_members",
+    "references",
+    "unique_names",
+    "why_off",
+    "written_at",
+]  # fmt: skip
+
+ROOTS = ("params", "env", "run", SECRETS)
+"""First parts of references that are not values."""
+
+
+@dataclass(frozen=True, slots=True)
+class Face:
+    """What a step publishes.
+
+    ``writes`` are the names known before the run, ``is_open`` says that the run may add more (``outputs: "*"``).
+    ``main`` is the value that ``${step.output}`` means; ``keyed`` says that ``${step.output.NAME}`` picks one of
+    ``writes``.
+    """
+
+    writes: tuple[str, ...]
+    is_open: bool = False
+    main: str | None = None
+    keyed: bool = False
+
+    @property
+    def names(self) -> tuple[str, ...] | None:
+        """``writes``, None where only the run can tell."""
+        return None if self.is_open else self.writes
+
+
+class Surfaces:
+    """Faces and reads of steps, each worked out once."""
+
+    def __init__(self) -> None:
+        # The step is kept with its answer, so that its id can't go to another.
+        self._faces: dict[tuple[int, str], tuple[StepBase, Face]] = {}
+        self._reads: dict[int, tuple[StepBase, tuple[Lookup, ...]]] = {}
+
+    def face(self, step: AnyStep, name: str) -> Face:
+        """What the step publishes under its name in its block."""
+        known = self._faces.get((id(step), name))
+        if known is None:
+            known = self._faces[(id(step), name)] = (step, self._face(step, name))
+        return known[1]
+
+    def _face(self, step: AnyStep, name: str) -> Face:
+        if step.outputs == "*":
+            return Face((), is_open=True, keyed=True)
+        if step.outputs is not None:
+            return Face(step.outputs, main=step.outputs[0] if len(step.outputs) == 1 else None, keyed=True)
+        main = step.output or name
+        if isinstance(step, Block):
+            if step.merge == "collect_all":
+                return Face((main, f"{main}_errors"), main=main)
+            if not publishes_members(step):
+                return Face((main,), main=main)
+            return self._united(inner_steps(step))
+        return Face((main,), main=main)
+
+    def _united(self, steps: tuple[AnyStep, ...]) -> Face:
+        writes: dict[str, None] = {}
+        is_open = False
+        for step, name in zip(steps, unique_names(steps), strict=True):
+            if not is_off(step):
+                face = self.face(step, name)
+                writes.update(dict.fromkeys(face.writes))
+                is_open = is_open or face.is_open
+        return Face(tuple(writes), is_open, keyed=True)
+
+    def dormant(self, step: AnyStep, name: str, off: str = "") -> Iterator[tuple[str, str, str]]:
+        """Values that the step or steps inside would write if they were not left out: value, step, and why it is."""
+        off = why_off(step) if is_off(step) else off
+        if isinstance(step, Block) and publishes_members(step):
+            members = inner_steps(step)
+            for member, inner in zip(members, unique_names(members), strict=True):
+                yield from self.dormant(member, inner, off)
+        elif off:
+            yield from ((value, name, off) for value in self.face(step, name).writes)
+
+    def reads(self, step: AnyStep) -> tuple[Lookup, ...]:
+        """The values that the step and all inside it need from outside, one lookup each."""
+        known = self._reads.get(id(step))
+        if known is None:
+            found = [*self._own_reads(step), *self._reads_below(step)]
+            unique = {(lookup.name, is_output(lookup)): lookup for lookup in found if lookup.name not in ROOTS}
+            known = self._reads[id(step)] = (step, tuple(unique.values()))
+        return known[1]
+
+    def _own_reads(self, step: AnyStep) -> Iterator[Lookup]:
+        item = {step.item_name, INDEX} if isinstance(step, Map) else set()
+        for lookup, loc in references(step):
+            if loc[0] not in ("inputs", "params") or lookup.name not in item:
+                yield lookup
+
+    def _reads_below(self, step: AnyStep) -> Iterator[Lookup]:
+        members = inner_steps(step)
+        names = unique_names(members)
+        values: set[str] = {step.item_name, INDEX} if isinstance(step, Map) else set()
+        steps: set[str] = set()
+        active = [(member, name) for member, name in zip(members, names, strict=True) if not is_off(member)]
+        if isinstance(step, Graph):
+            steps.update(name for _, name in active)
+            values.update(written for member, name in active for written in self.face(member, name).writes)
+        for member, name in active:
+            for lookup in self.reads(member):
+                if lookup.name not in values and not (is_output(lookup) and lookup.name in steps):
+                    yield lookup
+            if isinstance(step, (Sequence, Map)):
+                steps.add(name)
+                values.update(self.face(member, name).writes)
+
+
+def is_output(lookup: Lookup) -> bool:
+    """Whether the reference may mean a step's output: ``${step.output...}``."""
+    return lookup.path[:1] == ("output",)
+
+
+def inner_steps(step: StepBase) -> tuple[AnyStep, ...]:
+    """The steps that a block holds, as declared; none for a leaf and for a map that calls a function."""
+    if isinstance(step, (Sequence, Parallel, Graph)):
+        return step.steps
+    return (step.steps or ()) if isinstance(step, Map) else ()
+
+
+def publishes_members(step: Block) -> bool:
+    """Whether the block publishes its members' own names rather than one merged value."""
+    return not isinstance(step, Map) and step.output is None and step.merge in (None, "update")
+
+
+def is_off(step: StepBase) -> bool:
+    """Whether the step is left out, with all it would publish: by a key of its own, or because all inside it is."""
+    if not step.enabled or step.when is False:
+        return True
+    members = inner_steps(step)
+    return bool(members) and all(map(is_off, members))
+
+
+def why_off(step: StepBase) -> str:
+    """The key that leaves the step out, in words."""
+    if not step.enabled:
+        return "it is disabled (enabled: false)"
+    return "it never runs (when: false)" if step.when is False else "all its steps are disabled"
+
+
+def unique_names(steps: Iterable[StepBase]) -> list[str]:
+    """A name for every member: its own, or ``step_<position>``."""
+    return [step.name or f"step_{i}" for i, step in enumerate(steps)]
+
+
+def written_at(step: AnyStep, value: str, surfaces: Surfaces) -> Loc:
+    """The key, from the step down, that makes the step publish ``value``."""
+    if step.output is not None:
+        return ("output",)
+    if isinstance(step.outputs, tuple) and value in step.outputs:
+        return ("outputs", step.outputs.index(value))
+    if isinstance(step, Block) and publishes_members(step):
+        members = inner_steps(step)
+        for i, name in enumerate(unique_names(members)):
+            if not is_off(members[i]) and value in surfaces.face(members[i], name).writes:
+                return ("steps", i, *written_at(members[i], value, surfaces))
+    return ("name",) if step.name is not None else ()
+
+
+# -- references ------------------------------------------------------------------------------------------------
+
+
+def references(step: AnyStep) -> Iterator[tuple[Lookup, Loc]]:
+    """Every reference in the step's own keys with its place from the step down."""
+    for loc, tree in _trees(step):
+        try:
+            parsed = template.parse(tree)
+        except template.TemplateError:
+            continue
+        yield from ((lookup, (*loc, *at)) for at, lookup in template.lookups(parsed))
+    if isinstance(step.when, str):
+        try:
+            yield from ((lookup, ("when",)) for lookup in condition.parse(step.when).lookups)
+        except condition.ConditionError:
+            return
+
+
+def _trees(step: AnyStep) -> Iterator[tuple[Loc, Any]]:
+    """The keys of a step that may hold references, inputs by name written as references."""
+    if step.inputs:
+        yield ("inputs",), input_tree(step.inputs)
+    if step.params:
+        yield ("params",), step.params
+    if isinstance(step, Shell):
+        for key in ("command", "env", "cwd", "stdin"):
+            yield (key,), getattr(step, key)
+    if isinstance(step, Map):
+        if isinstance(step.items, (str, tuple, list)):
+            yield ("items",), step.items
+        elif getattr(step.items, "glob", None):
+            yield ("items", "glob"), step.items.glob
+    if isinstance(step, Subpipeline):
+        yield ("file",), step.file
+
+
+def input_tree(inputs: tuple[Any, ...] | dict[str, Any]) -> Any:
+    """Inputs as an argument tree: a bare string is the name of a value."""
+    if isinstance(inputs, dict):
+        return {key: as_reference(value) for key, value in inputs.items()}
+    return tuple(as_reference(value) for value in inputs)
+
+
+def as_reference(value: Any) -> Any:
+    """``rows`` as ``${rows}``; text that already holds a reference and other constants as they are."""
+    if isinstance(value, str) and "${" not in value:
+        return "${" + value + "}"
+    return value
+
+
+def deepest(pipeline: Pipeline, most: int) -> Loc | None:
+    """The place of a block that lies deeper than ``most`` blocks, None where there is none; without recursion."""
+    stack: list[tuple[tuple[AnyStep, ...], Loc, int]] = [(pipeline.steps, ("steps",), 1)]
+    while stack:
+        steps, loc, depth = stack.pop()
+        for i, step in enumerate(steps):
+            below = inner_steps(step)
+            if below and depth > most:
+                return (*loc, i)
+            if below:
+                stack.append((below, (*loc, i, "steps"), depth + 1))
+    return None

@@ -1,0 +1,163 @@
+"""Tasks: the units that workers run: declared leaves, the functions of maps, and the hidden tasks of blocks. Pure.
+
+Here the defaults of the file come under the keys of the step.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Literal, TypeVar
+
+from procflow.call import INDEX, StepCall
+from procflow.compiling import condition, template
+from procflow.compiling.build import Binder, Build, Seat, Setting
+from procflow.compiling.leaves import Common, call_of
+from procflow.compiling.names import Scope
+from procflow.compiling.surface import ROOTS, Face
+from procflow.graph import RetrySpec, TaskUnit
+from procflow.model import AnyStep, Defaults, Retry
+
+__all__ = [
+    "KILL_GRACE_S",
+    "executor_of",
+    "gate_of",
+    "hidden",
+    "leaf",
+    "limited",
+    "outputs_of",
+    "policy",
+    "retry_of",
+    "with_files",
+]
+
+KILL_GRACE_S = 2.0
+T = TypeVar("T")
+
+
+def leaf(build: Build, setting: Setting, step: AnyStep, seat: Seat, scope: Scope, face: Face) -> TaskUnit:
+    """The task of a declared leaf step."""
+    bind = Binder(build, scope, seat["loc"])
+    when, constants = bind.condition(step.when)
+    common = Common(
+        path=seat["path"], name=seat["name"], outputs=outputs_of(face), when=when, constants=constants,
+        folder=setting.folder,
+    )  # fmt: skip
+    return limited(build, setting, step, seat, with_files(call_of(step, common, bind), step, bind), face.names)
+
+
+def with_files(call: StepCall, step: AnyStep, bind: Binder) -> StepCall:
+    """The call with the files that the step declares, for its fingerprint; workers have no use for them."""
+    if step.files is None:
+        return call
+    paths = bind.constant(list(step.files.paths), "the files of a step", "files") or []
+    return replace(call, options={**call.options, "files": {"paths": paths, "hash": step.files.hash}})
+
+
+def limited(
+    build: Build, setting: Setting, step: AnyStep, seat: Seat, call: StepCall, writes: tuple[str, ...] | None
+) -> TaskUnit:
+    """A task with the step's limits, the defaults under them."""
+    defaults, given = setting.defaults, step.model_fields_set
+    inherited = {
+        key for key in ("cpus", "memory", "timeout", "idle_timeout")
+        if getattr(defaults, key) is not None and (key not in given or getattr(step, key) is None)
+    }  # fmt: skip
+    return TaskUnit(
+        **seat,
+        reads=_reads(call),
+        writes=writes,
+        retry=retry_of(step, defaults),
+        timeout_s=_or(step.timeout, defaults.timeout),
+        tolerated=step.on_error == "continue",
+        rate=step.rate_limit,
+        call=call,
+        executor=executor_of(build, setting, step),
+        cpus=defaults.cpus if "cpus" in inherited and defaults.cpus is not None else step.cpus,
+        memory_bytes=_or(step.memory, defaults.memory),
+        resources=dict(step.resources),
+        idle_timeout_s=_or(step.idle_timeout, defaults.idle_timeout),
+        kill_grace_s=_grace(step, defaults),
+        inherited=frozenset(inherited),
+    )
+
+
+def hidden(build: Build, setting: Setting, step: AnyStep, seat: Seat, call: StepCall) -> TaskUnit:
+    """A task that the user did not write: gate, expand or merger of a block. It runs where the block's steps do.
+
+    Expand and merger may run the user's code, so the clock and the retries of ``defaults`` hold for them.
+    """
+    alone: Seat = {**seat, "after": (), "strict": frozenset()}
+    defaults = setting.defaults if call.kind != "gate" else Defaults()
+    return TaskUnit(
+        **alone,
+        retry=retry_of(None, defaults),
+        timeout_s=defaults.timeout,
+        inherited=frozenset({"timeout"} if defaults.timeout is not None else ()),
+        reads=tuple(name for name in _reads(call) if call.kind != "merge" or name != "results"),
+        writes=call.outputs if isinstance(call.outputs, tuple) else None,
+        call=call,
+        executor=executor_of(build, setting, step),
+        kill_grace_s=_grace(step, setting.defaults),
+    )
+
+
+def gate_of(build: Build, setting: Setting, step: AnyStep, seat: Seat, scope: Scope) -> TaskUnit | None:
+    """The task that decides a block's ``when``, None where nothing is to be judged."""
+    when, constants = Binder(build, scope, seat["loc"]).condition(step.when)
+    if when is None:
+        return None
+    call = StepCall("gate", seat["path"], seat["name"], when=when, constants=constants)
+    return hidden(build, setting, step, seat, call)
+
+
+def executor_of(build: Build, setting: Setting, step: AnyStep) -> str:
+    """Where the step's tasks run; noted as needed."""
+    executor = step.executor or setting.executor
+    build.executors.add(executor)
+    return executor
+
+
+def outputs_of(face: Face) -> tuple[str, ...] | Literal["*"]:
+    """What a call publishes, in the words of ``StepCall``."""
+    return "*" if face.is_open else face.writes
+
+
+def retry_of(step: AnyStep | None, defaults: Defaults | None) -> RetrySpec:
+    """The step's own retries, else those of ``defaults`` where there are any."""
+    for keys in (step, defaults):
+        if keys is not None and keys.retry is not None:
+            return _retry(keys.retry)
+        if keys is not None and keys.retries is not None:
+            return RetrySpec(retries=keys.retries)
+    return RetrySpec()
+
+
+def policy(on_error: str | None, tolerate: object) -> Literal["stop", "finish", "continue"]:
+    """What a failed member does to its block; a tolerance says that the block goes on."""
+    if tolerate is not None or on_error == "continue":
+        return "continue"
+    return "finish" if on_error == "finish" else "stop"
+
+
+def _retry(retry: Retry) -> RetrySpec:
+    return RetrySpec(retry.retries, retry.delay, retry.backoff, retry.max_delay, retry.jitter, frozenset(retry.on))
+
+
+def _reads(call: StepCall) -> tuple[str, ...]:
+    """Names that the call looks up, without those that the item of a map provides."""
+    names: dict[str, None] = {}
+    for tree in (call.args, dict(call.kwargs), dict(call.options), dict(call.params)):
+        names.update((lookup.name, None) for _, lookup in template.lookups(tree))
+    if call.when is not None:
+        names.update((lookup.name, None) for lookup in condition.parse(call.when).lookups)
+    own: tuple[str | None, ...] = (*ROOTS, call.item_name, INDEX) if call.item_name is not None else ROOTS
+    return tuple(name for name in names if name not in own)
+
+
+def _grace(step: AnyStep, defaults: Defaults) -> float:
+    chosen = _or(step.kill_grace, defaults.kill_grace)
+    return KILL_GRACE_S if chosen is None else chosen
+
+
+def _or(own: T | None, default: T | None) -> T | None:
+    return own if own is not None else default

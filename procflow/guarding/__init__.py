@@ -1,0 +1,1 @@
+"""Guarding: no process outlives a run, and no two runs overlap."""

@@ -1,0 +1,1 @@
+"""Machine: what this computer has and what processes use of it."""

@@ -1,0 +1,1 @@
+"""Resuming: what an earlier run has done already, and whether it still holds."""

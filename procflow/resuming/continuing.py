@@ -1,0 +1,270 @@
+"""Continuing: a run that builds on an earlier one, or goes on itself: resume, retry, ``--from``, ``--only``, ``--skip``.
+
+    Earlier (what was asked for) ─ under the run's lock ─> Session (kept results, fingerprints, what to take over)
+
+``launch`` opens a session for every run, because every run records what its steps are made from. This file decides which
+run is built on and whether that may be; what is kept of it is ``journal_kept.py``'s to say, and the scheduler's.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from procflow import __version__, units
+from procflow.errors import LockHeld, ProcflowError
+from procflow.resuming.fingerprint import RUN_ID, Fingerprint, fingerprints
+from procflow.resuming.needs import Key, needs_of
+from procflow.resuming.selection import Selection, check_results, choose, loosened, under
+from procflow.scheduling.kept import Kept
+from procflow.storing.history import History, RunRow, UnknownRun
+from procflow.storing.journal_kept import JournalKept
+from procflow.storing.journal_results import Results
+from procflow.storing.state_folder import StateFolder
+from procflow.storing.store_begin import Print, Taken
+from procflow.units import Share
+
+if TYPE_CHECKING:
+    from procflow.launch import Prepared
+
+__all__ = [
+    "CannotContinue",
+    "Earlier",
+    "NothingToDo",
+    "Session",
+    "again",
+    "asked",
+    "open_session",
+    "selection_of",
+]
+
+ENDED_WELL = ("succeeded", "partial")
+LIMITS = ("executor", "workers", "memory", "timeout")
+
+
+class NothingToDo(ProcflowError):
+    """The run that was to go on has ended well; the message says so. ``run`` is its row."""
+
+    exit_code = 0
+
+    def __init__(self, message: str, run: RunRow) -> None:
+        super().__init__(message)
+        self.run = run
+
+
+class CannotContinue(ProcflowError):
+    """Earlier results can't be used; the message says why and what to do."""
+
+    exit_code = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Earlier:
+    """What a run builds on: the run ``run_id`` (None: the last one of the pipeline).
+
+    ``same_run`` continues that run itself. ``selection`` says which steps run whatever was done before. ``force`` uses the
+    results of another version of Python or procflow.
+    """
+
+    run_id: str | None = None
+    same_run: bool = False
+    selection: Selection | None = None
+    force: bool = False
+
+
+@dataclass(slots=True)
+class Session:
+    """What ``launch`` needs to begin: the pipeline to run, what is kept, and what the journal is told at the start."""
+
+    prepared: Prepared
+    kept: Kept | None = None
+    prints: Sequence[Print] = ()
+    taken: Sequence[Taken] = ()
+    earlier: str | None = None
+    same_run: bool = False
+    judged: JournalKept | None = None
+    _results: list[Results] = field(default_factory=list)
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for results in self._results:
+            results.close()
+
+
+def open_session(prepared: Prepared, folder: StateFolder, lock_name: str, earlier: Earlier | None) -> Session:
+    """The session that begins; the caller holds the run's lock (or only wants to look).
+
+    Raises ``NothingToDo``, ``CannotContinue``, or ``UnknownRun`` where the earlier run is not there.
+    """
+    needs = needs_of(prepared.graph)
+    prints = _fingerprints(prepared)
+    if earlier is None:
+        return Session(
+            prepared,
+            prints=[Print(*key, needs[key].unit.path, p.digest, p.parts) for key, p in prints.items()],
+        )
+    with History.open(folder) as past:
+        row = _earlier(past, prepared, lock_name, earlier)
+    if row is not None:
+        _check_versions(row, earlier)
+    results = Results.read(folder, row.run_id) if row is not None else Results.nothing(folder)
+    try:
+        chosen = choose(prepared.graph, earlier.selection) if earlier.selection else None
+        ignore: Container[str] = ()
+        if chosen is not None:
+            ignore = chosen.held if earlier.same_run else {key[0] for key in needs}
+        anew = chosen.runs if chosen is not None and not earlier.same_run else ()
+        judged = JournalKept(
+            needs, prints, results, same_run=earlier.same_run, ignore=ignore, anew=anew, keep=prepared.graph.keep
+        )
+        session = Session(
+            prepared, judged, list(judged.prints()), judged=judged, same_run=earlier.same_run,
+            earlier=row.run_id if row is not None and not earlier.same_run else None, _results=[results],
+        )  # fmt: skip
+        if chosen is not None:
+            if not earlier.same_run:
+                check_results(judged, chosen)
+            session.prepared = prepared.with_graph(loosened(prepared.graph, chosen))
+            session.kept = under(judged, chosen, earlier.same_run)
+        if not earlier.same_run:
+            session.taken = judged.taken(chosen.runs if chosen is not None else ())
+        return session
+    except BaseException:
+        results.close()
+        raise
+
+
+def _fingerprints(prepared: Prepared) -> Mapping[Key, Fingerprint]:
+    found = fingerprints(needs_of(prepared.graph), prepared.run_id)
+    if found.mentions_run_id and prepared.compile_as is not None:
+        found = fingerprints(needs_of(prepared.compile_as(RUN_ID)))
+    return found.by_key
+
+
+def _earlier(past: History, prepared: Prepared, lock_name: str, earlier: Earlier) -> RunRow | None:
+    """The run to build on; ``--skip`` alone can do without."""
+    if earlier.run_id is None:
+        for row in past.runs(pipeline=prepared.pipeline.name):
+            if row.lock == lock_name and row.run_id != prepared.run_id:
+                return row
+        if earlier.selection and earlier.selection.start is None and not earlier.selection.only:
+            return None
+        raise CannotContinue(
+            f"{prepared.pipeline.name} was never run in {past.folder.path}, so there are no earlier results; "
+            "run it without --from, --only and --skip first"
+        )
+    row = past.run(earlier.run_id)
+    if earlier.same_run and row.status in ENDED_WELL:
+        raise NothingToDo(_ended_well(row), row)
+    return row
+
+
+def _ended_well(row: RunRow) -> str:
+    if row.status == "succeeded":
+        return f"run {row.run_id} has succeeded: there is nothing left to do"
+    count = row.failures or 0
+    return (
+        f"run {row.run_id} has finished with {count} tolerated failure{'s' * (count != 1)}: nothing is left to resume; "
+        f"procflow retry {row.run_id} runs again what failed"
+    )
+
+
+def _check_versions(row: RunRow, earlier: Earlier) -> None:
+    """Results of another Python or another major version of procflow may not be what this one would make."""
+    way_out = "--force keeps them all the same" if not earlier.selection or earlier.same_run else "run all of it once"
+    was, now = _minor(row.python_version), _minor(platform.python_version())
+    if was != now and not earlier.force:
+        raise CannotContinue(
+            f"run {row.run_id} was made with Python {row.python_version}, this is Python {platform.python_version()}: its "
+            f"results may not be what this one would make; use Python {was}, or {way_out}"
+        )
+    if row.procflow_version.partition(".")[0] != __version__.partition(".")[0] and not earlier.force:
+        raise CannotContinue(
+            f"run {row.run_id} was made by procflow {row.procflow_version}, this is {__version__}: its "
+            f"results may not be what this one would make; {way_out}"
+        )
+
+
+def _minor(version: str) -> str:
+    return ".".join(version.split(".")[:2])
+
+
+def find_run(folder: StateFolder, run: str | None, lock: str | None = None, *, ended_well: bool = False) -> RunRow:
+    """The run to resume or to retry: the one of this id (or beginning of one), else the last that did not succeed.
+
+    ``lock`` leaves only the runs of one pipeline. Raises ``NothingToDo`` where it has ended well (``ended_well`` lets
+    tolerated failures through), ``LockHeld`` where it goes on now, ``UnknownRun`` where there is none.
+    """
+    with History.open(folder) as past:
+        rows = [past.run(run)] if run is not None else [r for r in past.runs() if lock is None or r.lock == lock]
+    if not rows:
+        raise UnknownRun(f"nothing was run yet in {folder.path}")
+    if lock is not None and rows[0].lock != lock:
+        raise CannotContinue(f"run {rows[0].run_id} is of {rows[0].file or rows[0].pipeline}, not of this pipeline")
+    well = ("succeeded",) if ended_well else ENDED_WELL
+    row = next((row for row in rows if row.status not in well), None)
+    if row is None:
+        raise NothingToDo(_ended_well(rows[0]), rows[0])
+    if row.live:
+        raise LockHeld(f"run {row.run_id} is still going on (pid {row.pid} on {row.host})")
+    return row
+
+
+def asked(
+    options: Mapping[str, Any], params: Mapping[str, Any], shown: Mapping[str, Any], earlier: Earlier | None
+) -> dict[str, Any]:
+    """What was asked for, as the journal holds it for the next session.
+
+    ``options`` are those of ``prepare``, ``params`` all parameters, ``shown`` the same as they stand in the journal: masked
+    ones, and objects that JSON can't hold, are ``lost`` there.
+    """
+    found: dict[str, Any] = {}
+    for name in LIMITS:
+        value = options.get(name)
+        if value is not None:
+            found[name] = str(value) if isinstance(value, Share) else value
+    found["given"] = list(options.get("params") or ())
+    if earlier is not None and earlier.selection:
+        found["selection"] = asdict(earlier.selection)
+    found["lost"] = [name for name, value in params.items() if not _holds(shown.get(name), value)]
+    return found
+
+
+def selection_of(row: RunRow) -> Selection | None:
+    """The selection that a run was started with."""
+    found = row.options.get("selection")
+    return Selection(found["start"], tuple(found["only"]), tuple(found["skip"])) if found else None
+
+
+def _holds(shown: Any, value: Any) -> bool:
+    try:
+        return bool(json.loads(json.dumps(shown)) == value)
+    except (TypeError, ValueError):
+        return False
+
+
+def again(row: RunRow, declared: Container[str], given: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of ``prepare`` for another session of a run: as it had them, with those ``given`` now over them.
+
+    Parameters that are not ``declared`` any more are left out; defaults count as they were then.
+    """
+    options: dict[str, Any] = {name: row.options.get(name) for name in LIMITS}
+    for name in ("workers", "memory"):
+        if isinstance(options[name], str) and options[name].endswith("%"):
+            options[name] = units.share(options[name])
+    options.update({name: value for name, value in given.items() if value is not None and name != "params"})
+    fresh = dict(given.get("params") or {})
+    lost = set(row.options.get("lost", ())) - set(fresh)
+    missing = sorted(lost & set(row.options.get("given", ())))
+    if missing:
+        raise CannotContinue(
+            f"run {row.run_id}: the journal does not hold the value of {', '.join(missing)}, which is needed to go on; "
+            "give it again"
+        )
+    known = {name: value for name, value in row.params.items() if name in declared and name not in lost}
+    return {**options, "params": {**known, **fresh}}

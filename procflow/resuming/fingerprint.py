@@ -1,0 +1,167 @@
+"""Fingerprints: what each task of a pipeline is made from, so that a resume knows which results still hold.
+
+A fingerprint has named parts (code, inputs, params, files, options, when, kind, members), each a digest,
+and says which of them changed. Timeouts, retries, limits, priorities, descriptions and the order of keys do not count,
+neither does the id of the run: compile with ``RUN_ID`` in its place where ``mentions_run_id`` says so. This file reads
+source files; it imports and runs nothing of the user's.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from procflow.call import StepCall
+from procflow.graph import ScopeUnit, TaskUnit
+from procflow.resuming.canonical import ALGORITHM, Canonical, digest
+from procflow.resuming.code_print import CodePrints
+from procflow.resuming.needs import Key, Need
+
+__all__ = ["RUN_ID", "Fingerprint", "Fingerprints", "changes", "fingerprints"]
+
+RUN_ID = "\0run.id\0"
+"""Stands for the id of the run, which is another one in every run."""
+SHORT = 16
+"""Digits of a part's digest: enough to tell what changed; the whole has all of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fingerprint:
+    """``digest`` names its algorithm; ``parts`` are short digests by name, only those that say something.
+
+    ``opaque`` are types of values that can't be compared: such a task is never the same as before.
+    """
+
+    digest: str
+    parts: Mapping[str, str] = field(default_factory=dict)
+    opaque: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Fingerprints:
+    """Of all tasks and blocks; ``mentions_run_id`` says whether a constant holds the text of the run's id."""
+
+    by_key: Mapping[Key, Fingerprint]
+    mentions_run_id: bool = False
+
+
+def fingerprints(needs: Mapping[Key, Need], run_id: str = "") -> Fingerprints:
+    """The fingerprint of everything in ``needs``."""
+    printer = _Printer(run_id)
+    found = {key: printer.fingerprint(need) for key, need in needs.items()}
+    return Fingerprints(found, printer.mentions)
+
+
+class _Printer:
+    """Makes fingerprints; what many steps share is digested once, since a pipeline may have a hundred thousand."""
+
+    def __init__(self, run_id: str) -> None:
+        self.mentions = False
+        self._run_id = run_id
+        self._code = CodePrints()
+        self._known: dict[Any, str] = {}
+
+    def fingerprint(self, need: Need) -> Fingerprint:
+        canonical = Canonical(self._code.callable, self._run_id)
+        parts: dict[str, str] = {}
+        if isinstance(need.unit, TaskUnit):
+            call = need.unit.call
+            parts["kind"] = self._shared(("kind", call.kind, call.outputs, call.item_name), canonical)
+            code = self._functions(call, canonical)
+            if code:
+                parts["code"] = code
+            told = _task(need, call)
+        else:
+            assert isinstance(need.unit, ScopeUnit)
+            told = _block(need, need.unit)
+        parts.update((name, canonical.digest(value)) for name, value in told.items() if value)
+        whole = digest("".join([f"{name}={parts[name]};" for name in sorted(parts)]).encode())
+        self.mentions = self.mentions or canonical.seen
+        return Fingerprint(
+            f"{ALGORITHM}:{whole}", {name: part[:SHORT] for name, part in parts.items()}, tuple(canonical.opaque)
+        )
+
+    def _shared(self, value: tuple[Any, ...], canonical: Canonical) -> str:
+        if value not in self._known:
+            self._known[value] = canonical.digest(value)
+        return self._known[value]
+
+    def _functions(self, call: StepCall, canonical: Canonical) -> str:
+        """The function, and the score of a merge where that is one."""
+        score = call.options.get("score")
+        functions = [call.function, score if isinstance(score, str) and ":" in score else None]
+        # Callables by identity: the graph holds them, so their ids stay theirs.
+        key = ("code", call.folder, *(f if f is None or isinstance(f, str) else id(f) for f in functions))
+        if key not in self._known:
+            opaque = len(canonical.opaque)
+            found = [
+                self._code.target(f, call.folder) if isinstance(f, str) else canonical.of(f) for f in functions if f
+            ]
+            text = canonical.digest(found) if found else ""
+            if len(canonical.opaque) > opaque:
+                return text
+            self._known[key] = text
+        return self._known[key]
+
+
+def _task(need: Need, call: StepCall) -> dict[str, Any]:
+    params = dict(call.params)
+    inputs = {
+        "args": call.args,
+        "kwargs": {name: tree for name, tree in call.kwargs.items() if name not in params},
+        "made by": {name: makers for name, makers in need.reads.items() if makers},
+    }
+    return {
+        "inputs": {name: value for name, value in inputs.items() if value},
+        "params": params,
+        "files": declared_files(call) if "files" in call.options else None,
+        "options": {n: _unplaced(v, call.folder) for n, v in call.options.items() if v is not None and n != "files"},
+        "when": (call.when, dict(call.constants)) if call.when is not None else None,
+    }
+
+
+def declared_files(call: StepCall) -> list[tuple[Any, ...]]:
+    """The files that a step declares as they are now: by time, size and inode, or by what is in them."""
+    declared, folder = call.options["files"], call.folder or os.getcwd()
+    found: dict[str, tuple[Any, ...]] = {}
+    for pattern in declared["paths"]:
+        for path in glob.iglob(os.path.join(folder, os.path.expanduser(pattern)), recursive=True):
+            if os.path.isdir(path):
+                continue
+            name = os.path.relpath(path, folder)
+            try:
+                state = os.stat(path)
+                by_stat = (state.st_mtime_ns, state.st_size, state.st_ino)
+                found[name] = (name, _content(path)) if declared["hash"] == "content" else (name, *by_stat)
+            except OSError as error:
+                found[name] = (name, error.errno)
+    return [tuple(declared["paths"]), *(found[name] for name in sorted(found))]
+
+
+def _content(path: str) -> str:
+    import xxhash
+
+    state = xxhash.xxh3_128()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            state.update(block)
+    return str(state.hexdigest())
+
+
+def _block(need: Need, unit: ScopeUnit) -> dict[str, Any]:
+    """What a block makes of its members without a task of its own; the members have their own fingerprints."""
+    return {"members": (need.members, unit.merge.strategy, unit.merge.output, unit.need, unit.kept)}
+
+
+def _unplaced(value: Any, folder: str | None) -> Any:
+    """A pipeline that was moved to another folder is the same."""
+    return "\0folder\0" if folder is not None and isinstance(value, str) and value == folder else value
+
+
+def changes(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
+    """Names of the parts that differ, the most telling first."""
+    order = ("code", "params", "inputs", "files", "options", "when", "kind", "members")
+    return [name for name in dict.fromkeys((*order, *old, *new)) if old.get(name) != new.get(name)]

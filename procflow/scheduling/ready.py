@@ -1,0 +1,181 @@
+"""Ready: which task starts next, within slots, memory, named resources and rates. Pure.
+
+Tasks that ask for the same are one *shape* and share a heap, so the choice costs one look at each shape, however
+many tasks wait. The most urgent task that fits is taken; a task too large for what is free may be passed over, but
+only so often, so that it can't starve.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import deque
+from collections.abc import Mapping
+
+from procflow.graph import TaskUnit
+from procflow.scheduling.runs import TaskRun
+
+__all__ = ["Budget", "Ready"]
+
+BYPASS_MAX = 32
+"""How often smaller tasks may pass a more urgent one that waits for cores or memory."""
+
+_Entry = tuple[tuple[float, float, int], int, TaskRun]
+
+
+class Budget:
+    """What may run at once: cores of each executor, bytes of memory, named resources. Never goes below zero."""
+
+    __slots__ = ("cpus", "memory_bytes", "resources")
+
+    def __init__(self, cpus: Mapping[str, int], memory_bytes: int | None, resources: Mapping[str, float]) -> None:
+        self.cpus = dict(cpus)
+        self.memory_bytes = memory_bytes
+        self.resources = dict(resources)
+
+    def lacks(self, task: TaskRun) -> str:
+        """What is missing to start the task now: ``cpus``, ``memory``, the name of a resource, or nothing."""
+        unit = task.unit
+        if self.cpus[unit.executor] < unit.cpus:
+            return "cpus"
+        if task.memory_bytes is not None and self.memory_bytes is not None and self.memory_bytes < task.memory_bytes:
+            return "memory"
+        for name, amount in unit.resources.items():
+            if self.resources.get(name, 0.0) < amount - 1e-9:
+                return name
+        return ""
+
+    def change(self, task: TaskRun, sign: int) -> None:
+        """Take what the task asks for (-1) or give it back (+1)."""
+        unit = task.unit
+        self.cpus[unit.executor] += sign * unit.cpus
+        if task.memory_bytes is not None and self.memory_bytes is not None:
+            self.memory_bytes += sign * task.memory_bytes
+        for name, amount in unit.resources.items():
+            self.resources[name] += sign * amount
+
+
+class _Shape:
+    """Waiting tasks that ask for the same."""
+
+    __slots__ = ("bypassed", "heap", "starts", "unit")
+
+    def __init__(self, unit: TaskUnit) -> None:
+        self.unit = unit
+        self.heap: list[_Entry] = []
+        self.bypassed = 0
+        self.starts: deque[float] = deque(maxlen=max(1, int(unit.rate.count)) if unit.rate is not None else 1)
+
+    def free_at(self) -> float:
+        """When the rate allows the next start."""
+        rate = self.unit.rate
+        if rate is None or len(self.starts) < (self.starts.maxlen or 1):
+            return 0.0
+        return self.starts[0] + (rate.per_s if rate.count >= 1 else rate.interval_s)
+
+
+class Ready:
+    """The ready tasks and what they may use.
+
+    ``held`` stops further starts while anything runs: memory is short. A task that must run ``alone`` waits until
+    nothing else runs, keeps others from starting meanwhile, and has the machine to itself.
+    """
+
+    def __init__(self, budget: Budget) -> None:
+        self.budget = budget
+        self.held = False
+        self.wake_at: float | None = None
+        """When a rate lets the next task start, as of the last ``pop``."""
+        self._taken = 0
+        self._alone: deque[TaskRun] = deque()
+        self._exclusive: TaskRun | None = None
+        self._shapes: dict[object, _Shape] = {}
+        self._keys: dict[tuple[int, int | None], _Shape] = {}
+        self._serial = 0
+
+    def push(self, task: TaskRun) -> None:
+        """The task waits for its start."""
+        if task.alone:
+            self._alone.append(task)
+            return
+        self._serial += 1
+        heapq.heappush(self._shape(task).heap, (task.urgency, self._serial, task))
+
+    def _shape(self, task: TaskRun) -> _Shape:
+        unit = task.unit
+        shape = self._keys.get((id(unit), task.memory_bytes))
+        if shape is None:
+            key: object = (unit.executor, unit.cpus, task.memory_bytes, tuple(sorted(unit.resources.items())))
+            if unit.rate is not None:
+                key = (key, unit.path)
+            shape = self._keys[id(unit), task.memory_bytes] = self._shapes.setdefault(key, _Shape(unit))
+        return shape
+
+    def pop(self, now: float) -> TaskRun | None:
+        """The next task to start, with its share of the budget taken; None when nothing fits now."""
+        self.wake_at = None
+        if self._exclusive is not None or (self.held and self._taken):
+            return None
+        while self._alone and self._alone[0].state != "ready":
+            self._alone.popleft()
+        if self._alone:
+            return None if self._taken else self._pop_alone()
+        best = self._choose(now)
+        if best is None:
+            return None
+        task = heapq.heappop(best.heap)[2]
+        if best.unit.rate is not None:
+            best.starts.append(now)
+        return self._take(task)
+
+    def _pop_alone(self) -> TaskRun:
+        self._exclusive = self._alone.popleft()
+        return self._take(self._exclusive)
+
+    def _take(self, task: TaskRun) -> TaskRun:
+        self._taken += 1
+        self.budget.change(task, -1)
+        return task
+
+    def _choose(self, now: float) -> _Shape | None:
+        """The shape whose most urgent task is the most urgent of all that fit."""
+        best: _Shape | None = None
+        stuck: dict[str, _Shape] = {}
+        for shape in self._shapes.values():
+            heap = shape.heap
+            while heap and heap[0][2].state != "ready":
+                heapq.heappop(heap)
+            if not heap:
+                continue
+            if shape.unit.rate is not None and shape.free_at() > now:
+                self.wake_at = min(shape.free_at(), self.wake_at or shape.free_at())
+                continue
+            lack = self.budget.lacks(heap[0][2])
+            if not lack:
+                if best is None or heap[0] < best.heap[0]:
+                    best = shape
+            elif lack in ("cpus", "memory"):
+                # Too few cores hold up only those that want cores of the same executor.
+                queue = lack if lack == "memory" else shape.unit.executor
+                if queue not in stuck or heap[0] < stuck[queue].heap[0]:
+                    stuck[queue] = shape
+        if best is None:
+            return None
+        for queue in ("memory", best.unit.executor):
+            waiting = stuck.get(queue)
+            if waiting is not None and waiting.heap[0] < best.heap[0]:
+                if waiting.bypassed >= BYPASS_MAX:
+                    return None
+                waiting.bypassed += 1
+        best.bypassed = 0
+        return best
+
+    def untake(self, task: TaskRun, started: bool = True) -> None:
+        """Give back what the task holds; ``started`` is False where it never ran, so that its rate is not charged."""
+        self._taken -= 1
+        self.budget.change(task, +1)
+        if task is self._exclusive:
+            self._exclusive = None
+        if not started and task.unit.rate is not None:
+            starts = self._shape(task).starts
+            if starts:
+                starts.pop()

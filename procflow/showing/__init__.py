@@ -1,0 +1,1 @@
+"""Showing: what people and programs are told of a run and of a pipeline."""

@@ -1,0 +1,1 @@
+"""Storing: all that a run leaves on disk, and how it is read back."""

@@ -1,0 +1,171 @@
+"""Tail: results that were received and are not yet in a transaction, safe from the death of this process.
+
+A transaction with its fsync costs too much for every result of a fast step, so the journal commits in groups. A kill
+between two commits must not cost more than what was running. Therefore each result is appended to a small file,
+``tails/<run id>``, by one write, before its worker gets anything new to do; after the commit the file is emptied. When
+the next session finds a tail, its records become rows before anything else happens.
+
+The page cache survives the process, so the tail is never synced: against power loss there is the transaction. Records
+carry length and checksum, bodies are ``marshal`` of plain data; a torn last record is dropped. Only what ended well is
+worth keeping: everything else runs again anyway.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import marshal
+import os
+import struct
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from procflow.attempt import Usage
+from procflow.events import AttemptFinished, Event, ItemsDone
+from procflow.ref import from_plain
+from procflow.storing.own_files import open_own
+
+__all__ = ["Tail", "read_tail", "tail_path", "tails"]
+
+FOLDER = "tails"
+_HEAD = struct.Struct("<II")
+
+
+class Tail:
+    """The tail of one run. ``add`` and ``note`` stand on the hot path: a tuple, and one write a turn."""
+
+    def __init__(self, state_folder: Path, run_id: str) -> None:
+        folder = state_folder / FOLDER
+        folder.mkdir(mode=0o700, exist_ok=True)
+        self.path = folder / run_id
+        self._fd = open_own(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
+        self._waiting: list[bytes] = []
+        self._written = False
+
+    def add(self, event: Event) -> None:
+        """Take an event if it is a result; it is written by the next ``note``."""
+        if type(event) is AttemptFinished:
+            if event.status == "succeeded" or event.status == "skipped":
+                self._waiting.append(_record(_finished(event)))
+        elif type(event) is ItemsDone:
+            self._waiting.append(_record(_items(event)))
+
+    def note(self) -> None:
+        """Write what waits; from here on a kill can't lose it. Raises OSError."""
+        if not self._waiting:
+            return
+        data = b"".join(self._waiting)
+        done = os.write(self._fd, data)
+        while done < len(data):
+            done += os.write(self._fd, data[done:])
+        self._waiting.clear()
+        self._written = True
+
+    def clear(self) -> None:
+        """All of it is in a transaction now."""
+        self._waiting.clear()
+        if self._written:
+            os.ftruncate(self._fd, 0)
+            self._written = False
+
+    def close(self) -> None:
+        """Let go; the file goes too if it is empty. Idempotent."""
+        if self._fd < 0:
+            return
+        empty = not self._written
+        fd, self._fd = self._fd, -1
+        os.close(fd)
+        if empty:
+            with contextlib.suppress(OSError):
+                self.path.unlink()
+
+
+def _record(body: tuple[Any, ...]) -> bytes:
+    data = marshal.dumps(body)
+    return _HEAD.pack(len(data), zlib.crc32(data)) + data
+
+
+def _finished(e: AttemptFinished) -> tuple[Any, ...]:
+    usage = e.usage
+    return (
+        "finished",
+        (e.at, e.key, e.path, e.label, e.item, e.number, e.executor, e.status, e.started_at),
+        (usage.wall_s, usage.cpu_s, usage.peak_rss_bytes),
+        tuple((name, ref.plain()) for name, ref in e.outputs.items()),
+        tuple(e.metrics.items()),
+        (e.cost, e.count, e.role),
+        _plain_indices(e.indices),
+        tuple((ref.plain(), count) for ref, count in e.pages),
+    )
+
+
+def _items(e: ItemsDone) -> tuple[Any, ...]:
+    return ("items", (e.at, e.key, e.path, e.label, e.item), _plain_indices(e.indices), e.chunk.plain())
+
+
+def _plain_indices(indices: range | tuple[int, ...]) -> tuple[int, ...]:
+    # No item index is negative, so -1 marks a range.
+    return (-1, indices.start, indices.stop) if isinstance(indices, range) else tuple(indices)
+
+
+def _indices(plain: tuple[int, ...]) -> range | tuple[int, ...]:
+    return range(plain[1], plain[2]) if plain and plain[0] == -1 else plain
+
+
+def read_tail(path: Path) -> list[AttemptFinished | ItemsDone]:
+    """The events of a tail in order, up to a torn record."""
+    data = path.read_bytes()
+    return [_event(body) for body in _bodies(data)]
+
+
+def _bodies(data: bytes) -> Iterator[tuple[Any, ...]]:
+    at = 0
+    while at + _HEAD.size <= len(data):
+        length, crc = _HEAD.unpack_from(data, at)
+        body = data[at + _HEAD.size : at + _HEAD.size + length]
+        if len(body) < length or zlib.crc32(body) != crc:
+            return
+        yield marshal.loads(body)
+        at += _HEAD.size + length
+
+
+def _event(body: tuple[Any, ...]) -> AttemptFinished | ItemsDone:
+    if body[0] == "items":
+        _, (at, key, path, label, item), indices, chunk = body
+        return ItemsDone(at, key, path, label, item, _indices(indices), from_plain(chunk))
+    (
+        _,
+        (at, key, path, label, item, number, executor, status, started_at),
+        usage,
+        outputs,
+        metrics,
+        rest,
+        indices,
+        pages,
+    ) = body
+    cost, count, role = rest
+    return AttemptFinished(
+        *(at, key, path, label, item, number, executor, status, started_at),
+        Usage(*usage),
+        outputs={name: from_plain(ref) for name, ref in outputs},
+        metrics=dict(metrics),
+        cost=cost,
+        count=count,
+        role=role,
+        indices=_indices(indices),
+        pages=tuple((from_plain(ref), size) for ref, size in pages),
+    )
+
+
+def tail_path(state_folder: Path, run_id: str) -> Path:
+    """Where a run's tail is."""
+    return state_folder / FOLDER / run_id
+
+
+def tails(state_folder: Path) -> list[str]:
+    """Ids of runs that left a tail."""
+    try:
+        return sorted(entry.name for entry in os.scandir(state_folder / FOLDER) if entry.stat().st_size)
+    except FileNotFoundError:
+        return []

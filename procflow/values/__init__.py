@@ -1,0 +1,1 @@
+"""Values: what steps return, as refs and files, and back."""

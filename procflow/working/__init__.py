@@ -1,0 +1,1 @@
+"""Working: what happens inside a worker."""

@@ -1,0 +1,288 @@
+"""Worker: the main function of a worker process: read an attempt, run it, send its outcome, tidy up, again.
+
+One attempt at a time, in the main thread. The step is given its own descriptors 0, 1 and 2; the channel to the parent
+lies on a private high descriptor. This file never decides about retries, time or memory, and it imports only what
+is light: pydantic, click, rich and Jinja2 must never be loaded here.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import faulthandler
+import fcntl
+import logging
+import os
+import pickle
+import resource
+import signal
+import sys
+import time
+from typing import Any, TextIO
+
+from procflow.attempt import Failed, Progressed, Skipped, Succeeded
+from procflow.call import StepCall
+from procflow.executors import wire
+from procflow.executors.channel import WorkerEnd
+from procflow.failure import failure_from
+from procflow.machine.peak import Peak
+from procflow.values import objects
+from procflow.working.perform import perform
+
+__all__ = ["BLAS_NAMES", "main"]
+
+BLAS_NAMES = (
+    "OMP_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "BLIS_NUM_THREADS",
+    "VECLIB_MAXIMUM_THREADS",
+    "NUMEXPR_NUM_THREADS",
+)
+"""Environment variables that BLAS and OpenMP libraries read when they are loaded."""
+
+BLAS_LIBRARIES = (b"openblas", b"libmkl", b"libgomp", b"libiomp", b"libomp", b"libblis")
+HIGH_FD = 700
+OOM_SCORE = b"800"
+CHANNEL_LOST = 83
+"""Exit code of a worker whose channel was closed by the step."""
+PR_SET_PDEATHSIG = 1
+HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGALRM)
+
+
+def main(channel_fd: int, parent_pid: int, cpus: int, log_level: int, folder: str | None = None) -> None:
+    """Serve the parent until it closes the channel. Called in a fresh process whose stdout is the output pipe.
+
+    ``folder`` is where large values are stored; without one they go through the channel.
+    """
+    _belong_to(parent_pid)
+    objects.FOLDER.set(folder)
+    surroundings = Surroundings()
+    channel = WorkerEnd(_high(channel_fd))
+    os.close(channel_fd)
+    _capture_logging(channel, log_level)
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    channel.send((wire.HELLO, os.getpid(), usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024))
+    try:
+        _serve(channel, surroundings, cpus)
+    except OSError:
+        # In a forked child, or where the step closed the channel: nobody listens any more.
+        surroundings.flush()
+        os._exit(CHANNEL_LOST if channel.alive else 0)
+
+
+def _belong_to(parent_pid: int) -> None:
+    """Die with the parent, lead a session, be the kernel's first choice when memory is short."""
+    if os.getsid(0) != os.getpid():
+        os.setsid()
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent_pid:
+        os._exit(0)
+    try:
+        fd = os.open("/proc/self/oom_score_adj", os.O_WRONLY)
+        os.write(fd, OOM_SCORE)
+        os.close(fd)
+    except OSError:
+        # Not Linux, or forbidden here: only the kernel's choice is less good.
+        return
+
+
+def _serve(channel: WorkerEnd, surroundings: Surroundings, cpus: int) -> None:
+    calls: dict[bytes, tuple[str | None, bytes] | StepCall] = {}
+    peak = Peak()
+    while (message := channel.receive()) is not None:
+        if message[0] == wire.PAYLOAD:
+            _, digest, folder, data = message
+            calls[digest] = (folder, data)
+            if len(calls) > wire.KNOWN_CALLS:
+                # The parent forgets in the same order, so it knows what is still here.
+                del calls[next(iter(calls))]
+            continue
+        _, key, digest, values, items, number, run_id, report_each, wanted, labels = message
+        if wanted != cpus:
+            cpus = wanted
+            _limit_blas(cpus)
+        outcome = _run(channel, calls, digest, key, values, items, number, run_id, report_each, labels, peak)
+        surroundings.flush()
+        if not channel.alive:
+            os._exit(0)
+        try:
+            message = wire.plain_outcome(outcome)
+        except Exception as error:
+            message = wire.plain_outcome(Failed(key, failure_from(error)))
+        channel.send(message)
+        # While the parent is busy with the outcome.
+        surroundings.restore()
+        peak.reset()
+
+
+def _run(
+    channel: WorkerEnd,
+    calls: dict[bytes, Any],
+    digest: bytes,
+    key: int,
+    values: dict[str, Any],
+    items: tuple[Any, ...] | None,
+    number: int,
+    run_id: str,
+    report_each: bool,
+    labels: tuple[str, ...],
+    peak: Peak,
+) -> Succeeded | Skipped | Failed:
+    def send(progress: Progressed) -> None:
+        channel.send(wire.plain_outcome(progress))
+
+    began = time.monotonic()
+    try:
+        call = calls[digest]
+        if type(call) is tuple:
+            call = calls[digest] = _open(*call)
+        return perform(
+            call,
+            wire.values_from(values),
+            items=wire.items_from(items),
+            number=number,
+            run_id=run_id,
+            key=key,
+            report_each=report_each,
+            send=send,
+            labels=labels,
+            peak=peak,
+        )
+    except BaseException as error:
+        # perform catches what the step raises; what comes here is a call that can't be unpickled.
+        from procflow.attempt import Usage
+
+        return Failed(key, failure_from(error), Usage(time.monotonic() - began))
+
+
+def _open(folder: str | None, data: bytes) -> StepCall:
+    if folder is not None and folder not in sys.path:
+        sys.path.insert(0, folder)
+    call = pickle.loads(data)
+    if not isinstance(call, StepCall):
+        raise TypeError(f"the parent sent a {type(call).__name__}, not a call")
+    return call
+
+
+def _limit_blas(cpus: int) -> None:
+    """From now on ``cpus`` threads for each BLAS: those loaded later read the environment, the others are told."""
+    for name in BLAS_NAMES:
+        os.environ[name] = str(cpus)
+    if "numpy" not in sys.modules:
+        try:
+            with open("/proc/self/maps", "rb") as file:
+                maps = file.read()
+        except OSError:
+            return
+        if not any(library in maps for library in BLAS_LIBRARIES):
+            return
+    import threadpoolctl  # type: ignore[import-untyped]
+
+    threadpoolctl.threadpool_limits(limits=cpus)
+
+
+def _high(fd: int) -> int:
+    """A private copy of a descriptor, out of the way of code that closes or writes to low ones."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest = HIGH_FD if soft == resource.RLIM_INFINITY or soft > HIGH_FD + 16 else max(16, soft - 24)
+    return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, lowest)
+
+
+class Surroundings:
+    """What the worker is given at its start and what every attempt finds: standard files, folder, signals."""
+
+    def __init__(self) -> None:
+        self._fds = tuple(_high(fd) for fd in (0, 1, 2))
+        self._folder = os.getcwd()
+        self._folder_fd = _high_folder()
+        resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        faulthandler.enable(file=self._fds[2], all_threads=True)
+        faulthandler.register(signal.SIGUSR1, file=self._fds[2], all_threads=True, chain=False)
+        self._mask = signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        # multiprocessing has put stdin on a descriptor that a step may take for its own.
+        self._stdin = self._text(0)
+        self._stdout = self._text(1)
+        self._stderr = self._text(2)
+        sys.stdin, sys.stdout, sys.stderr = self._stdin, self._stdout, self._stderr
+
+    def _text(self, fd: int) -> TextIO:
+        if fd == 0:
+            return open(0, encoding="utf-8", errors="backslashreplace", closefd=False)
+        return open(fd, "w", encoding="utf-8", errors="backslashreplace", buffering=1, closefd=False)
+
+    def flush(self) -> None:
+        """Put what Python still buffers into the pipe."""
+        for file in (sys.stdout, sys.stderr, self._stdout, self._stderr):
+            try:
+                file.flush()
+            except Exception:
+                # Closed, or whatever the step has put there: what it held is the step's own loss.
+                continue
+
+    def restore(self) -> None:
+        """Undo what the step did to the standard files, the folder, signals and their mask."""
+        own = self._fds
+        try:
+            os.dup2(own[0], 0)
+            os.dup2(own[1], 1)
+            os.dup2(own[2], 2)
+            os.fchdir(self._folder_fd)
+        except OSError:
+            self._restore_late()
+        if self._stdin.closed:
+            self._stdin = self._text(0)
+        if self._stdout.closed:
+            self._stdout = self._text(1)
+        if self._stderr.closed:
+            self._stderr = self._text(2)
+        sys.stdin, sys.stdout, sys.stderr = self._stdin, self._stdout, self._stderr
+        if signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+        if signal.pthread_sigmask(signal.SIG_BLOCK, ()):
+            signal.pthread_sigmask(signal.SIG_SETMASK, ())
+
+    def _restore_late(self) -> None:
+        # The step closed even the private descriptors: without an output pipe there is nothing to be restored but
+        # the folder.
+        try:
+            os.chdir(self._folder)
+        except OSError:
+            return
+
+
+def _high_folder() -> int:
+    fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        return _high(fd)
+    finally:
+        os.close(fd)
+
+
+class _Records(logging.Handler):
+    """Sends every record of ``logging`` to the parent."""
+
+    def __init__(self, channel: WorkerEnd) -> None:
+        super().__init__()
+        self._channel = channel
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            self._channel.send((wire.RECORD, record.levelno, record.name, self.format(record)))
+        except OSError:
+            # In a forked child, or the channel is gone: the output pipe still leads to the attempt's log.
+            sys.stderr.write(f"{record.levelname} {record.name}: {record.getMessage()}\n")
+        except Exception:
+            self.handleError(record)
+
+
+def _capture_logging(channel: WorkerEnd, level: int) -> None:
+    root = logging.getLogger()
+    for handler in list(root.handlers):
+        root.removeHandler(handler)
+    root.addHandler(_Records(channel))
+    root.setLevel(level)
