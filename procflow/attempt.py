@@ -91,13 +91,15 @@ class Usage:
     """What an attempt used: seconds on the monotonic clock, CPU seconds of the worker, peak memory.
 
     ``alone_s`` is how long it would have taken by itself, where that is not ``wall_s``: threads that wait for the
-    interpreter's lock take longer than their work.
+    interpreter's lock take longer than their work. ``began`` is when the step's code began (``time.perf_counter``, which
+    all processes of a Linux machine share), None where that is not known.
     """
 
     wall_s: float = 0.0
     cpu_s: float = 0.0
     peak_rss_bytes: int = 0
     alone_s: float | None = None
+    began: float | None = None
 
     @property
     def work_s(self) -> float:

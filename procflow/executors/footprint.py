@@ -69,7 +69,7 @@ class Size:
         usage = outcome.usage
         if self.peak_bytes <= usage.peak_rss_bytes:
             return outcome
-        return replace(outcome, usage=Usage(usage.wall_s, usage.cpu_s, self.peak_bytes))
+        return replace(outcome, usage=Usage(usage.wall_s, usage.cpu_s, self.peak_bytes, None, usage.began))
 
     def grown(self, allowed_bytes: int, next_attempt: Attempt) -> int:
         """Bytes by which an idle worker has outgrown itself, 0 where that is no more than allowed.

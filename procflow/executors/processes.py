@@ -38,6 +38,8 @@ logger = logging.getLogger(__name__)
 
 SILENT_S = 0.5
 """How long a worker that closed its channel may take to end."""
+SERVED = 100_000
+"""So many attempts are remembered for whoever wants to know which worker they went to."""
 DISMISS_S = 2.0
 """How long a worker that is no longer needed may take to end."""
 
@@ -87,6 +89,8 @@ class ProcessExecutor:
         self._ladder = Ladder(self._give_up)
         self._footprint = Footprint()
         self._resent: set[int] = set()
+        self.served: dict[int, tuple[int, float]] = {}
+        """Where and when attempts were sent: worker's pid and ``time.monotonic`` by key. Whoever reads it empties it."""
         self._outcomes: list[Outcome] = []
         self._spawned = 0
         self._closed = False
@@ -221,6 +225,8 @@ class ProcessExecutor:
         try:
             if not slot.send_attempt():
                 self._poller.want_write(slot.channel_fd, True)
+            if len(self.served) < SERVED:
+                self.served[slot.attempt.key] = slot.pid, slot.began  # type: ignore[union-attr]
         except OSError:
             self._cut(slot)
 

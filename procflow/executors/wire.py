@@ -76,7 +76,7 @@ def plain_outcome(outcome: Succeeded | Skipped | Failed | Progressed) -> Message
     if type(outcome) is Progressed:
         return (PROGRESS, outcome.key, *_plain_items(outcome), outcome.done, outcome.total)
     usage = outcome.usage  # type: ignore[union-attr]
-    used = (usage.wall_s, usage.cpu_s, usage.peak_rss_bytes)
+    used = (usage.wall_s, usage.cpu_s, usage.peak_rss_bytes, None, usage.began)
     if type(outcome) is Succeeded:
         outputs = {name: ref.plain() for name, ref in outcome.outputs.items()}
         chunked = outcome.chunk is not None or outcome.indices or outcome.failures

@@ -150,11 +150,11 @@ def _usage(
 ) -> Usage:
     wall_s = perf_counter() - wall
     if peak is not None:
-        return Usage(wall_s, clock() - cpu, peak(wall_s))
+        return Usage(wall_s, clock() - cpu, peak(wall_s), None, wall)
     used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     if call.kind == "shell":
         used = max(used, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
-    return Usage(wall_s, clock() - cpu, used * _RSS_UNIT)
+    return Usage(wall_s, clock() - cpu, used * _RSS_UNIT, None, wall)
 
 
 def _holds(when: str, scope: Callable[[str], Any]) -> bool:
