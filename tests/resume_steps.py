@@ -18,7 +18,7 @@ def _tell(key: str, what: str) -> None:
         os.close(fd)
 
 
-def work(*values: Any, key: str, pause_s: float = 0.03) -> str:
+def work(*values: Any, key: str, pause_s: float = 0.01) -> str:
     """A digest of the key and of all that was read."""
     _tell(key, "start")
     time.sleep(pause_s)
