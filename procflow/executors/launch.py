@@ -71,7 +71,10 @@ class WorkerPopen(LokyPopen):  # type: ignore[misc]
 
 
 class WorkerProcess(LokyProcess):  # type: ignore[misc]
-    """A loky process in a session of its own, with /dev/null as stdin and one descriptor as stdout and stderr."""
+    """A loky process in a session of its own, with /dev/null as stdin and one descriptor as stdout and stderr.
+
+    ``output_fd`` None leaves it those of this process.
+    """
 
     def __init__(
         self,
@@ -80,7 +83,7 @@ class WorkerProcess(LokyProcess):  # type: ignore[misc]
         name: str,
         env: Mapping[str, str],
         channel_fd: int,
-        output_fd: int,
+        output_fd: int | None,
         inherit: tuple[int, ...] = (),
     ) -> None:
         super().__init__(target=target, args=args, name=name, env=dict(env))

@@ -51,7 +51,8 @@ class ProcessExecutor:
     (``PROCFLOW_RUN_TOKEN``). ``inherit`` are descriptors that workers get under the same numbers. ``objects`` is the folder
     that they store large values in.
     ``spawn_timeout_s`` is how long a worker may take to say hello. ``log_level`` is the lowest level of ``logging``
-    records that workers send. Linux only: it needs pidfds and /proc.
+    records that workers send. Without ``own_output`` what steps print goes where this process prints, not to their logs.
+    Linux only: it needs pidfds and /proc.
     """
 
     name = "processes"
@@ -68,6 +69,7 @@ class ProcessExecutor:
         objects: str | None = None,
         spawn_timeout_s: float = 30.0,
         log_level: int = 20,
+        own_output: bool = True,
     ) -> None:
         if sys.platform != "linux":
             raise ExecutorError("executor processes needs Linux (pidfd, /proc); use executor: threads")
@@ -80,6 +82,7 @@ class ProcessExecutor:
         self._objects = objects
         self._spawn_timeout_s = spawn_timeout_s
         self._log_level = log_level
+        self._own_output = own_output
         self._payloads = Payloads()
         self._poller = Poller()
         self._all: set[Slot] = set()
@@ -391,6 +394,7 @@ class ProcessExecutor:
                     self._footprint.size,
                 ),
                 objects=self._objects,
+                own_output=self._own_output,
             )
         except (OSError, AssertionError) as error:
             return self._spawn_failed(attempt, payload, f"the system refused: {error}")

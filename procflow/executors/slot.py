@@ -86,10 +86,11 @@ class Slot:
         inherit: tuple[int, ...] = (),
         size: Callable[[int], Size] = Size,
         objects: str | None = None,
+        own_output: bool = True,
     ) -> None:
         """Start a worker; OSError where the system refuses. ``size`` makes what tells its memory, from its pid.
 
-        ``objects`` is the folder that it stores large values in.
+        ``objects`` is the folder that it stores large values in. Without ``own_output`` it prints where this process does.
         """
         self.token = f"{WORKER_TOKEN_NAME}={token}"
         self.inbox = Inbox()
@@ -111,7 +112,7 @@ class Slot:
         self.base_rss_bytes = 0
         self.peak_rss_bytes = 0
         own = {WORKER_TOKEN_NAME: token, TOKEN_NAME: run_token}
-        self._start(name, {**env, **_blas(cpus), **own}, cpus, log_level, inherit, objects)
+        self._start(name, {**env, **_blas(cpus), **own}, cpus, log_level, inherit, objects, own_output)
         self.size = size(self.pid)
 
     def _start(
@@ -122,6 +123,7 @@ class Slot:
         log_level: int,
         inherit: tuple[int, ...],
         objects: str | None,
+        own_output: bool,
     ) -> None:
         from procflow.executors.launch import WorkerProcess
         from procflow.working import worker
@@ -132,7 +134,8 @@ class Slot:
         try:
             # Both ends below stay open in the child only: with a copy here, its death would never be seen.
             args = (theirs.fileno(), os.getpid(), cpus, log_level, objects)
-            self.process = WorkerProcess(worker.main, args, name, env, theirs.fileno(), write_fd, inherit)
+            output_fd = write_fd if own_output else None
+            self.process = WorkerProcess(worker.main, args, name, env, theirs.fileno(), output_fd, inherit)
             self.process.start()
             self.pid: int = self.process.pid
             pidfd = os.pidfd_open(self.pid)

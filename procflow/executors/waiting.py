@@ -43,6 +43,10 @@ class Waiting:
         due = time.monotonic() + PAUSE_S * self._failures
         self._waiting[attempt.key] = (due, attempt, payload)
 
+    def put(self, attempt: Attempt, payload: Payload) -> None:
+        """A worker for the attempt is to be started as soon as somebody asks what is due."""
+        self._waiting[attempt.key] = (0.0, attempt, payload)
+
     def started(self) -> None:
         """A worker is ready: the row is broken."""
         self._failures = 0

@@ -45,7 +45,8 @@ def new_token() -> str:
 class Reaper:
     """Guards the processes of one run, from ``start`` to ``finish``; use it in one thread.
 
-    ``workers`` gives the pids that somebody else waits for. ``say`` is told what the user should know.
+    ``workers`` gives the pids that somebody else waits for. ``say`` is told what the user should know. Without ``adopt``
+    orphans go where they always do: a library must not change whose children they are.
     """
 
     def __init__(
@@ -53,8 +54,10 @@ class Reaper:
         token: str,
         workers: Callable[[], Collection[int]] = tuple,
         say: Callable[[str], None] = lambda text: None,
+        adopt: bool = True,
     ) -> None:
         self.token = token
+        self._adopts = adopt
         self._workers = workers
         self._say = say
         self._process: subprocess.Popen[bytes] | None = None
@@ -81,7 +84,8 @@ class Reaper:
         """
         if not self._adopting:
             self._adopting = True
-            _adopt(+1)
+            if self._adopts:
+                _adopt(+1)
         self._spawn()
 
     def _spawn(self) -> None:
@@ -178,7 +182,8 @@ class Reaper:
         if left:
             self._say(f"processes {', '.join(map(str, left))} can't be killed: they hang in the kernel")
         self._adopting = False
-        _adopt(-1)
+        if self._adopts:
+            _adopt(-1)
         self._dismiss(done=not left)
         return left
 

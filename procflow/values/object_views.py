@@ -44,17 +44,18 @@ def total_bytes(lengths: Iterable[int]) -> int:
     return end
 
 
-def open_stored(stored: Stored) -> tuple[memoryview, list[memoryview]]:
+def open_stored(stored: Stored, private: bool = False) -> tuple[memoryview, list[memoryview]]:
     """The pickle and its buffers as read-only views of the mapped file, which stays mapped as long as any of them.
 
-    ``Gone`` where the file is missing or of another length, StoreError where it is not ours alone.
+    With ``private`` they can be written to: what is written is copied page by page and seen by nobody else. ``Gone`` where the file is missing or of another length, StoreError where it is not ours alone.
     """
     total = total_bytes(stored.lengths)
     fd = _open_own(stored, total)
     try:
-        whole = map_file(fd, total) if total >= MAPPED_BYTES else None
+        whole = map_file(fd, total, private) if total >= MAPPED_BYTES else None
         if whole is None:
             whole = _read(fd, total, stored.path)
+            whole = whole if private else whole.toreadonly()
     finally:
         os.close(fd)
     views = []
@@ -122,8 +123,10 @@ def _open_own(stored: Stored, total: int) -> int:
 _libc: Any = None
 
 
-def map_file(fd: int, length: int) -> memoryview | None:
+def map_file(fd: int, length: int, private: bool = False) -> memoryview | None:
     """A read-only view of a file, unmapped when nobody holds it any more; None where the kernel refuses.
+
+    With ``private`` it can be written to, and what is written never reaches the file.
 
     Not by the module ``mmap``, which keeps a descriptor a mapping: a list of a thousand arrays would use them up.
     """
@@ -133,13 +136,17 @@ def map_file(fd: int, length: int) -> memoryview | None:
         _libc.mmap.restype = ctypes.c_void_p
         _libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_int64]
         _libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
-    address = _libc.mmap(None, length, mmap.PROT_READ, mmap.MAP_SHARED, fd, 0)
+    access, kind = (mmap.PROT_READ, mmap.MAP_SHARED)
+    if private:
+        access, kind = (mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_PRIVATE)
+    address = _libc.mmap(None, length, access, kind, fd, 0)
     if address in (None, ctypes.c_void_p(-1).value):
         return None
     memory = (ctypes.c_char * length).from_address(address)
     # Never at exit: arrays may still be looked at then, and the mapping ends with the process anyway.
     weakref.finalize(memory, _libc.munmap, address, length).atexit = False
-    return memoryview(memory).cast("B").toreadonly()
+    view = memoryview(memory).cast("B")
+    return view if private else view.toreadonly()
 
 
 def _read(fd: int, length: int, path: str) -> memoryview:
@@ -150,4 +157,4 @@ def _read(fd: int, length: int, path: str) -> memoryview:
         if not count:
             raise Gone(f"{path}: it became shorter while it was read")
         done += count
-    return block.toreadonly()
+    return block

@@ -175,6 +175,9 @@ def _single(
     value = kind.run(call, scope)
     if call.kind == "expand":
         return {}, value
+    if call.kind == "pooled":
+        # Refs already: a call of a ProcessPool is no step with outputs to check.
+        return value, ()
     return publish(call.outputs, _unwrapped(value, running)), ()
 
 
