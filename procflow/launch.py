@@ -36,8 +36,10 @@ from procflow.result import Recorder, RunResult
 from procflow.resuming.continuing import asked, open_session
 from procflow.scheduler import Scheduler
 from procflow.secrets import MaskedWaiter
+from procflow.showing.shape import part_of
 from procflow.storing.failures_file import FailuresFile
 from procflow.storing.journal_objects import files_of_run
+from procflow.storing.samples import Samples, about_machine
 from procflow.storing.state_folder import StateFolder, fresh_run_id, locate, lock_name
 from procflow.units import Share
 from procflow.values.object_files import ObjectFolder, make_folder
@@ -227,6 +229,11 @@ def iterate(
         run_folder = folder.open_run(prepared.run_id)
         failures = FailuresFile(run_folder)
         stack.callback(failures.close)
+        meter = MemoryWatch(executors.values(), prepared.memory_bytes)
+        about = about_machine(prepared.machine, prepared.memory_bytes, prepared.workers)
+        shape = part_of(graph)
+        samples = Samples(run_folder, meter, executors.values(), shape=shape, about=about, clock=watch.clock)
+        stack.callback(samples.close)
         logs = LogFolder(run_folder, on_line=_lines_to(observers), mask=mask)
         scheduler = Scheduler(
             graph,
@@ -237,14 +244,15 @@ def iterate(
         )
         engine = Engine(
             *(scheduler, executors, watch if mask is None else MaskedWaiter(watch.wait, mask), store),
-            observers=(recorder, failures, *observers),
+            observers=(recorder, failures, samples, *observers),
             open_log=logs.open,
-            memory=MemoryWatch(executors.values(), prepared.memory_bytes),
+            memory=samples,
             free=objects.free,
             clock=watch.clock,
         )
         signals.attach(engine.stop, engine.hurry)
         with _crash_only(store, prepared.run_id), few_collections():
+            samples.begin()
             for events in engine.turns():
                 yield from events
         for observer, error in engine.failed_observers:

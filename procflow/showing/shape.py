@@ -1,0 +1,108 @@
+"""Shape: a pipeline as it is drawn: steps and blocks with their names and their order, and nothing that could run.
+
+Made from a compiled pipeline at the start of a run and kept in the run's folder, so that a report draws what ran and not
+what the file says by now. As plain data it is a flat list, outer steps first, bounded in size: what is cut off is known by its
+number. This file draws nothing and touches no disk.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from procflow.graph import TaskGraph, Unit
+from procflow.plaintext import shortened
+from procflow.showing.plan import inner_steps, kind_of, what_runs
+
+__all__ = ["MOST", "Part", "part_of", "plain_of", "shape_from", "worst"]
+
+MOST = 5000
+"""So many steps and blocks are kept of a pipeline."""
+TEXT = 200
+
+
+@dataclass(slots=True)
+class Part:
+    """A step or a block. ``after`` are indices among its block's members; ``size`` counts members, also those left out."""
+
+    path: str
+    label: str
+    name: str
+    kind: str
+    runs: str
+    after: tuple[int, ...] = ()
+    size: int = 0
+    members: list[Part] = field(default_factory=list)
+
+    def walk(self) -> Iterator[Part]:
+        """This part and all below it, outer first, in declared order; without recursion."""
+        stack = [self]
+        while stack:
+            part = stack.pop()
+            yield part
+            stack += reversed(part.members)
+
+
+def part_of(graph: TaskGraph, most: int = MOST) -> Part:
+    """The shape of a compiled pipeline: its top block, outer parts first, with at most so many parts."""
+    root = Part("", "", graph.name, graph.root.kind, "", (), len(graph.root.members))
+    waiting: deque[tuple[Part, Sequence[Unit]]] = deque([(root, graph.root.members)])
+    count = 0
+    while waiting:
+        block, units = waiting.popleft()
+        for unit in units[: max(0, most - count)]:
+            count += 1
+            inner = inner_steps(unit)
+            part = Part(unit.path, unit.label, unit.name, kind_of(unit), what_runs(unit), unit.after, len(inner))
+            block.members.append(part)
+            if inner:
+                waiting.append((part, inner))
+    return root
+
+
+def plain_of(root: Part) -> list[list[Any]]:
+    """The shape as data that JSON can hold; each entry begins with the place of its block in the list."""
+    rows: list[list[Any]] = [[-1, root.path, root.label, shortened(root.name, TEXT), root.kind, "", [], root.size]]
+    waiting: deque[tuple[int, Part]] = deque([(0, root)])
+    while waiting:
+        place, block = waiting.popleft()
+        for part in block.members:
+            if part.members:
+                waiting.append((len(rows), part))
+            texts = (part.path, part.label, shortened(part.name, TEXT), part.kind, shortened(part.runs, TEXT))
+            rows.append([place, *texts, list(part.after), part.size])
+    return rows
+
+
+def shape_from(rows: Sequence[Sequence[Any]]) -> Part:
+    """The shape that ``plain_of`` gave; ValueError where that is not what it is."""
+    parts: list[Part] = []
+    for row in rows:
+        try:
+            place, path, label, name, kind, runs, after, size = row
+            part = Part(str(path), str(label), str(name), str(kind), str(runs), tuple(map(int, after)), int(size))
+            if parts:
+                if not 0 <= place < len(parts):
+                    raise ValueError("a step is in no block")
+                parts[place].members.append(part)
+        except TypeError as error:
+            raise ValueError(str(error)) from None
+        parts.append(part)
+    if not parts:
+        raise ValueError("there are no steps")
+    return parts[0]
+
+
+def worst(statuses: Mapping[str, str], part: Part) -> str:
+    """How a part ended: by its own record, else by the worst of what is in it; empty where it never began."""
+    own = statuses.get(part.path)
+    if own:
+        return own
+    found = {statuses.get(inner.path, "") for inner in part.walk()}
+    return next((status for status in ORDER if status in found), "")
+
+
+ORDER = ("failed", "lost", "running", "cancelled", "succeeded", "kept", "skipped")
+"""Statuses, the one that is told first."""
