@@ -20,11 +20,12 @@ from procflow.record import (  # isort: skip
     FILES_SCHEMA, ITEMS_SCHEMA, Conflicts, Defaults, ExecutorName, Files, Given, Items, Limits, Param, Record, Retry,
     files_of, items_of, param, retry_conflicts,
 )  # fmt: skip
+from procflow.record_sources import AnySource, QueryKeys, RestKeys, Skill, SkillKeys  # isort: skip
 
 __all__ = [
     "MERGES", "NAME", "STEP_TYPES", "AnyStep", "Block", "Defaults", "Function", "Graph", "Items", "Limits", "Map", "Merge",
-    "Parallel", "Param", "Pipeline", "Record", "Retry", "Sequence", "Shell", "Split", "StepBase", "Subpipeline", "Transform",
-    "step_tag",
+    "Parallel", "Param", "Pipeline", "Query", "Record", "Rest", "Retry", "Sequence", "Shell", "Split", "StepBase", "Subpipeline",
+    "Transform", "UseSkill", "step_tag",
 ]  # fmt: skip
 
 OnError = Literal["stop", "finish", "continue"]
@@ -89,7 +90,7 @@ class StepBase(Record):
         """The given keys among ``refused``."""
         if refused.keys().isdisjoint(given):
             return
-        kind = {"Subpipeline": "pipeline"}.get(cls.__name__, cls.__name__.lower())
+        kind = {"Subpipeline": "pipeline", "UseSkill": "skill"}.get(cls.__name__, cls.__name__.lower())
         for key in cls.given_keys(given):
             if key in refused:
                 yield key, f"has no meaning for a {kind} step: {refused[key]}"
@@ -148,6 +149,24 @@ class Shell(StepBase):
         yield from super().conflicts(given)
         if given.get("outputs") is not None and given.get("parse") not in ("lines", "json"):
             yield "outputs", "several outputs need parse: json or parse: lines"
+
+
+class Query(QueryKeys, StepBase):
+    """Rows from a source, or a change there. Without ``executor`` and clocks it runs on threads."""
+
+    type: Literal["query"] = "query"
+
+
+class UseSkill(SkillKeys, StepBase):
+    """A named capability; it publishes what the skill produces."""
+
+    type: Literal["skill"] = "skill"
+
+
+class Rest(RestKeys, StepBase):
+    """One HTTP request. Without ``executor`` and clocks it runs on threads."""
+
+    type: Literal["rest"] = "rest"
 
 
 class Merge(StepBase):
@@ -294,7 +313,8 @@ class Map(Block):
 
 
 STEP_TYPES: dict[str, type[StepBase]] = {
-    "transform": Transform, "function": Transform, "shell": Shell, "merge": Merge, "split": Split,
+    "transform": Transform, "function": Transform, "query": Query, "skill": UseSkill, "shell": Shell, "rest": Rest,
+    "merge": Merge, "split": Split,
     "pipeline": Subpipeline, "sequence": Sequence, "parallel": Parallel, "graph": Graph, "map": Map,
 }  # fmt: skip
 """Every value of ``type`` with its record."""
@@ -312,7 +332,10 @@ def step_tag(value: object) -> str:
 AnyStep = Annotated[
     Union[
         Annotated[Transform, Tag("<transform>")],
+        Annotated[Query, Tag("<query>")],
+        Annotated[UseSkill, Tag("<skill>")],
         Annotated[Shell, Tag("<shell>")],
+        Annotated[Rest, Tag("<rest>")],
         Annotated[Merge, Tag("<merge>")],
         Annotated[Split, Tag("<split>")],
         Annotated[Subpipeline, Tag("<pipeline>")],
@@ -336,6 +359,8 @@ class Pipeline(Record):
         default_factory=dict,
         description="environment variables, ${env.NAME}, whose values ${secrets.x} reads; never shown, never kept",
     )
+    sources: dict[Name, AnySource] = Field(default_factory=dict, description="what queries are asked of, by name")
+    skills: dict[Name, Skill] = Field(default_factory=dict, description="named capabilities of skill steps")
     limits: Limits = Field(default_factory=Limits)
     defaults: Defaults = Field(default_factory=Defaults)
     on_error: OnError = "stop"

@@ -15,7 +15,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "procflow"
 
-WORDS = "errors failpoints units ref call attempt events grammar record model graph executors.base"
+WORDS = "errors failpoints units ref call attempt events grammar record record_sources model graph executors.base"
 CORE = "compiler compiling scheduler scheduling resuming.needs resuming.selection showing.critical_path plaintext"
 LOOP = "engine"
 TOP = "procflow __main__ api launch cli testing"

@@ -36,9 +36,10 @@ def pipeline_schema() -> dict[str, Any]:
             # Without type only a function is a step; the model's default is for Python.
             required = definitions[record.__name__].setdefault("required", [])
             definitions[record.__name__]["required"] = ["type", *(k for k in required if k != "type")]
-        if "as" in properties:
+        if kind == "map":
             properties["item_name"] = copy.deepcopy(properties["as"])
     definitions["Param"] = {"title": "Param", "description": "a default, or a mapping with default, help and required"}
+    definitions["Source"] = {"anyOf": [{"type": "string", "minLength": 1}, definitions["Source"]]}
     schema: dict[str, Any] = _plainer(made)
     return {
         "$schema": "http://json-schema.org/draft-07/schema#",

@@ -18,11 +18,13 @@ from procflow.errors import Loc, Problem, dotted
 from procflow.grammar import near
 from procflow.loading.source import clip
 from procflow.model import STEP_TYPES, Defaults, Items, Limits, Param, Pipeline, Record, Retry
+from procflow.record_sources import Prices, Skill, Source
 
 __all__ = ["Fault", "faults", "problems"]
 
 _RECORDS: dict[str, type[Record]] = {
-    "limits": Limits, "defaults": Defaults, "retry": Retry, "items": Items, "params": Param,
+    "limits": Limits, "defaults": Defaults, "retry": Retry, "items": Items, "params": Param, "sources": Source,
+    "skills": Skill, "prices": Prices,
 }  # fmt: skip
 _TAGS = {f"<{name}>": record for name, record in STEP_TYPES.items()}
 _QUOTED = re.compile(r"'([^']*)'")
@@ -170,7 +172,7 @@ def _record(raw: Loc, root: type[Record]) -> type[Record]:
             skip = False
         elif isinstance(part, str):
             record = _TAGS.get(part) or _RECORDS.get(part) or record
-            skip = part == "params"
+            skip = part in ("params", "sources", "skills")
     return record
 
 
