@@ -16,7 +16,7 @@ from procflow.graph import TaskGraph, Unit
 from procflow.plaintext import shortened
 from procflow.showing.plan import inner_steps, kind_of, what_runs
 
-__all__ = ["MOST", "Part", "part_of", "plain_of", "shape_from", "worst"]
+__all__ = ["MOST", "ORDER", "Outcome", "Part", "part_of", "plain_of", "shape_from", "status_of"]
 
 MOST = 5000
 """So many steps and blocks are kept of a pipeline."""
@@ -95,14 +95,29 @@ def shape_from(rows: Sequence[Sequence[Any]]) -> Part:
     return parts[0]
 
 
-def worst(statuses: Mapping[str, str], part: Part) -> str:
-    """How a part ended: by its own record, else by the worst of what is in it; empty where it never began."""
-    own = statuses.get(part.path)
-    if own:
-        return own
-    found = {statuses.get(inner.path, "") for inner in part.walk()}
+@dataclass(slots=True)
+class Outcome:
+    """How a part of a pipeline went in a run, all its items and attempts together.
+
+    ``status`` is that of an attempt, a block or a kept step, empty where it never began. ``seconds`` is the time from its
+    beginning to its end, ``count`` the items that ended well, ``failed`` those that did not.
+    """
+
+    status: str = ""
+    attempts: int = 0
+    seconds: float | None = None
+    count: int = 0
+    failed: int = 0
+
+
+def status_of(outcomes: Mapping[str, Outcome], part: Part) -> str:
+    """How a part ended: by its own record, else by what is in it and is to be told first; empty where nothing began."""
+    own = outcomes.get(part.path)
+    if own is not None and own.status:
+        return own.status
+    found = {outcomes[inner.path].status for inner in part.walk() if inner.path in outcomes}
     return next((status for status in ORDER if status in found), "")
 
 
 ORDER = ("failed", "lost", "running", "cancelled", "succeeded", "kept", "skipped")
-"""Statuses, the one that is told first."""
+"""Statuses, the one that is told first first."""

@@ -255,8 +255,13 @@ class History:
             prefix = starts[0]
         return self._run(next(self._sealed(_RUN_SQL, "runs", "WHERE run_id = ?", (prefix,))))
 
-    def steps(self, run_id: str, *, bad: bool = False, label: str | None = None) -> Iterator[StepRow]:
-        """Rows of a run in the order in which they began; only those that failed or were lost with ``bad``."""
+    def steps(
+        self, run_id: str, *, bad: bool = False, label: str | None = None, damage: list[str] | None = None
+    ) -> Iterator[StepRow]:
+        """Rows of a run in the order in which they began; only those that failed or were lost with ``bad``.
+
+        A row that is not as it was written is a StoreError; with ``damage`` it is left out and told there.
+        """
         sql = "WHERE id BETWEEN ? AND ? "
         values: list[int | str] = [*self._range(run_id)]
         if bad:
@@ -264,7 +269,7 @@ class History:
         if label is not None:
             sql += "AND label = ? "
             values.append(label)
-        for row in self._sealed(_STEP_SQL, "step_executions", sql + "ORDER BY id", tuple(values)):
+        for row in self._sealed(_STEP_SQL, "step_executions", sql + "ORDER BY id", tuple(values), damage):
             yield _step(row)
 
     def labels(self, run_id: str) -> list[str]:
@@ -338,8 +343,10 @@ class History:
         except UNREADABLE as error:
             raise told(self.folder.db, error, "can't be read") from error
 
-    def _sealed(self, select: str, table: str, where: str, values: tuple[Any, ...]) -> Iterator[tuple[Any, ...]]:
-        """Rows of a table; StoreError for one that is not as it was written."""
+    def _sealed(
+        self, select: str, table: str, where: str, values: tuple[Any, ...], damage: list[str] | None = None
+    ) -> Iterator[tuple[Any, ...]]:
+        """Rows of a table; StoreError for one that is not as it was written, unless those are listed in ``damage``."""
         if self._db is None:
             return
         try:
@@ -347,9 +354,12 @@ class History:
         except UNREADABLE as error:
             raise told(self.folder.db, error, "can't be read") from error
         for *row, whole in self._rows(f"{select}, seal IS {good} FROM {table} {where}", values):
-            if not whole:
+            if whole:
+                yield tuple(row)
+            elif damage is None:
                 raise damaged(self.folder.db, f"a row of {table}")
-            yield tuple(row)
+            else:
+                damage.append(f"a row of {table}")
 
     def _run(self, row: tuple[Any, ...]) -> RunRow:
         values = list(row)
