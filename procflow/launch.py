@@ -15,6 +15,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from procflow import model, secrets
@@ -24,9 +25,10 @@ from procflow.engine import Engine, Observer
 from procflow.errors import ExecutorError, InternalError, PipelineError, Problem, ProcflowError, StoreError
 from procflow.events import Event
 from procflow.executors import open_waiter
+from procflow.executors.base import Executor
 from procflow.graph import TaskGraph
 from procflow.guarding.guard import Guard
-from procflow.guarding.signals import Signals
+from procflow.guarding.signals import Signals, say
 from procflow.guarding.watch import Watch
 from procflow.machine.memory import MemoryWatch
 from procflow.machine.resources import Machine, budget, probe, warnings
@@ -83,6 +85,8 @@ class Run:
 
     prepared: Prepared
     folder: StateFolder
+    meter: MemoryWatch
+    """Its ``last`` is the newest sample of the memory that the run uses."""
 
     @property
     def run_id(self) -> str:
@@ -204,7 +208,7 @@ def iterate(
         lock = folder.lock(name)
         lock.acquire(prepared.run_id, lock_wait_s)
         stack.callback(lock.release)
-        signals = stack.enter_context(Signals())
+        signals = stack.enter_context(Signals(_sayer(observers)))
         guard = stack.enter_context(Guard(folder, name))
         # First, since opening it may find results that the last session had no time to commit.
         store = Store.open(folder)
@@ -221,7 +225,8 @@ def iterate(
         executors = guard.open(sorted(graph.executors), prepared.workers, prepared.run_id, objects.path)
         watch = stack.enter_context(Watch(open_waiter(executors), signals, guard.reaper))
         recorder = Recorder(prepared.workers, graph)
-        run = Run(prepared, folder)
+        meter = MemoryWatch(executors.values(), prepared.memory_bytes)
+        run = Run(prepared, folder, meter)
         for observer in observers:
             begin = getattr(observer, "begin", None)
             if begin is not None:
@@ -229,11 +234,7 @@ def iterate(
         run_folder = folder.open_run(prepared.run_id)
         failures = FailuresFile(run_folder)
         stack.callback(failures.close)
-        meter = MemoryWatch(executors.values(), prepared.memory_bytes)
-        about = about_machine(prepared.machine, prepared.memory_bytes, prepared.workers)
-        shape = part_of(graph)
-        samples = Samples(run_folder, meter, executors.values(), shape=shape, about=about, clock=watch.clock)
-        stack.callback(samples.close)
+        samples = stack.enter_context(_samples(prepared, run_folder, meter, executors, watch.clock))
         logs = LogFolder(run_folder, on_line=_lines_to(observers), mask=mask)
         scheduler = Scheduler(
             graph,
@@ -259,6 +260,19 @@ def iterate(
             log.warning("%s failed and was left out: %s: %s", type(observer).__name__, type(error).__name__, error)
         _clean(objects, folder, prepared.run_id)
         return recorder.result(scheduler.outputs, dropped=scheduler.dropped)
+
+
+@contextmanager
+def _samples(
+    prepared: Prepared, folder: Path, meter: MemoryWatch, executors: Mapping[str, Executor], clock: Callable[[], float]
+) -> Iterator[Samples]:
+    """What reports will want to know besides the journal, written while the run goes on."""
+    about = about_machine(prepared.machine, prepared.memory_bytes, prepared.workers)
+    samples = Samples(folder, meter, executors.values(), shape=part_of(prepared.graph), about=about, clock=clock)
+    try:
+        yield samples
+    finally:
+        samples.close()
 
 
 def _record(session: Session, lock: str, params: Mapping[str, Any], options: Mapping[str, Any]) -> RunRecord:
@@ -287,6 +301,11 @@ def _clean(objects: ObjectFolder, folder: StateFolder, run_id: str) -> None:
     """Remove what killed attempts have left, and what the last session had no time to remove."""
     if objects.used:
         objects.clean(files_of_run(folder, run_id))
+
+
+def _sayer(observers: Sequence[Observer]) -> Callable[[str], None]:
+    """What a signal handler tells goes to the observer that holds the terminal (``observer.say(text)``), else to stderr."""
+    return next((observer.say for observer in observers if hasattr(observer, "say")), say)
 
 
 def _lines_to(observers: Sequence[Observer]) -> Callable[[Any], None] | None:

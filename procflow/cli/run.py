@@ -6,6 +6,7 @@ about steps.
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,9 +70,9 @@ def _run_id(text: str) -> str:
 @click.option("-n", "--dry-run", is_flag=True, help="Show the plan and run nothing.")
 @click.option(
     "--progress",
-    type=click.Choice(["auto", "plain", "none"]),
+    type=click.Choice(["auto", "live", "plain", "none"]),
     default="auto",
-    help="auto and plain: a line a change; none: only the end.",
+    help="live: a table on a terminal; plain: a line a change; none: only the end; auto: live or plain.",
 )
 @click.option(
     "--log-format", type=click.Choice(["text", "json"]), default="text", help="Lines for people or JSON objects."
@@ -112,7 +113,9 @@ def run(
     try:
         options = {**limits, "params": params_of(param, params_file), "state_dir": state_dir, "run_id": run_id}
         earlier = _earlier(start, only, skip, force)
-        return run_file(file, {**options, "lock_wait_s": wait_s, "earlier": earlier}, log_format, detail)
+        live = not quiet and log_format == "text" and _live(progress)
+        options = {**options, "lock_wait_s": wait_s, "earlier": earlier}
+        return run_file(file, options, log_format, detail, live=live)
     except PipelineError as error:
         return refused(error, file)
     except LockHeld as error:
@@ -134,14 +137,33 @@ def _earlier(start: str | None, only: tuple[str, ...], skip: tuple[str, ...], fo
     return Earlier(selection=Selection(start, only, skip))
 
 
-def run_file(file: str, options: dict[str, Any], log_format: str, detail: Any) -> int:
-    """Run a file with the options of ``launch``; the exit code."""
+def _live(progress: str) -> bool:
+    """Is there to be a table, and a terminal for it?"""
+    if progress not in ("auto", "live"):
+        return False
+    if not sys.stderr.isatty():
+        if progress == "live":
+            err("warning: --progress live needs a terminal on stderr; here is a line a change")
+        return False
+    # rich comes only where there is a terminal.
+    from procflow.showing.live import suits
+
+    return suits()
+
+
+def run_file(file: str, options: dict[str, Any], log_format: str, detail: Any, *, live: bool = False) -> int:
+    """Run a file with the options of ``launch``; the exit code. ``live``: with a table, where stderr is a terminal."""
     from procflow.launch import launch
     from procflow.loader import load_pipeline
     from procflow.model import Pipeline
 
     loaded = load_pipeline(file, Pipeline)
-    result = launch(loaded.pipeline, source=loaded.source, observers=(_observer(log_format, detail),), **options)
+    observer = _table() if live else _observer(log_format, detail)
+    try:
+        result = launch(loaded.pipeline, source=loaded.source, observers=(observer,), **options)
+    finally:
+        if live:
+            observer.close()
     shown = True
     if result.ok and loaded.pipeline.show:
         from procflow.working.functions import add_folder
@@ -150,6 +172,12 @@ def run_file(file: str, options: dict[str, Any], log_format: str, detail: Any) -
         add_folder(str(loaded.source.folder))
         shown = show_values(result, loaded.pipeline.show)
     return result.exit_code or int(not shown)
+
+
+def _table() -> Any:
+    from procflow.showing.live import LiveProgress
+
+    return LiveProgress(command=_command())
 
 
 def _observer(log_format: str, detail: Any) -> Any:

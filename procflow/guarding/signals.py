@@ -6,7 +6,8 @@
 
 Handlers only take notes and wake the loop. They are set only in the main thread, where Python allows it, and whoever
 had them before gets them back. A signal that was ignored at the start stays ignored (nohup, background commands), but
-for SIGTERM. Workers lead sessions of their own, so Ctrl-C reaches this process alone. This file decides nothing about
+for SIGTERM. A SIGHUP that comes because the terminal went away (a closed window, a lost connection) stops nothing: the
+run goes on without one; sent by somebody, it stops the run. Workers lead sessions of their own, so Ctrl-C reaches this process alone. This file decides nothing about
 steps.
 """
 
@@ -54,11 +55,13 @@ class Signals:
         self._hurry: Callable[[], None] | None = None
         self._before: dict[signal.Signals, Any] = {}
         self._reader = self._writer = self._wakeup = -1
+        self._terminals: tuple[int, ...] = ()
 
     def __enter__(self) -> Signals:
         if threading.current_thread() is not threading.main_thread():
             return self
         self._reader, self._writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._terminals = tuple(fd for fd in (0, 1, 2) if os.isatty(fd))
         self._wakeup = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
         for number in HANDLED:
             before = signal.getsignal(number)
@@ -99,6 +102,8 @@ class Signals:
             hurry()
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGHUP and self._terminals and not any(map(os.isatty, self._terminals)):
+            return
         # One handler may interrupt another at any point; taking a number can't be interrupted.
         count = next(self._numbers)
         name = signal.Signals(number).name

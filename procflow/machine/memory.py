@@ -30,7 +30,8 @@ SHED_SHARE = 0.85
 class MemoryWatch:
     """Samples the executors that can be, and this process, whose growth since the run began counts as the run's.
 
-    ``budget_bytes`` is for all together (None: no limit). ``due`` is when the next sample should be taken.
+    ``budget_bytes`` is for all together (None: no limit). ``due`` is when the next sample should be taken,
+    ``last`` the newest one.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class MemoryWatch:
         self._cpu_clock = cpu_clock
         self._own_bytes = own_bytes
         self._base_bytes = own_bytes()
+        self.last: Measured | None = None
 
     def expect(self, memory_bytes: int | None) -> None:
         """An attempt with this limit starts: it may be in need of a look sooner than all the others."""
@@ -66,7 +68,8 @@ class MemoryWatch:
                 executor.shed()
         cost_s = self._cpu_clock() - began
         self.due = self._clock() + max(self._until_next(uses, total), cost_s / COST_SHARE)
-        return Measured(rss_bytes, total)
+        self.last = Measured(rss_bytes, total)
+        return self.last
 
     def _until_next(self, uses: list[MemoryUse], total: int) -> float:
         room = min((use.room_bytes for use in uses), default=float("inf"))
