@@ -35,7 +35,7 @@ def _options(command: Any) -> Any:
         workers_option,
         click.option("-p", "--param", metavar="KEY=VALUE", multiple=True, help="A parameter that is to be another."),
         click.option(
-            "--progress", type=click.Choice(["auto", "plain", "none"]), default="auto", help="As for procflow run."
+            "--progress", type=click.Choice(["auto", "live", "plain", "none"]), default="auto", help="As for procflow run."
         ),
         click.option("--log-format", type=click.Choice(["text", "json"]), default="text", help="As for procflow run."),
         click.option("-q", "--quiet", is_flag=True, help="No progress; only what failed, if anything did."),
@@ -86,16 +86,19 @@ def _continue(run: str | None, given: dict[str, Any], same_run: bool) -> int:
 def _go_on(folder: StateFolder, row: RunRow, earlier: Earlier, given: dict[str, Any]) -> int:
     from procflow.loader import load_pipeline
     from procflow.model import Pipeline
+    from procflow.dialects import Reading
     from procflow.resuming.continuing import again
 
     file = _file_of(row)
     try:
-        declared = load_pipeline(file, Pipeline).pipeline.params
+        reading = Reading.of(row.options.get("reading"))
+        declared = load_pipeline(file, Pipeline, reading).pipeline.params
         wanted = {"workers": given["workers"], "params": params_of(given["param"], None)}
         options = again(row, declared, wanted)
         options |= {
             "state_dir": str(folder.path),
             "earlier": earlier,
+            "reading": reading,
             "run_id": row.run_id if earlier.same_run else None,
         }
         if given["plan"]:
@@ -104,7 +107,7 @@ def _go_on(folder: StateFolder, row: RunRow, earlier: Earlier, given: dict[str, 
             verb = "resuming" if earlier.same_run else "retrying"
             err(f"{verb} run {clean(row.run_id)} of {clean(file)} ({row.status})")
         detail = "failures" if given["quiet"] else "summary" if given["progress"] == "none" else "steps"
-        return run_file(file, options, given["log_format"], detail)
+        return run_file(file, options, given["log_format"], detail, given["progress"])
     except PipelineError as error:
         return refused(error, file)
 
@@ -133,7 +136,7 @@ def _print_plan(file: str, options: dict[str, Any], row: RunRow) -> int:
     from procflow.resuming.continuing import open_session
     from procflow.storing.state_folder import StateFolder, lock_name
 
-    loaded = load_pipeline(file, Pipeline)
+    loaded = load_pipeline(file, Pipeline, options["reading"])
     limits = {name: options[name] for name in ("params", "executor", "workers", "memory", "timeout", "run_id")}
     prepared = prepare(loaded.pipeline, source=loaded.source, **limits)
     folder = StateFolder.open(options["state_dir"], create=False)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from procflow import units
-from procflow.cli.options import limit_options, param_options, params_of
+from procflow.cli.options import dialect_options, limit_options, param_options, params_of, reading_of
 from procflow.cli.output import err, out, refused
 from procflow.errors import LockHeld, PipelineError
 from procflow.plaintext import clean, shortened
@@ -54,6 +54,7 @@ def _run_id(text: str) -> str:
 @click.argument("file", type=click.Path())
 @param_options
 @limit_options
+@dialect_options
 @click.option(
     "--if-running",
     metavar="fail|skip|wait[=T]",
@@ -88,6 +89,9 @@ def run(
     executor: str | None,
     timeout: float | None,
     state_dir: str | None,
+    dialect: str | None,
+    bind: tuple[str, ...],
+    bindings: str | None,
     if_running: tuple[str, float],
     start: str | None,
     only: tuple[str, ...],
@@ -104,17 +108,19 @@ def run(
     Progress goes to stderr. stdout holds only the values that the file names under show.
     """
     limits = {"workers": workers, "memory": memory, "executor": executor, "timeout": timeout}
+    reading = reading_of(dialect, bind, bindings)
     if dry_run:
         from procflow.cli.plan import print_plan
 
-        return print_plan(file, params_of(param, params_file), limits, state_dir, as_json=log_format == "json")
+        as_json = log_format == "json"
+        return print_plan(file, params_of(param, params_file), limits, state_dir, as_json=as_json, reading=reading)
     detail = "failures" if quiet else "summary" if progress == "none" else "steps"
     action, wait_s = if_running
     try:
         options = {**limits, "params": params_of(param, params_file), "state_dir": state_dir, "run_id": run_id}
         earlier = _earlier(start, only, skip, force)
         live = not quiet and log_format == "text" and _live(progress)
-        options = {**options, "lock_wait_s": wait_s, "earlier": earlier}
+        options = {**options, "lock_wait_s": wait_s, "earlier": earlier, "reading": reading}
         return run_file(file, options, log_format, detail, live=live)
     except PipelineError as error:
         return refused(error, file)
@@ -151,13 +157,14 @@ def _live(progress: str) -> bool:
     return suits()
 
 
-def run_file(file: str, options: dict[str, Any], log_format: str, detail: Any, *, live: bool = False) -> int:
-    """Run a file with the options of ``launch``; the exit code. ``live``: with a table, where stderr is a terminal."""
+def run_file(file: str, options: dict[str, Any], log_format: str, detail: Any, progress: str) -> int:
+    """Run a file with the options of ``launch``; the exit code."""
     from procflow.launch import launch
     from procflow.loader import load_pipeline
     from procflow.model import Pipeline
 
-    loaded = load_pipeline(file, Pipeline)
+    loaded = load_pipeline(file, Pipeline, options.pop("reading", None))
+    live = detail == "steps" and log_format == "text" and _live(progress)
     observer = _table() if live else _observer(log_format, detail)
     try:
         result = launch(loaded.pipeline, source=loaded.source, observers=(observer,), **options)
