@@ -17,7 +17,7 @@ from procflow.attempt import Failure, Usage
 from procflow.errors import StoreError
 from procflow.ref import Inline
 from procflow.storing import store_seal
-from procflow.storing.history import History, Learned, OutputRow, UnknownRun
+from procflow.storing.history import History, OutputRow, UnknownRun
 from procflow.storing.state_folder import StateFolder
 from procflow.storing.store import RunRecord, Store
 
@@ -200,8 +200,9 @@ def test_past_runs_teach_durations_and_memory(folder: StateFolder) -> None:
     run(folder, "r2", attempt(1, usage=Usage(4.0, 1.0, 900)), attempt(2, usage=Usage(6.0, 1.0, 300)))
     run(folder, "r3", attempt(1, usage=Usage(50.0, 1.0, 9000)), pipeline="hourly")
     with History.open(folder) as past:
-        assert past.learned("nightly") == {"a": Learned(4.0, 900, 3)}
-        assert past.learned("none") == {}
+        taught = [each.lessons.by_key["a", "member", "processes"] for each in past.learned("nightly").runs]
+        assert [(one.attempts, one.wall_s, one.peaks) for one in taught] == [(2, 10.0, (300, 900)), (1, 2.0, (100,))]
+        assert past.learned("none").runs == []
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,8 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "procflow"
 
-WORDS = "errors failpoints units ref call attempt events grammar record record_sources model graph executors.base"
-CORE = "compiler compiling scheduler scheduling resuming.needs resuming.selection showing.critical_path plaintext"
+WORDS = "errors failpoints units ref call attempt events grammar record record_sources record_state model graph executors.base"
+CORE = "state compiler compiling scheduler scheduling resuming.needs resuming.selection showing.critical_path plaintext"
 LOOP = "engine"
 TOP = "procflow __main__ api launch cli testing"
 LAYER_OF = {

@@ -22,15 +22,16 @@ from procflow.attempt import Failure
 from procflow.errors import ProcflowError, StoreError
 from procflow.ref import Ref
 from procflow.storing.state_folder import StateFolder, is_safe_id
+from procflow.storing.store_learned import Past
+from procflow.storing.store_learned import read as read_learned
 from procflow.storing.store_rows import decode_ref
 from procflow.storing.store_schema import COLUMNS, UNREADABLE, connect_reader, told
 from procflow.storing.store_seal import damaged, expression
 
-__all__ = ["STATUSES", "History", "Learned", "OutputRow", "RunRow", "SessionRow", "StepRow", "UnknownRun"]
+__all__ = ["STATUSES", "History", "OutputRow", "RunRow", "SessionRow", "StepRow", "UnknownRun"]
 
 STATUSES = ("running", "succeeded", "partial", "failed", "timed_out", "cancelled", "killed")
 """How a run can show."""
-LEARNED_RUNS = 10
 
 
 class UnknownRun(ProcflowError):
@@ -168,25 +169,12 @@ class OutputRow:
     ref: Ref
 
 
-@dataclass(frozen=True, slots=True)
-class Learned:
-    """What the last runs of a pipeline taught about one step: mean seconds an attempt, highest memory, attempts seen."""
-
-    wall_s: float
-    peak_rss_bytes: int
-    attempts: int
-
-
 _RUN_SQL = """
 SELECT run_id, pipeline, file, lock, params, options, earlier, executor, workers, status, reason, started, ended,
     exit_code, pid, host, procflow_version, python_version, sessions, steps, succeeded, failed, lost, skipped,
     cancelled, failures, tolerated, wall_s, work_s
 """
 _STEP_SQL = f"SELECT {', '.join(COLUMNS)}"
-_LEARNED_SQL = """
-SELECT label, avg(wall_s), max(peak_rss_bytes), count(*) FROM step_executions
-WHERE id BETWEEN ? AND ? AND kind = 'task' AND status = 'succeeded' GROUP BY label
-"""
 
 
 class History:
@@ -255,21 +243,12 @@ class History:
             prefix = starts[0]
         return self._run(next(self._sealed(_RUN_SQL, "runs", "WHERE run_id = ?", (prefix,))))
 
-    def steps(
-        self, run_id: str, *, bad: bool = False, label: str | None = None, damage: list[str] | None = None
-    ) -> Iterator[StepRow]:
-        """Rows of a run in the order in which they began; only those that failed or were lost with ``bad``.
-
-        A row that is not as it was written is a StoreError; with ``damage`` it is left out and told there.
-        """
-        sql = "WHERE id BETWEEN ? AND ? "
-        values: list[int | str] = [*self._range(run_id)]
-        if bad:
-            sql += "AND status IN ('failed', 'lost') "
-        if label is not None:
-            sql += "AND label = ? "
-            values.append(label)
-        for row in self._sealed(_STEP_SQL, "step_executions", sql + "ORDER BY id", tuple(values), damage):
+    def steps(self, run_id: str, *, bad: bool = False, label: str | None = None, damage: Damage = None) -> Iterator[StepRow]:
+        """Rows of a run in the order in which they began; with ``bad`` those that failed or were lost. See ``_sealed``."""
+        sql = "WHERE id BETWEEN ? AND ? " + ("AND status IN ('failed', 'lost') " if bad else "")
+        sql += "AND label = ? ORDER BY id" if label is not None else "ORDER BY id"
+        values = (*self._range(run_id), *(() if label is None else (label,)))
+        for row in self._sealed(_STEP_SQL, "step_executions", sql, values, damage):
             yield _step(row)
 
     def labels(self, run_id: str) -> list[str]:
@@ -317,17 +296,9 @@ class History:
         inside = path.resolve().is_relative_to(self.folder.run(row.run_id).resolve())
         return path if inside and path.is_file() else None
 
-    def learned(self, pipeline: str) -> dict[str, Learned]:
-        """Per label, what successful attempts of the last runs took: for expected durations and for memory admission."""
-        found: dict[str, Learned] = {}
-        sql = "SELECT seq FROM runs WHERE pipeline = ? ORDER BY seq DESC LIMIT ?"
-        for (seq,) in list(self._rows(sql, (pipeline, LEARNED_RUNS))):
-            for label, wall_s, peak, count in self._rows(_LEARNED_SQL, _range_of(seq)):
-                was = found.get(label, Learned(0.0, 0, 0))
-                total = was.attempts + count
-                mean = (was.wall_s * was.attempts + (wall_s or 0.0) * count) / total
-                found[label] = Learned(mean, max(was.peak_rss_bytes, peak or 0), total)
-        return found
+    def learned(self, pipeline: str, lock: str | None = None) -> Past:
+        """What the last runs of a pipeline (of the file with this lock) taught about time and memory; never raises."""
+        return Past() if self._db is None else read_learned(self._db, self.folder.db, pipeline, lock)
 
     def _range(self, run_id: str) -> tuple[int, int]:
         for (seq,) in self._rows("SELECT seq FROM runs WHERE run_id = ?", (run_id,)):
@@ -344,9 +315,9 @@ class History:
             raise told(self.folder.db, error, "can't be read") from error
 
     def _sealed(
-        self, select: str, table: str, where: str, values: tuple[Any, ...], damage: list[str] | None = None
+        self, select: str, table: str, where: str, values: tuple[Any, ...], damage: Damage = None
     ) -> Iterator[tuple[Any, ...]]:
-        """Rows of a table; StoreError for one that is not as it was written, unless those are listed in ``damage``."""
+        """Rows of a table; StoreError for one that is not as it was written, unless ``damage`` takes its name."""
         if self._db is None:
             return
         try:
@@ -356,10 +327,10 @@ class History:
         for *row, whole in self._rows(f"{select}, seal IS {good} FROM {table} {where}", values):
             if whole:
                 yield tuple(row)
-            elif damage is None:
+                continue
+            if damage is None:
                 raise damaged(self.folder.db, f"a row of {table}")
-            else:
-                damage.append(f"a row of {table}")
+            damage.append(table)
 
     def _run(self, row: tuple[Any, ...]) -> RunRow:
         values = list(row)

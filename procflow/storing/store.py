@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 from procflow.errors import StoreError
 from procflow.events import Event
 from procflow.failpoints import fp
-from procflow.storing import store_begin, store_mark
+from procflow.storing import store_begin, store_learned, store_mark
 from procflow.storing.journal import Buffer, Journal, MemoryStore, NullStore
 from procflow.storing.own_files import open_own
 from procflow.storing.state_folder import StateFolder, is_network_mount, try_flock
@@ -239,6 +239,7 @@ class Store(Buffer):
         if values["status"] is not None:
             db.execute(f"UPDATE sessions SET ended = ? WHERE {_SESSION}", (values["status"], self._seq))
             reseal(db, "sessions", _SESSION, (self._seq,))
+            store_learned.write(db, self._seq)
 
     @contextlib.contextmanager
     def _transaction(self, doing: str) -> Iterator[sqlite3.Connection]:

@@ -1,0 +1,200 @@
+"""Lessons: what one run taught about each of its tasks, small enough to be kept for every run. Pure.
+
+A lesson is of one label, role and executor: how long attempts took, how much of that a core was at work, what was
+spent around them, their peaks, and the course of a map's items from first to last, in few spans. This file makes lessons of
+attempts, and text of lessons and back; where they are kept is ``storing/store_learned.py``'s, what several runs teach
+together is ``known.py``'s.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+__all__ = ["VERSION", "Lesson", "Lessons", "Seen", "Spans", "decoded", "encoded", "learn", "quantile"]
+
+VERSION = 1
+"""Of the text; one that is not this is not read."""
+POINTS = 21
+"""Values at most that stand for a distribution."""
+SPANS = 64
+"""Spans at most, about, that stand for the course of a map's items."""
+START_S = 0.02
+"""What is spent around an attempt from here on is the start of its worker."""
+
+Spans = tuple[tuple[int, float, float], ...]
+"""Items in their order: how many, their seconds together, and the CPU seconds in them."""
+Key = tuple[str, str, str]
+"""Label, role and executor."""
+
+
+class Seen(NamedTuple):
+    """One attempt as the journal knows it: ``item`` as in events, ``outside_s`` is what passed around its work."""
+
+    label: str
+    role: str
+    executor: str
+    item: str
+    status: str
+    wall_s: float
+    cpu_s: float
+    outside_s: float
+    peak_bytes: int
+    size: int = 0
+    size_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Lesson:
+    """Of one label, role and executor in one run.
+
+    ``attempts`` that succeeded worked on ``items`` (one each, but for batches), ``wall_s`` and ``cpu_s`` together.
+    ``walls`` and ``peaks`` are values in rising order that stand for all: seconds of an item, bytes of an attempt.
+    ``overhead_s`` is spent around an attempt. ``size`` is the number of items that an *expand* found, of
+    ``size_bytes``. ``skipped`` are attempts whose condition was false. ``made_of`` begins the fingerprint.
+    """
+
+    attempts: int
+    items: int
+    wall_s: float
+    cpu_s: float
+    overhead_s: float
+    walls: tuple[float, ...] = ()
+    peaks: tuple[int, ...] = ()
+    spans: Spans = ()
+    size: int = 0
+    size_bytes: int = 0
+    skipped: int = 0
+    made_of: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Lessons:
+    """What a run taught: by label, role and executor; ``start_s`` is how long a worker took to start, 0 where none did."""
+
+    by_key: Mapping[Key, Lesson]
+    start_s: float = 0.0
+
+
+def quantile(values: Sequence[float], share: float) -> float:
+    """The smallest value that at least ``share`` of the values, which rise, do not pass."""
+    return values[max(0, min(len(values) - 1, -int(-share * len(values) // 1) - 1))]
+
+
+def learn(attempts: Iterable[Seen], made_of: Mapping[tuple[str, str], str] | None = None) -> Lessons:
+    """The lessons of a run's attempts: those that succeeded, were skipped, or ran out of memory (for their peaks)."""
+    groups: dict[Key, list[Seen]] = {}
+    for seen in attempts:
+        groups.setdefault((seen.label, seen.role, seen.executor), []).append(seen)
+    starts = sorted(s.outside_s for group in groups.values() for s in group if s.outside_s > START_S)
+    prints = made_of or {}
+    found = {key: _lesson(group, prints.get(key[:2], "")) for key, group in groups.items()}
+    return Lessons(found, quantile(starts, 0.5) if starts else 0.0)
+
+
+def _lesson(group: list[Seen], made_of: str) -> Lesson:
+    good = [s for s in group if s.status == "succeeded"]
+    peaks = sorted(s.peak_bytes for s in group if s.peak_bytes and s.status != "skipped")
+    skipped = sum(s.status == "skipped" for s in group)
+    around = [s.outside_s for s in good if s.outside_s <= START_S]
+    parts = [(_place(s), _count(s), s.wall_s, s.cpu_s) for s in good]
+    if len(parts) > 1 and good[0].role == "batch":
+        parts.sort(key=lambda part: part[0])
+    walls = sorted(wall / count for _, count, wall, _ in parts)
+    return Lesson(
+        len(good),
+        sum(part[1] for part in parts),
+        sum(s.wall_s for s in good),
+        sum(s.cpu_s for s in good),
+        sum(around) / len(around) if around else 0.0,
+        _few(walls),
+        tuple(int(p) for p in _few(peaks)),
+        _spans([part[1:] for part in parts]) if len(parts) > 1 else (),
+        round(sum(s.size for s in good) / len(good)) if good else 0,
+        round(sum(s.size_bytes for s in good) / len(good)) if good else 0,
+        skipped,
+        made_of,
+    )
+
+
+def _place(seen: Seen) -> tuple[tuple[int, ...], int]:
+    """Where the attempt's first item stands: items of enclosing maps, then its own."""
+    *outer, own = seen.item.split("/")
+    first = own.partition("-")[0].partition(",")[0]
+    return tuple(int(o) for o in outer if o.isdecimal()), int(first) if first.isdecimal() else 0
+
+
+def _count(seen: Seen) -> int:
+    """Items of a batch, by its label: ``7``, ``0-99`` or ``3,8,9``."""
+    if seen.role != "batch":
+        return 1
+    own = seen.item.rpartition("/")[2]
+    first, dash, last = own.partition("-")
+    if dash and first.isdecimal() and last.isdecimal():
+        return max(1, int(last) - int(first) + 1)
+    return own.count(",") + 1
+
+
+def _few(values: Sequence[float]) -> tuple[float, ...]:
+    """At most ``POINTS`` of the values, which rise, evenly spread, the largest among them."""
+    if len(values) <= POINTS:
+        return tuple(values)
+    return tuple(values[round(i * (len(values) - 1) / (POINTS - 1))] for i in range(POINTS))
+
+
+def _spans(parts: Sequence[tuple[int, float, float]]) -> Spans:
+    """The same course in few spans: what took long stays by itself, what was short is joined with its neighbours."""
+    if len(parts) <= SPANS:
+        return tuple(parts)
+    share = sum(wall for _, wall, _ in parts) / SPANS or 1.0
+    found: list[tuple[int, float, float]] = []
+    count, wall, cpu = 0, 0.0, 0.0
+    for part in parts:
+        if count and wall + part[1] > share:
+            found.append((count, wall, cpu))
+            count, wall, cpu = 0, 0.0, 0.0
+        count, wall, cpu = count + part[0], wall + part[1], cpu + part[2]
+    found.append((count, wall, cpu))
+    return tuple(found)
+
+
+def encoded(lessons: Lessons) -> bytes:
+    """The lessons as compressed text."""
+    rows = [_row(key, lesson) for key, lesson in lessons.by_key.items()]
+    text = json.dumps([round(lessons.start_s, 4), rows], separators=(",", ":"))
+    return zlib.compress(text.encode(), 1)
+
+
+def _row(key: Key, one: Lesson) -> list[Any]:
+    return [
+        *key, one.attempts, one.items, round(one.wall_s, 6), round(one.cpu_s, 6), round(one.overhead_s, 6),
+        [round(w, 7) for w in one.walls], one.peaks,
+        [(count, round(wall, 6), round(cpu, 6)) for count, wall, cpu in one.spans],
+        one.size, one.size_bytes, one.skipped, one.made_of,
+    ]  # fmt: skip
+
+
+def decoded(data: bytes, most_bytes: int = 1 << 28) -> Lessons:
+    """The lessons that ``encoded`` made this text of; ValueError for anything else."""
+    try:
+        opener = zlib.decompressobj()
+        text = opener.decompress(data, most_bytes)
+        if not opener.eof:
+            raise ValueError("the text of the lessons is cut off, or too long")
+        start_s, rows = json.loads(text)
+        return Lessons(dict(_read(rows)), float(start_s))
+    except (zlib.error, TypeError, KeyError, IndexError, UnicodeDecodeError) as error:
+        raise ValueError(f"the text of the lessons can't be read: {error}") from None
+
+
+def _read(rows: Iterable[Any]) -> Iterator[tuple[Key, Lesson]]:
+    for label, role, executor, attempts, items, wall, cpu, overhead, walls, peaks, spans, *rest in rows:
+        course = tuple((int(count), float(w), float(c)) for count, w, c in spans)
+        size, size_bytes, skipped, made_of = rest
+        yield (
+            (label, role, executor),
+            Lesson(attempts, items, wall, cpu, overhead, tuple(walls), tuple(peaks), course, size, size_bytes, skipped, made_of),
+        )  # fmt: skip

@@ -1,0 +1,178 @@
+"""The journal's table of lessons: one small row a run, so that ten runs are read in milliseconds however long the history.
+
+The store writes a run's row in the transaction that ends it; readers check its seal. The table is made when the first
+run ends that has something to say, so a journal without it is an older one, and versions that don't know it leave it
+alone. What lessons mean is ``learning/``'s. Damage here costs what was learned, never a run.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from procflow.errors import StoreError
+from procflow.learning.lessons import VERSION, Lessons, Seen, decoded, encoded, learn
+from procflow.storing.store_refs import decode_ref
+from procflow.storing.store_schema import UNREADABLE
+from procflow.storing.store_seal import expression, seal
+
+__all__ = ["Past", "RunLessons", "read", "write"]
+
+_TABLE = """
+CREATE TABLE IF NOT EXISTS learned (
+    seq INTEGER PRIMARY KEY, run_id TEXT NOT NULL, version INTEGER NOT NULL, data BLOB NOT NULL, seal INTEGER
+)
+"""
+RUNS = 10
+"""Runs of a pipeline that are learned from."""
+LOOKED_AT = 30
+"""Runs that are looked at for them, newest first."""
+MOST_LESSONS = 50_000
+"""No further run is read once there are so many: a pipeline of many thousand steps learns from fewer runs."""
+MOST_ATTEMPTS = 5_000
+"""A run without a row of its own (it was killed, or is of an older procflow) is read attempt by attempt up to here."""
+SHORT = 24
+"""Characters of a fingerprint that are kept, with the name of its algorithm."""
+OPENED_PAGES = 10_000
+
+_ATTEMPTS = """
+SELECT label, coalesce(role, ''), coalesce(executor, ''), item, status, coalesce(wall_s, 0), coalesce(cpu_s, 0),
+    max(0, coalesce(ended - started - wall_s, 0)), coalesce(peak_rss_bytes, 0), id, {whole}
+FROM step_executions
+WHERE id BETWEEN ? AND ? AND kind = 'task' AND (status IN ('succeeded', 'skipped') OR cause = 'oom') ORDER BY id
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class RunLessons:
+    """A run and what it taught. ``params`` are as the journal holds them."""
+
+    run_id: str
+    status: str
+    workers: int
+    params: dict[str, Any]
+    wall_s: float
+    lessons: Lessons
+
+
+@dataclass(slots=True)
+class Past:
+    """What the last runs of a pipeline taught, newest first; ``unusable`` says what could not be read, a line each."""
+
+    runs: list[RunLessons] = field(default_factory=list)
+    unusable: list[str] = field(default_factory=list)
+
+
+def write(db: sqlite3.Connection, seq: int) -> None:
+    """Write the row of a run that ends, within the caller's transaction.
+
+    Attempts of earlier sessions are checked: those that are damaged are left out.
+    """
+    (run_id,) = db.execute("SELECT run_id FROM runs WHERE seq = ?", (seq,)).fetchone()
+    (since,) = db.execute("SELECT coalesce(max(first_id), 0) FROM sessions WHERE run_id = ?", (run_id,)).fetchone()
+    whole = f"id >= {since:d} OR seal IS {expression(db, 'step_executions')}"
+    data = encoded(_learned(db, seq, run_id, whole))
+    db.execute(_TABLE)
+    row = (seq, run_id, VERSION, data)
+    db.execute("INSERT OR REPLACE INTO learned VALUES (?,?,?,?,?)", (*row, seal(*row)))
+
+
+def _learned(db: sqlite3.Connection, seq: int, run_id: str, whole: str) -> Lessons:
+    ids = (seq << 32, ((seq + 1) << 32) - 1)
+    pages = _pages(db, ids)
+    prints = db.execute("SELECT label, role, digest FROM fingerprints WHERE run_id = ?", (run_id,))
+    made_of = {(label, role): digest[:SHORT] for label, role, digest in prints}
+    rows = db.execute(_ATTEMPTS.format(whole=whole), ids)
+    return learn((Seen(*row[:9], *pages.get(row[9], ())) for row in rows if row[10]), made_of)
+
+
+def _pages(db: sqlite3.Connection, ids: tuple[int, int]) -> dict[int, tuple[int, int]]:
+    """For each attempt that found the items of a map: how many, and their bytes."""
+    found: dict[int, tuple[int, int]] = {}
+    sql = f"SELECT execution_id, count, ref FROM pages WHERE execution_id BETWEEN ? AND ? LIMIT {OPENED_PAGES}"
+    for execution_id, count, ref in db.execute(sql, ids):
+        try:
+            size_bytes = decode_ref(ref).size_bytes
+        except StoreError:
+            continue
+        before = found.get(execution_id, (0, 0))
+        found[execution_id] = (before[0] + count, before[1] + size_bytes)
+    return found
+
+
+def read(db: sqlite3.Connection, path: Path, pipeline: str, lock: str | None) -> Past:
+    """What the last runs of a pipeline taught; never raises for what is damaged or of another version.
+
+    ``lock`` tells runs of one file from those of another with a pipeline of that name; None takes them all.
+    """
+    past = Past()
+    try:
+        _read(db, past, pipeline, lock)
+    except (*UNREADABLE, StoreError) as error:
+        past.unusable.append(f"the history can't be read any further: {error}")
+    past.unusable = [f"{path}: {text}" for text in past.unusable]
+    return past
+
+
+def _read(db: sqlite3.Connection, past: Past, pipeline: str, lock: str | None) -> None:
+    whole = expression(db, "runs")
+    sql = f"""
+    SELECT seq, run_id, status, workers, params, coalesce(wall_s, 0), succeeded, seal IS {whole} FROM runs
+    WHERE pipeline = ? AND (? IS NULL OR lock IS ?) AND wall_s IS NOT NULL ORDER BY seq DESC LIMIT {LOOKED_AT}
+    """
+    total, without = 0, []
+    for seq, run_id, status, workers, params, wall_s, succeeded, good in db.execute(sql, (pipeline, lock, lock)):
+        if not good:
+            past.unusable.append(f"run {run_id} is not used: its row is damaged (the checksum is wrong)")
+            continue
+        lessons = _row_of(db, seq, run_id, past)
+        run = (run_id, status, workers, _mapping(params), wall_s)
+        if lessons is None:
+            without.append((seq, succeeded, run))
+            continue
+        past.runs.append(RunLessons(*run, lessons))
+        total += len(lessons.by_key)
+        if len(past.runs) >= RUNS or total > MOST_LESSONS:
+            return
+    if not past.runs:
+        _from_attempts(db, past, without)
+
+
+def _row_of(db: sqlite3.Connection, seq: int, run_id: str, past: Past) -> Lessons | None:
+    """The lessons of a run's row; None where it has none that can be used."""
+    if not db.execute("SELECT 1 FROM sqlite_master WHERE name = 'learned'").fetchone():
+        return None
+    # The columns by name: a version to come may have more of them.
+    row = db.execute("SELECT version, data, seal, run_id FROM learned WHERE seq = ?", (seq,)).fetchone()
+    if row is None:
+        return None
+    if row[0] != VERSION:
+        past.unusable.append(f"what run {run_id} taught is not used: it was written by another version of procflow")
+        return None
+    try:
+        if row[2] != seal(seq, row[3], row[0], row[1]) or row[3] != run_id:
+            raise ValueError("the checksum is wrong")
+        return decoded(row[1])
+    except ValueError as error:
+        past.unusable.append(f"what run {run_id} taught is not used: it is damaged ({error})")
+        return None
+
+
+def _from_attempts(db: sqlite3.Connection, past: Past, runs: list[tuple[int, int, tuple[Any, ...]]]) -> None:
+    """Runs without a usable row of their own, the newest few, from their attempts."""
+    whole = f"seal IS {expression(db, 'step_executions')}"
+    for seq, succeeded, run in runs[:3]:
+        if 0 < succeeded <= MOST_ATTEMPTS:
+            past.runs.append(RunLessons(*run, _learned(db, seq, run[0], whole)))
+
+
+def _mapping(text: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
