@@ -119,9 +119,8 @@ def run(
     try:
         options = {**limits, "params": params_of(param, params_file), "state_dir": state_dir, "run_id": run_id}
         earlier = _earlier(start, only, skip, force)
-        live = not quiet and log_format == "text" and _live(progress)
         options = {**options, "lock_wait_s": wait_s, "earlier": earlier, "reading": reading}
-        return run_file(file, options, log_format, detail, live=live)
+        return run_file(file, options, log_format, detail, progress)
     except PipelineError as error:
         return refused(error, file)
     except LockHeld as error:
