@@ -243,7 +243,9 @@ class History:
             prefix = starts[0]
         return self._run(next(self._sealed(_RUN_SQL, "runs", "WHERE run_id = ?", (prefix,))))
 
-    def steps(self, run_id: str, *, bad: bool = False, label: str | None = None, damage: Damage = None) -> Iterator[StepRow]:
+    def steps(
+        self, run_id: str, *, bad: bool = False, label: str | None = None, damage: list[str] | None = None
+    ) -> Iterator[StepRow]:
         """Rows of a run in the order in which they began; with ``bad`` those that failed or were lost. See ``_sealed``."""
         sql = "WHERE id BETWEEN ? AND ? " + ("AND status IN ('failed', 'lost') " if bad else "")
         sql += "AND label = ? ORDER BY id" if label is not None else "ORDER BY id"
@@ -315,7 +317,7 @@ class History:
             raise told(self.folder.db, error, "can't be read") from error
 
     def _sealed(
-        self, select: str, table: str, where: str, values: tuple[Any, ...], damage: Damage = None
+        self, select: str, table: str, where: str, values: tuple[Any, ...], damage: list[str] | None = None
     ) -> Iterator[tuple[Any, ...]]:
         """Rows of a table; StoreError for one that is not as it was written, unless ``damage`` takes its name."""
         if self._db is None:
