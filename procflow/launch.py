@@ -44,6 +44,7 @@ from procflow.storing.journal_objects import files_of_run
 from procflow.storing.samples import Samples, about_machine
 from procflow.storing.state_folder import StateFolder, fresh_run_id, locate, lock_name
 from procflow.units import Share
+from procflow.values.lazy_state import LazyState
 from procflow.values.object_files import ObjectFolder, make_folder
 from procflow.working.garbage import few_collections
 
@@ -224,15 +225,13 @@ def iterate(
         _clean(objects, folder, prepared.run_id)
         executors = guard.open(sorted(graph.executors), prepared.workers, prepared.run_id, objects.path)
         watch = stack.enter_context(Watch(open_waiter(executors), signals, guard.reaper))
-        recorder = Recorder(prepared.workers, graph)
         meter = MemoryWatch(executors.values(), prepared.memory_bytes)
         run = Run(prepared, folder, meter)
         for observer in observers:
-            begin = getattr(observer, "begin", None)
-            if begin is not None:
-                begin(run)
+            if hasattr(observer, "begin"):
+                observer.begin(run)
         run_folder = folder.open_run(prepared.run_id)
-        failures = FailuresFile(run_folder)
+        recorder, failures = Recorder(prepared.workers, graph), FailuresFile(run_folder)
         stack.callback(failures.close)
         samples = stack.enter_context(_samples(prepared, run_folder, meter, executors, watch.clock))
         logs = LogFolder(run_folder, on_line=_lines_to(observers), mask=mask)
@@ -256,10 +255,16 @@ def iterate(
             samples.begin()
             for events in engine.turns():
                 yield from events
-        for observer, error in engine.failed_observers:
-            log.warning("%s failed and was left out: %s: %s", type(observer).__name__, type(error).__name__, error)
+        _tell_of_failed(engine)
         _clean(objects, folder, prepared.run_id)
-        return recorder.result(scheduler.outputs, dropped=scheduler.dropped)
+        where = str(prepared.source.folder) if prepared.source is not None else None
+        state = LazyState(*scheduler.state, folder=where)
+        return recorder.result(scheduler.outputs, dropped=scheduler.dropped, state=state)
+
+
+def _tell_of_failed(engine: Engine) -> None:
+    for observer, error in engine.failed_observers:
+        log.warning("%s failed and was left out: %s: %s", type(observer).__name__, type(error).__name__, error)
 
 
 @contextmanager
