@@ -8,13 +8,14 @@ at a time.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import os
 import select
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -25,7 +26,7 @@ class Warm:
     """Starts the server; use it in a ``with``."""
 
     def __init__(self) -> None:
-        env = {**os.environ, "PYTHONPATH": os.pathsep.join((str(HERE.parent), str(HERE)))}
+        env = {**os.environ, "PYTHONPATH": os.pathsep.join((str(HERE.parent), str(HERE), str(HERE / "faults")))}
         self._server = subprocess.Popen(
             [sys.executable, str(HERE / "warm.py")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env, bufsize=0
         )
@@ -39,9 +40,15 @@ class Warm:
         self._server.kill()
         self._server.communicate(timeout=DEADLINE_S)
 
-    def start(self, words: tuple[str, ...], cwd: Path, env: Mapping[str, str], out: Path, err: Path) -> int:
-        """Begin a command with these files as stdout and stderr; its pid. ``env`` is added to the server's."""
-        order = {"words": words, "cwd": str(cwd), "env": dict(env), "out": str(out), "err": str(err)}
+    def start(
+        self, words: Sequence[str], cwd: Path, env: Mapping[str, str], out: Path, err: Path, prelude: str = ""
+    ) -> int:
+        """Begin a command with these files as stdout and stderr; its pid. ``env`` is added to the server's.
+
+        ``prelude`` is a function (``module:name``) that the child calls before anything else. Failpoints count, too.
+        """
+        order = {"words": list(words), "cwd": str(cwd), "env": dict(env), "out": str(out), "err": str(err)}
+        order["prelude"] = prelude
         assert self._server.stdin is not None
         self._server.stdin.write(json.dumps(order).encode() + b"\n")
         return int(self._line())
@@ -99,8 +106,16 @@ def be_command(order: dict[str, object]) -> None:
         sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         sys.path[0] = ""
+        from procflow import failpoints
         from procflow.cli import cli
 
+        if os.environ.get(failpoints.VARIABLE):
+            from procflow.failpoint_actions import arm_from_environment
+
+            arm_from_environment()
+        if order["prelude"]:
+            module, _, name = str(order["prelude"]).partition(":")
+            getattr(importlib.import_module(module), name)()
         words = order["words"]
         assert isinstance(words, list)
         try:
@@ -119,7 +134,6 @@ def be_command(order: dict[str, object]) -> None:
 
 def warm_up() -> None:
     """Import what commands import, as a child found out, and build what is built at first use; no connection stays open."""
-    import importlib
     import tempfile
 
     from procflow import Pipeline, Step
