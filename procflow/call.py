@@ -11,9 +11,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-__all__ = ["INDEX", "ITEM", "SECRETS", "Kind", "Lookup", "StepCall", "Text"]
+__all__ = ["INDEX", "ITEM", "SECRETS", "Kind", "Lookup", "Reducer", "StepCall", "Text"]
 
-Kind = Literal["transform", "shell", "merge", "split", "expand", "gate", "pooled"]
+Kind = Literal["transform", "shell", "merge", "split", "expand", "gate", "pooled", "fold"]
 
 ITEM = "item"
 """The name under which a map's body reads its item, unless the map says ``as:``."""
@@ -47,6 +47,25 @@ class Text:
 
 
 @dataclass(frozen=True, slots=True)
+class Reducer:
+    """How changes of one key of the pipeline's state become its value.
+
+    ``name`` is append, add, union, merge, replace, or empty for ``function``: ``module:name`` or a callable of the value so
+    far and a change. ``initial`` is the value before the first change, where ``has_initial`` says that one is declared.
+    """
+
+    name: str
+    function: str | Callable[..., Any] | None = None
+    initial: Any = None
+    has_initial: bool = False
+
+    @property
+    def told(self) -> str:
+        """The reducer in words."""
+        return self.name or (self.function if isinstance(self.function, str) else getattr(self.function, "__name__", "?"))
+
+
+@dataclass(frozen=True, slots=True)
 class StepCall:
     """What to run for one step.
 
@@ -57,7 +76,8 @@ class StepCall:
     false, the attempt ends as skipped; ``constants`` are the names it may read besides values (``params``, ``env``,
     ``run``). ``params`` are the step's own, for ``step.params``; the compiler has put them into ``kwargs`` where
     the kind passes them on. ``folder`` is put on ``sys.path`` so that modules beside the pipeline file can be
-    imported. ``item_name`` is set for the body of a map: the name under which it reads the item.
+    imported. ``item_name`` is set for the body of a map: the name under which it reads the item. ``state`` are the keys of
+    the pipeline's state, where the step may read and write it.
     """
 
     kind: Kind
@@ -73,10 +93,11 @@ class StepCall:
     params: Mapping[str, Any] = field(default_factory=dict)
     folder: str | None = None
     item_name: str | None = None
+    state: Mapping[str, Reducer] = field(default_factory=dict)
 
     def __reduce__(self) -> tuple[type[StepCall], tuple[Any, ...]]:
         # The default of frozen dataclasses asks for the fields anew each time, which costs more than the pickle.
         return StepCall, (
             self.kind, self.path, self.name, self.function, self.args, self.kwargs, self.outputs, self.options, self.when,
-            self.constants, self.params, self.folder, self.item_name,
+            self.constants, self.params, self.folder, self.item_name, self.state,
         )  # fmt: skip

@@ -23,9 +23,9 @@ from procflow.compiling.build import Binder, Build, Load, Setting, placed
 from procflow.compiling.names import Facts, Scope, did_you_mean, with_params
 from procflow.compiling.subpipelines import MAX_DEPTH, Members, parameters, with_secrets
 from procflow.compiling.surface import deepest
-from procflow.compiling.tasks import policy
+from procflow.compiling.tasks import fold_of, policy
 from procflow.errors import PipelineError, Problem
-from procflow.graph import ScopeUnit, TaskGraph
+from procflow.graph import MergeSpec, ScopeUnit, TaskGraph
 from procflow.model import Pipeline
 
 __all__ = ["Load", "compile_pipeline"]
@@ -56,7 +56,8 @@ def compile_pipeline(
     facts = with_secrets(build, pipeline, facts, ())
     known, unset = parameters(build, pipeline, params or {}, facts, Binder(build, Scope(facts), ()))
     scope = Scope(with_params(facts, known, unset)).block()
-    setting = Setting(pipeline.defaults, folder, executor or pipeline.defaults.executor or "processes")
+    state = {name: key.as_reducer() for name, key in pipeline.state.items()}
+    setting = Setting(pipeline.defaults, folder, executor or pipeline.defaults.executor or "processes", state=state)
     members = blocks.members(build, setting, Members(pipeline.steps, pipeline.type, "", "", ("steps",)), scope)
     _check_names(build, pipeline.show, "show", scope)
     _check_names(build, pipeline.keep, "keep", scope)
@@ -65,7 +66,8 @@ def compile_pipeline(
     root = ScopeUnit(
         index=0, name=pipeline.name, path="", label="", kind=pipeline.type, members=members, writes=None,
         on_error=policy(pipeline.on_error, pipeline.tolerate), tolerate=pipeline.tolerate,
-        timeout_s=pipeline.limits.timeout,
+        timeout_s=pipeline.limits.timeout, state=state, merger=fold_of(build, setting, pipeline) if state else None,
+        merge=MergeSpec("task") if state else MergeSpec(),
     )  # fmt: skip
     return TaskGraph(
         pipeline.name,

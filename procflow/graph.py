@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
-from procflow.call import StepCall
+from procflow.call import Reducer, StepCall
 from procflow.errors import Loc, Place
 from procflow.units import Rate, Share
 
@@ -82,7 +82,9 @@ class TaskUnit(Unit):
     """A compiled leaf: one call that one worker runs.
 
     ``tolerated`` is ``on_error: continue``: its failure is recorded and its block goes on. ``inherited`` are the
-    keys that the step took from the defaults of its file.
+    keys that the step took from the defaults of its file. ``learned_bytes`` is what it is expected to hold at most: it is
+    reserved where no ``memory_bytes`` are declared, and never a limit. ``timeout_share`` (``timeout: 300%``) is of the
+    median that was learned; ``timeout_s`` is what that comes to once it is known.
     """
 
     call: StepCall
@@ -93,6 +95,8 @@ class TaskUnit(Unit):
     idle_timeout_s: float | None = None
     kill_grace_s: float = 2.0
     inherited: frozenset[str] = frozenset()
+    learned_bytes: int | None = None
+    timeout_share: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,7 +105,7 @@ class ScopeUnit(Unit):
 
     ``need`` is the number of successes that end the block early, None for all. ``isolated`` scopes (``type:
     pipeline``) see no outer value but those in ``imports`` (inner name to outer name). ``kept`` are the names that
-    a pipeline step publishes.
+    a pipeline step publishes. ``state`` are the keys of the state that the members share.
     """
 
     kind: ScopeKind
@@ -116,6 +120,7 @@ class ScopeUnit(Unit):
     isolated: bool = False
     imports: Mapping[str, str] = field(default_factory=dict)
     kept: tuple[str, ...] | Literal["*"] | None = None
+    state: Mapping[str, Reducer] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

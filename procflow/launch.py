@@ -257,9 +257,13 @@ def iterate(
                 yield from events
         _tell_of_failed(engine)
         _clean(objects, folder, prepared.run_id)
-        where = str(prepared.source.folder) if prepared.source is not None else None
-        state = LazyState(*scheduler.state, folder=where)
-        return recorder.result(scheduler.outputs, dropped=scheduler.dropped, state=state)
+        return recorder.result(scheduler.outputs, dropped=scheduler.dropped, state=_state(prepared, scheduler))
+
+
+def _state(prepared: Prepared, scheduler: Scheduler) -> LazyState:
+    """The pipeline's state in the end; reducers of the user's lie beside its file."""
+    folder = str(prepared.source.folder) if prepared.source is not None else None
+    return LazyState(*scheduler.state, folder=folder)
 
 
 def _tell_of_failed(engine: Engine) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Element", "Inline", "ListOf", "MappingOf", "Ordered", "Ref", "Stored", "from_plain", "stored_in"]
+__all__ = ["Element", "Inline", "ListOf", "MappingOf", "Ordered", "Ref", "Stored", "WithState", "from_plain", "stored_in"]
 
 
 class Ref:
@@ -124,6 +124,26 @@ class Ordered(Ref):
         return (r for _, r in self.chunks)
 
 
+@dataclass(frozen=True, slots=True)
+class WithState(Ref):
+    """A chunk of a map's results, with the changes of the pipeline's state that its items made.
+
+    It opens as ``value``. ``state`` is ``((key, indices, ref), ...)``: each ref opens to a list with the changes of each of
+    those items.
+    """
+
+    value: Ref
+    state: tuple[tuple[str, range | tuple[int, ...], Ref], ...]
+
+    def plain(self) -> tuple[Any, ...]:
+        changes = tuple((key, _plain_indices(i), ref.plain()) for key, i, ref in self.state)
+        return ("with_state", self.value.plain(), changes)
+
+    def parts(self) -> Iterator[Ref]:
+        yield self.value
+        yield from (ref for _, _, ref in self.state)
+
+
 def _plain_indices(indices: range | tuple[int, ...]) -> tuple[int, ...]:
     # A range travels as (-1, start, stop): no item index is negative.
     return (-1, indices.start, indices.stop) if isinstance(indices, range) else indices
@@ -148,6 +168,9 @@ def from_plain(plain: tuple[Any, ...]) -> Ref:
         return MappingOf(tuple((name, from_plain(p)) for name, p in plain[1]))
     if kind == "ordered":
         return Ordered(tuple((_indices(i), from_plain(p)) for i, p in plain[1]))
+    if kind == "with_state":
+        changes = tuple((key, _indices(i), from_plain(p)) for key, i, p in plain[2])
+        return WithState(from_plain(plain[1]), changes)
     raise ValueError(f"unknown kind of ref {kind!r}")
 
 

@@ -20,6 +20,7 @@ from procflow.guarding.signals import exit_code_of
 from procflow.ref import Ref
 from procflow.showing.critical_path import critical_path_s
 from procflow.storing.attempt_log import log_path
+from procflow.values.lazy_state import LazyState
 from procflow.values.lazy_values import LazyValues, ValueDropped
 
 __all__ = [
@@ -151,7 +152,8 @@ class RunResult:
     """What a run came to.
 
     ``status`` is succeeded, partial (tolerated failures), failed, timed_out or cancelled. ``outputs`` opens values on access.
-    ``steps`` has a record per label, ``failures`` the steps and items that failed (the first 1000; ``failure_count`` counts all).
+    ``state`` are the pipeline's shared accumulators in the end. ``steps`` has a record per label, ``failures`` the steps and
+    items that failed (the first 1000; ``failure_count`` counts all).
     """
 
     status: str
@@ -164,6 +166,7 @@ class RunResult:
     failures: tuple[FailureRecord, ...]
     failure_count: int
     tolerated_count: int
+    state: Mapping[str, Any] = field(default_factory=LazyState)
 
     @property
     def exit_code(self) -> int:
@@ -224,6 +227,7 @@ class Recorder:
         outputs: Mapping[str, Ref] | None = None,
         open_ref: Callable[[Ref], Any] | None = None,
         dropped: Collection[str] = (),
+        state: LazyState | None = None,
     ) -> RunResult:
         """The result so far; ``outputs`` are the run's final values, which ``open_ref`` opens (``objects.unpack``).
 
@@ -245,6 +249,7 @@ class Recorder:
             failures=tuple(failures),
             failure_count=self._failure_count,
             tolerated_count=self._tolerated_count,
+            state=state if state is not None else LazyState(),
         )
 
     def _metrics(self) -> RunMetrics:

@@ -27,11 +27,13 @@ from procflow.attempt import (
     Progressed,
     Started,
 )
+from procflow.call import Reducer
 from procflow.events import (
     RunStarted,
 )
 from procflow.graph import TaskUnit, walk
 from procflow.ref import Ref
+from procflow.scheduling import states_seen
 from procflow.scheduling.actions import Action, Measured, StopAsked, Tick
 from procflow.scheduling.scopes import Scopes
 
@@ -98,6 +100,13 @@ class Scheduler(Scopes):
             self._admit()
         actions, self._actions = self._actions, []
         return actions
+
+    @property
+    def state(self) -> tuple[Mapping[str, Reducer], Mapping[str, Ref], Mapping[str, list[Ref]]]:
+        """The declared keys of the state, those that are folded, and the changes so far of all."""
+        root = self.root
+        made = states_seen.made_in(root) if root.unit.state and not self.folded else ()
+        return root.unit.state, self.folded, states_seen.by_key(made)
 
     @property
     def outputs(self) -> Mapping[str, Ref]:

@@ -1,7 +1,8 @@
 """What the author of a step sees: ``from procflow import step``.
 
-``step.progress(3, 10)``, ``step.metric("rows", 17)``, ``step.cost(0.02)``, ``step.heartbeat()``,
-``step.log.info(...)``, ``step.params``, ``step.run_id``, ``step.attempt``, ``step.item``. Outside a run all of it is
+``step.progress(3, 10)``, ``step.metric("rows", 17)``, ``step.cost(0.02)``, ``step.heartbeat()``, ``step.log.info(...)``,
+``step.state["results"]``, ``step.state.append("results", x)``, ``step.params``, ``step.run_id``, ``step.attempt``,
+``step.item``. Outside a run all of it is
 harmless, so a function can be tested alone. Import the module and read its attributes (``step.params``, not ``from
 procflow.step import params``): they are those of the attempt that runs now. This file never talks to a pipe:
 ``perform`` gives it a function that does.
@@ -18,6 +19,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from procflow.attempt import Progressed
+from procflow.state import State
 
 if TYPE_CHECKING:
     import logging
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     run_id: str
     attempt: int
     item: str
+    state: State
 
 __all__ = [
     "Running",
@@ -40,6 +43,7 @@ __all__ = [
     "params",
     "progress",
     "run_id",
+    "state",
 ]
 
 MIN_INTERVAL_S = 0.1
@@ -60,7 +64,7 @@ class StepOutput:
 class Running:
     """The attempt that runs now, as its step sees it; made by ``perform``, one an attempt."""
 
-    __slots__ = ("attempt", "cost", "index", "key", "labels", "metrics", "params", "reported_at", "run_id", "send")
+    __slots__ = ("attempt", "cost", "index", "key", "labels", "metrics", "params", "reported_at", "run_id", "send", "state")
 
     def __init__(
         self,
@@ -70,6 +74,7 @@ class Running:
         send: Callable[[Progressed], None] | None = None,
         params: Callable[[], dict[str, Any]] = dict,
         labels: tuple[str, ...] = (),
+        state: State | None = None,
     ) -> None:
         self.key = key
         self.run_id = run_id
@@ -77,6 +82,7 @@ class Running:
         self.send = send
         self.params = params
         self.labels = labels
+        self.state = State() if state is None else state
         self.index: int | None = None
         self.cost = 0.0
         self.metrics: dict[str, float] = {}
@@ -184,6 +190,8 @@ def __getattr__(name: str) -> Any:
         return _now().params()
     if name == "run_id":
         return _now().run_id
+    if name == "state":
+        return _now().state
     if name == "attempt":
         return _now().attempt
     if name == "item":

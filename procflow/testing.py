@@ -25,6 +25,7 @@ from procflow.failure import lost_failure
 from procflow.result import Recorder, RunResult
 from procflow.scheduler import Scheduler
 from procflow.storing.store import MemoryStore, RunRecord
+from procflow.values.lazy_state import LazyState
 from procflow.working.perform import perform
 
 __all__ = ["Act", "FakeClock", "FakeExecutor", "Script", "run_fake"]
@@ -208,4 +209,4 @@ def run_fake(
         observers=(recorder, *observers), clock=executor.clock,
     )  # fmt: skip
     engine.run()
-    return recorder.result(scheduler.outputs)
+    return recorder.result(scheduler.outputs, state=LazyState(*scheduler.state))

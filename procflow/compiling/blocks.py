@@ -160,6 +160,7 @@ def _block(
         merge=merge,
         merger=merger,
         gate=gate_of(build, setting, step, seat, scope),
+        state=setting.state,
     )
 
 
@@ -229,6 +230,7 @@ def _map(build: Build, setting: Setting, step: Map, seat: Seat, scope: Scope) ->
         body=body,
         item_name=step.item_name,
         batch=step.batch,
+        state=setting.state,
     )
 
 
@@ -248,7 +250,7 @@ def _steps_body(build: Build, setting: Setting, step: Map, seat: Seat, inside: S
     )
     units = members(build, inner, block, inside.block())
     alone: Seat = {**seat, "index": 0, "path": f"{seat['path']}.0", "after": (), "strict": frozenset()}
-    return ScopeUnit(**alone, kind="sequence", members=units, writes=units[-1].writes if units else ())
+    return ScopeUnit(**alone, kind="sequence", members=units, writes=units[-1].writes if units else (), state=setting.state)
 
 
 def _expand(step: Map, seat: Seat, setting: Setting, bind: Binder) -> StepCall:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypedDict
 
-from procflow.call import SECRETS, Lookup
+from procflow.call import SECRETS, Lookup, Reducer
 from procflow.compiling import condition, template
 from procflow.compiling.names import NoValue, Scope
 from procflow.compiling.surface import ROOTS, Surfaces
@@ -67,7 +67,7 @@ class Setting:
     """What a step inherits: the defaults and folder of its file, executor and priority of its block.
 
     ``root`` is the path of the file's top in the tree, ``depth`` the number of blocks around, ``files`` those being
-    compiled.
+    compiled, ``state`` what the steps of the file share.
     """
 
     defaults: Defaults
@@ -77,6 +77,7 @@ class Setting:
     root: Loc = ()
     depth: int = 0
     files: tuple[str, ...] = ()
+    state: Mapping[str, Reducer] = field(default_factory=dict)
 
     def inside(self, executor: str | None, priority: int) -> Setting:
         """What the members of a block inherit."""

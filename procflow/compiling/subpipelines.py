@@ -94,6 +94,7 @@ def subpipeline(
         timeout_s=min(clocks, default=None),
         on_error=policy(pipeline.on_error, pipeline.tolerate),
         tolerate=pipeline.tolerate,
+        state={name: key.as_reducer() for name, key in pipeline.state.items()},
     )
 
 
@@ -104,6 +105,7 @@ def _setting_of(build: Build, setting: Setting, step: Subpipeline, seat: Seat, l
     return replace(
         inside, defaults=defaults, folder=str(loaded.source.folder), root=(*seat["loc"], "file"),
         files=(*setting.files, str(loaded.source.path)),
+        state={name: key.as_reducer() for name, key in loaded.pipeline.state.items()},
     )  # fmt: skip
 
 

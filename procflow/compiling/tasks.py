@@ -15,11 +15,14 @@ from procflow.compiling.leaves import Common, call_of
 from procflow.compiling.names import Scope
 from procflow.compiling.surface import ROOTS, Face
 from procflow.graph import RetrySpec, TaskUnit
-from procflow.model import AnyStep, Defaults, Retry
+from procflow.model import AnyStep, Defaults, Pipeline, Retry
+from procflow.state import MARK
 
 __all__ = [
+    "FOLD",
     "KILL_GRACE_S",
     "executor_of",
+    "fold_of",
     "gate_of",
     "hidden",
     "leaf",
@@ -31,6 +34,8 @@ __all__ = [
 ]
 
 KILL_GRACE_S = 2.0
+FOLD = "(state)"
+"""The label of the task that folds the state at the end of a run; no step can be called so."""
 T = TypeVar("T")
 
 
@@ -62,6 +67,8 @@ def limited(
         key for key in ("cpus", "memory", "timeout", "idle_timeout")
         if getattr(defaults, key) is not None and (key not in given or getattr(step, key) is None)
     }  # fmt: skip
+    if setting.state and call.function is not None:
+        call = replace(call, state=setting.state)
     return TaskUnit(
         **seat,
         reads=_reads(call),
@@ -88,6 +95,8 @@ def hidden(build: Build, setting: Setting, step: AnyStep, seat: Seat, call: Step
     """
     alone: Seat = {**seat, "after": (), "strict": frozenset()}
     defaults = setting.defaults if call.kind != "gate" else Defaults()
+    if setting.state and call.kind == "merge" and call.function is not None:
+        call = replace(call, state=setting.state)
     return TaskUnit(
         **alone,
         retry=retry_of(None, defaults),
@@ -108,6 +117,17 @@ def gate_of(build: Build, setting: Setting, step: AnyStep, seat: Seat, scope: Sc
         return None
     call = StepCall("gate", seat["path"], seat["name"], when=when, constants=constants)
     return hidden(build, setting, step, seat, call)
+
+
+def fold_of(build: Build, setting: Setting, pipeline: Pipeline) -> TaskUnit:
+    """The task that folds the state once all steps are done."""
+    outputs = tuple(MARK + key for key in setting.state)
+    call = StepCall("fold", "", FOLD, outputs=outputs, folder=setting.folder, state=setting.state)
+    build.executors.add(setting.executor)
+    retry = retry_of(None, setting.defaults)
+    return TaskUnit(
+        index=0, name=FOLD, path="", label=FOLD, call=call, executor=setting.executor, retry=retry, writes=(),
+    )  # fmt: skip
 
 
 def executor_of(build: Build, setting: Setting, step: AnyStep) -> str:

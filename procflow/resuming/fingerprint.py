@@ -92,7 +92,8 @@ class _Printer:
     def _functions(self, call: StepCall, canonical: Canonical) -> str:
         """The function, and the score of a merge where that is one."""
         score = call.options.get("score")
-        functions = [call.function, score if isinstance(score, str) and ":" in score else None]
+        own = [spec.function for spec in call.state.values() if spec.function is not None]
+        functions = [call.function, score if isinstance(score, str) and ":" in score else None, *own]
         # Callables by identity: the graph holds them, so their ids stay theirs.
         key = ("code", call.folder, *(f if f is None or isinstance(f, str) else id(f) for f in functions))
         if key not in self._known:
@@ -119,6 +120,7 @@ def _task(need: Need, call: StepCall) -> dict[str, Any]:
         "params": params,
         "files": declared_files(call) if "files" in call.options else None,
         "options": {n: _unplaced(v, call.folder) for n, v in call.options.items() if v is not None and n != "files"},
+        "state": [(key, spec.name, spec.initial, spec.has_initial) for key, spec in sorted(call.state.items())],
         "when": (call.when, dict(call.constants)) if call.when is not None else None,
     }
 
@@ -163,5 +165,5 @@ def _unplaced(value: Any, folder: str | None) -> Any:
 
 def changes(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
     """Names of the parts that differ, the most telling first."""
-    order = ("code", "params", "inputs", "files", "options", "when", "kind", "members")
+    order = ("code", "params", "inputs", "files", "options", "state", "when", "kind", "members")
     return [name for name in dict.fromkeys((*order, *old, *new)) if old.get(name) != new.get(name)]

@@ -16,6 +16,7 @@ from graphlib import TopologicalSorter
 
 from procflow.call import INDEX
 from procflow.graph import MapUnit, ScopeUnit, TaskGraph, TaskUnit, Unit
+from procflow.state import MARK
 
 __all__ = ["Key", "Need", "needs_of"]
 
@@ -99,6 +100,8 @@ class _Walk:
 
     def __init__(self) -> None:
         self.found: dict[Key, Need] = {}
+        self.before: tuple[Key, ...] = ()
+        """Who may have changed the state that a task here sees, last."""
 
     def task(
         self, unit: TaskUnit, role: str, names: _Names, strict: tuple[Key, ...], depth: int,
@@ -106,7 +109,8 @@ class _Walk:
     ) -> Key:  # fmt: skip
         key = (unit.label, role)
         reads = {name: names.of(name) for name in unit.reads}
-        self.found[key] = Need(key, unit, depth, {**reads, **(more or {})}, strict)
+        state = {MARK: self.before} if unit.call.state else {}
+        self.found[key] = Need(key, unit, depth, {**reads, **(more or {}), **state}, strict)
         return key
 
     def scope(self, unit: ScopeUnit, names: _Names, strict: tuple[Key, ...], depth: int) -> _Done:
@@ -114,6 +118,9 @@ class _Walk:
         if unit.gate is not None:
             self.task(unit.gate, "gate", names, strict, depth)
         inside: list[_Done] = []
+        before = self.before
+        if unit.isolated:
+            self.before = ()
         if isinstance(unit, MapUnit):
             keys = self._map(unit, names, strict, depth)
             parts = keys[-1:]
@@ -124,6 +131,7 @@ class _Walk:
         block = (unit.label, "block")
         self.found[block] = Need(block, unit, depth, members=keys, parts=parts)
         result = block
+        self.before = before
         if unit.merger is not None:
             result = self.task(unit.merger, "merger", names, strict, depth, {"results": (block,)})
         done = _published(unit, result, inside)
@@ -135,8 +143,14 @@ class _Walk:
     def members(self, unit: ScopeUnit, names: _Names, strict: tuple[Key, ...], depth: int) -> list[_Done]:
         """The members of a block, each after those it waits for; in declared order in what is returned."""
         done: dict[int, _Done] = {}
+        outer = self.before
+        last: dict[int, tuple[Key, ...]] = {}
         for index in _in_order(unit):
             member = unit.members[index]
+            if unit.state and member.after:
+                self.before = tuple(dict.fromkeys(key for i in sorted(member.after) for key in last[i]))
+            else:
+                self.before = outer
             own = (*strict, *(done[i].key for i in sorted(member.strict))) if member.strict else strict
             if isinstance(member, TaskUnit):
                 key = self.task(member, "member", names, own, depth)
@@ -144,8 +158,10 @@ class _Walk:
             else:
                 assert isinstance(member, ScopeUnit)
                 done[index] = self.scope(member, names, own, depth)
+            last[index] = self.before if isinstance(member, TaskUnit) and not member.call.state else (done[index].key,)
             if unit.kind != "parallel":
                 names.publish(done[index].published, done[index].open)
+        self.before = outer
         return [done[i] for i in range(len(unit.members))]
 
     def _map(self, unit: MapUnit, names: _Names, strict: tuple[Key, ...], depth: int) -> tuple[Key, ...]:

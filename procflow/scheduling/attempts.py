@@ -27,7 +27,7 @@ from procflow.events import (
 )
 from procflow.graph import Unit
 from procflow.ref import Ref
-from procflow.scheduling import mapping, retries
+from procflow.scheduling import mapping, retries, states_seen
 from procflow.scheduling.actions import Kill, Measured
 from procflow.scheduling.runs import MapRun, ScopeRun, TaskRun
 from procflow.scheduling.starting import Starting
@@ -97,7 +97,10 @@ class Attempts(Starting):
             self._batch_ended_well(task, scope, outcome)
             return
         if task.role == "member":
-            task.published = dict(outcome.outputs)
+            if task.unit.call.state:
+                task.published, task.changes = states_seen.parted(outcome.outputs)
+            else:
+                task.published = dict(outcome.outputs)
         self._finish_attempt(task, outcome.usage, "succeeded", outcome=outcome)
         if task.role == "member":
             self._settle(task, "succeeded")
@@ -113,7 +116,10 @@ class Attempts(Starting):
         if task.role == "gate":
             self._begin(scope, self.records)
         elif task.role == "merger":
-            scope.published = dict(outputs)
+            if task.unit.call.kind == "fold":
+                self.folded = {name[1:]: ref for name, ref in outputs.items()}
+            else:
+                scope.published, scope.changes = states_seen.parted(outputs)
             self._settle(scope, "succeeded")
         else:
             assert isinstance(scope, MapRun)

@@ -22,7 +22,7 @@ from procflow.events import (
 )
 from procflow.graph import ScopeUnit, TaskUnit
 from procflow.ref import Element, Inline, Ref
-from procflow.scheduling import mapping, merge
+from procflow.scheduling import mapping, merge, states_seen
 from procflow.scheduling.attempts import Attempts
 from procflow.scheduling.runs import MapRun, ScopeRun, TaskRun, instantiate
 
@@ -113,6 +113,8 @@ class ItemRules(Attempts):
         self._record(
             StepProgress(self._at(), unit.path, unit.label, run.item, run.successes + len(run.failures), run.size)
         )
+        if run.changed is not None:
+            self._clash(run, states_seen.conflict_of_items(run, unit.state))
         if run.unit.need is not None and run.successes >= run.unit.need:
             self._end_early(run, "enough", f"{run.successes} items succeeded")
 
@@ -203,7 +205,11 @@ class ItemRules(Attempts):
             if iteration.state in ("succeeded", "skipped"):
                 last = iteration.members[-1].published if iteration.members else {}
                 ref: Ref = merge.as_value(last) if last else Inline(pickle.dumps(None, protocol=5))
-                mapping.done(run, range(index, index + 1), mapping.one(ref))
+                only = range(index, index + 1)
+                mapping.done(run, only, mapping.one(ref))
+                if iteration.changes:
+                    mapping.changed(run, ((key, only, mapping.one(ref)) for key, ref in states_seen.all_of(iteration.changes)))
+                    self._clash(run, states_seen.conflict_of_items(run, run.unit.state))
                 run.kept = run.kept and iteration.kept
                 if run.unit.need is not None and run.successes >= run.unit.need:
                     self._end_early(run, "enough", f"{run.successes} items succeeded")

@@ -6,7 +6,7 @@ A kept result is used only if every value that the task reads was kept too, and 
 from __future__ import annotations
 
 from procflow.graph import TaskUnit
-from procflow.scheduling import mapping
+from procflow.scheduling import mapping, states_seen
 from procflow.scheduling.kept import Kept
 from procflow.scheduling.releasing import Releasing
 from procflow.scheduling.runs import MapRun, ScopeRun, TaskRun
@@ -30,7 +30,7 @@ class Keeping(Releasing):
         task.declined = found.skipped
         self._move(task, "skipped" if found.skipped else "succeeded")
         if task.role == "member":
-            task.published = dict(found.outputs)
+            task.published, task.changes = states_seen.parted(found.outputs)
             self._step_finished(task, "skipped" if found.skipped else "succeeded")
             self._settling.append(task)
             return True
@@ -51,7 +51,13 @@ class Keeping(Releasing):
             return False
         if task.role == "merger" and not self._all_kept(scope):
             return False
+        if task.unit.call.state and not self._knows(states_seen.seen_by(task, task.role)):
+            return False
         return all(id(scope.lookup(name)) in self._kept_refs for name in task.unit.reads)
+
+    def _knows(self, changes: states_seen.Changes) -> bool:
+        """All these changes of the state come from an earlier session."""
+        return all(id(ref) in self._kept_refs for _, ref in changes)
 
     def _all_kept(self, scope: ScopeRun) -> bool:
         """Every value of the block comes from an earlier session."""
@@ -73,6 +79,8 @@ class Keeping(Releasing):
             return
         run.kept = False
         if run.tainted or not all(id(run.lookup(name)) in self._kept_refs for name in body.reads):
+            return
+        if body.call.state and not self._knows(run.base):
             return
         for indices, chunk in kept.items(run.unit.path, run.item):
             mapping.done(run, indices, chunk)

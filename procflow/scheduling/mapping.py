@@ -11,15 +11,16 @@ from __future__ import annotations
 import heapq
 import pickle
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from procflow.attempt import Failure, Items
-from procflow.ref import Inline, ListOf, Ordered, Ref
+from procflow.ref import Inline, ListOf, Ordered, Ref, WithState
 from procflow.scheduling.runs import MapRun
 
 __all__ = [
     "add_pages",
     "again",
+    "changed",
     "done",
     "has_work",
     "measure",
@@ -111,11 +112,22 @@ def start_over(run: MapRun) -> None:
 
 def done(run: MapRun, indices: Indices, chunk: Ref | None) -> None:
     """The items ended well; ``chunk`` opens to the list of their values."""
+    if type(chunk) is WithState:
+        changed(run, chunk.state)
+        chunk = chunk.value
     if indices and chunk is not None:
         run.chunks.append((indices, chunk))
         run.successes += len(indices)
         if run.alone:
             run.alone.difference_update(indices)
+
+
+def changed(run: MapRun, changes: Iterable[tuple[str, Indices, Ref]]) -> None:
+    """Items changed keys of the state; each ref opens to a list with the changes of each item."""
+    if run.changed is None:
+        run.changed = {}
+    for key, indices, ref in changes:
+        run.changed.setdefault(key, []).append((indices, ref))
 
 
 def measure(run: MapRun, count: int, wall_s: float) -> None:

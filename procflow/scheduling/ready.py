@@ -37,7 +37,8 @@ class Budget:
         unit = task.unit
         if self.cpus[unit.executor] < unit.cpus:
             return "cpus"
-        if task.memory_bytes is not None and self.memory_bytes is not None and self.memory_bytes < task.memory_bytes:
+        wanted = task.reserved_bytes
+        if wanted is not None and self.memory_bytes is not None and self.memory_bytes < wanted:
             return "memory"
         for name, amount in unit.resources.items():
             if self.resources.get(name, 0.0) < amount - 1e-9:
@@ -48,8 +49,9 @@ class Budget:
         """Take what the task asks for (-1) or give it back (+1)."""
         unit = task.unit
         self.cpus[unit.executor] += sign * unit.cpus
-        if task.memory_bytes is not None and self.memory_bytes is not None:
-            self.memory_bytes += sign * task.memory_bytes
+        wanted = task.reserved_bytes
+        if wanted is not None and self.memory_bytes is not None:
+            self.memory_bytes += sign * wanted
         for name, amount in unit.resources.items():
             self.resources[name] += sign * amount
 
@@ -83,9 +85,12 @@ class Ready:
     def __init__(self, budget: Budget) -> None:
         self.budget = budget
         self.held = False
+        self.most: int | None = None
+        """How many may run at once under pressure; None for no such limit. One always may."""
         self.wake_at: float | None = None
         """When a rate lets the next task start, as of the last ``pop``."""
         self._taken = 0
+        self._whole_bytes = budget.memory_bytes
         self._alone: deque[TaskRun] = deque()
         self._exclusive: TaskRun | None = None
         self._shapes: dict[object, _Shape] = {}
@@ -94,26 +99,34 @@ class Ready:
 
     def push(self, task: TaskRun) -> None:
         """The task waits for its start."""
-        if task.alone:
+        if task.alone or self._fills(task):
             self._alone.append(task)
             return
         self._serial += 1
         heapq.heappush(self._shape(task).heap, (task.urgency, self._serial, task))
 
+    def _fills(self, task: TaskRun) -> bool:
+        """Whether the task is expected to take the whole budget or more, though nobody declared how much."""
+        learned, whole = task.unit.learned_bytes, self._whole_bytes
+        return task.memory_bytes is None and learned is not None and whole is not None and learned >= whole
+
     def _shape(self, task: TaskRun) -> _Shape:
         unit = task.unit
-        shape = self._keys.get((id(unit), task.memory_bytes))
+        wanted = task.reserved_bytes
+        shape = self._keys.get((id(unit), wanted))
         if shape is None:
-            key: object = (unit.executor, unit.cpus, task.memory_bytes, tuple(sorted(unit.resources.items())))
+            key: object = (unit.executor, unit.cpus, wanted, tuple(sorted(unit.resources.items())))
             if unit.rate is not None:
                 key = (key, unit.path)
-            shape = self._keys[id(unit), task.memory_bytes] = self._shapes.setdefault(key, _Shape(unit))
+            shape = self._keys[id(unit), wanted] = self._shapes.setdefault(key, _Shape(unit))
         return shape
 
     def pop(self, now: float) -> TaskRun | None:
         """The next task to start, with its share of the budget taken; None when nothing fits now."""
         self.wake_at = None
         if self._exclusive is not None or (self.held and self._taken):
+            return None
+        if self.most is not None and self._taken >= max(1, self.most):
             return None
         while self._alone and self._alone[0].state != "ready":
             self._alone.popleft()

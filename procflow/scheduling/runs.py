@@ -26,12 +26,12 @@ class UnitRun:
     ``kept`` says that its result comes from an earlier session. ``unmet`` counts members before it that have not
     settled. ``after`` is the number of records that had been made when nothing held it back any more: those must be
     durable before it starts. ``declined`` says that its condition was false, ``clean`` that a resume would run nothing
-    of it.
+    of it. ``changes`` are those of the pipeline's state that it made, by key, in order.
     """
 
     __slots__ = (
-        "after", "clean", "declined", "failure", "kept", "labels", "published", "reason", "scope", "seq", "state", "unit",
-        "unmet",
+        "after", "changes", "clean", "declined", "failure", "kept", "labels", "published", "reason", "scope", "seq", "state",
+        "unit", "unmet",
     )  # fmt: skip
 
     unit: Unit
@@ -50,6 +50,7 @@ class UnitRun:
         self.kept = False
         self.declined = False
         self.clean = False
+        self.changes: tuple[tuple[str, Ref], ...] = ()
 
     @property
     def item(self) -> str:
@@ -100,6 +101,11 @@ class TaskRun(UnitRun):
         self.alone = False
 
     @property
+    def reserved_bytes(self) -> int | None:
+        """What it takes of the memory budget: its limit, else what was learned of it."""
+        return self.memory_bytes if self.memory_bytes is not None else self.unit.learned_bytes
+
+    @property
     def item_label(self) -> str:
         """``3/0-99``: items of enclosing maps, then its own."""
         own = (self.items.label,) if self.items is not None else ()
@@ -114,11 +120,13 @@ class ScopeRun(UnitRun):
     members that said ``on_error: continue``, ``own_failures`` failures that are no member's (a hidden task's, an
     item's). ``ending`` is why it ends before its members do: ``enough`` (join), ``failed`` (on_error: stop),
     ``timeout`` or ``cancelled``. ``tainted`` says that a step it depends on runs again, so nothing in it is kept.
+    ``base`` are the changes of the state that it found as it opened, ``replaced`` the members that gave a key of the state
+    another value, ``conflict`` that two at once did.
     """
 
     __slots__ = (
-        "active", "attempt", "clock", "cost", "ending", "failed", "forgiven", "gated", "hidden", "holds", "members",
-        "opened_at", "own_failures", "parked", "successes", "tainted", "unsettled", "values", "work_s",
+        "active", "attempt", "base", "clock", "conflict", "cost", "ending", "failed", "forgiven", "gated", "hidden", "holds",
+        "members", "opened_at", "own_failures", "parked", "replaced", "successes", "tainted", "unsettled", "values", "work_s",
     )  # fmt: skip
 
     unit: ScopeUnit
@@ -144,6 +152,9 @@ class ScopeRun(UnitRun):
         self.gated = False
         self.work_s = 0.0
         self.cost = 0.0
+        self.base: tuple[tuple[str, Ref], ...] = ()
+        self.replaced: dict[str, list[int]] | None = None
+        self.conflict: Failure | None = None
 
     @property
     def total(self) -> int:
@@ -202,11 +213,12 @@ class MapRun(ScopeRun):
     ``failures`` are final. ``head`` is the batch that waits for its start (it takes its items only then), ``live``
     are the open iterations by item. ``losses`` counts how often an item was among those that may have taken a
     worker down. ``memory_bytes`` is what a batch reserves after one ran out of memory; ``pressed`` makes the next
-    batch run alone. ``unclean`` says that an iteration settled and was not clean.
+    batch run alone. ``unclean`` says that an iteration settled and was not clean. ``changed`` are the changes of the state
+    by key, with the items that made them.
     """
 
     __slots__ = (
-        "again", "alone", "charges", "chunks", "cursor", "expanded", "failures", "head", "item_s", "live", "losses",
+        "again", "alone", "changed", "charges", "chunks", "cursor", "expanded", "failures", "head", "item_s", "live", "losses",
         "measured", "memory_bytes", "page", "pages", "pressed", "size", "unclean",
     )  # fmt: skip
 
@@ -232,6 +244,7 @@ class MapRun(ScopeRun):
         self.item_s = 0.0
         self.measured = 0
         self.unclean = False
+        self.changed: dict[str, list[tuple[range | tuple[int, ...], Ref]]] | None = None
 
     @property
     def total(self) -> int:

@@ -17,7 +17,7 @@ from procflow.events import (
 )
 from procflow.graph import ScopeUnit, TaskUnit
 from procflow.ref import Ref
-from procflow.scheduling import retries, values
+from procflow.scheduling import retries, states_seen, values
 from procflow.scheduling.items import ItemRules
 from procflow.scheduling.runs import MapRun, ScopeRun, TaskRun, instantiate
 
@@ -38,6 +38,8 @@ class Scopes(ItemRules):
             scope.opened_at = self._now
             if self.kept is not None:
                 scope.tainted = self._is_tainted(scope)
+            if unit.state:
+                scope.base = states_seen.seen_by(scope)
             for name, outer in unit.imports.items():
                 ref = scope.scope.lookup(outer) if scope.scope is not None else None
                 if ref is not None:
@@ -148,6 +150,12 @@ class Scopes(ItemRules):
         self._cancel(scope, reason)
         self._maybe_close(scope)
 
+    def _clash(self, scope: ScopeRun, conflict: Failure | None) -> None:
+        """Two at once replaced a key of the state: no order of them is right, so the block fails."""
+        if conflict is not None and scope.conflict is None and scope.ending is None:
+            scope.conflict = scope.failure = conflict
+            self._end_early(scope, "failed", conflict.message)
+
     def _stop(self, reason: str) -> None:
         if self.root.state == "running":
             self._end_early(self.root, "cancelled", reason)
@@ -176,10 +184,13 @@ class Scopes(ItemRules):
                 self.failures += 1
             self._step_finished(run, state)
         else:
+            if run.unit.state and state == "succeeded":
+                run.changes = () if run.unit.isolated else (*states_seen.made_in(run), *run.changes)
             if self.kept is not None and state == "succeeded":
                 run.kept = self._all_kept(run)
                 if run.kept:
                     self._kept_refs.update((id(ref), ref) for ref in run.published.values())
+                    self._kept_refs.update((id(ref), ref) for _, ref in run.changes)
             self._block_finished(run, state, None)
         self._settling.append(run)
 
@@ -234,6 +245,8 @@ class Scopes(ItemRules):
             scope.successes += 1
             if scope.unit.kind != "parallel":
                 scope.values.update(self._visible(scope, run))
+            if run.changes:
+                self._clash(scope, states_seen.conflict_of(scope, run))
         elif run.state == "failed":
             scope.failed += 1
             scope.forgiven += run.unit.tolerated
@@ -314,7 +327,7 @@ class Scopes(ItemRules):
 
     def _good(self, scope: ScopeRun) -> bool:
         unit = scope.unit
-        if scope.ending in ("failed", "timeout"):
+        if scope.ending in ("failed", "timeout") or scope.conflict is not None:
             return False
         if unit.need is not None:
             return scope.successes >= unit.need or (scope.total == 0 and isinstance(scope, MapRun))
@@ -335,6 +348,9 @@ class Scopes(ItemRules):
 
     def _fail(self, scope: ScopeRun) -> None:
         """The block failed: its members run again after a pause, or it is over."""
+        if scope.conflict is not None:
+            self._settle(scope, "failed", scope.reason)
+            return
         if scope.failure is None:
             scope.failure = values.first_failure(scope)
         if not scope.reason:

@@ -8,7 +8,7 @@ from procflow.events import (
 )
 from procflow.graph import TaskUnit
 from procflow.ref import Ref
-from procflow.scheduling import values
+from procflow.scheduling import states_seen, values
 from procflow.scheduling.actions import Submit
 from procflow.scheduling.keeping import Keeping
 from procflow.scheduling.runs import Role, ScopeRun, TaskRun
@@ -86,7 +86,9 @@ class Starting(Keeping):
                 self._starve(task, scope, name)
                 return
             read[name] = ref
-        if task.role == "merger":
+        if unit.call.state:
+            read.update(states_seen.snapshot(task))
+        if task.role == "merger" and unit.call.kind != "fold":
             read["results"] = values.for_merger(scope)
         if task.number == 0 and self.kept is not None:
             task.number = self.kept.attempts(unit.path, task.item_label)

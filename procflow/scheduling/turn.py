@@ -70,6 +70,8 @@ class Turn:
         self.records = 0
         self.attempts_over = 0
         self.retries = 0
+        self.folded: dict[str, Ref] = {}
+        """The state at the end of the run, once it has been folded."""
         self._crashes: deque[float] = deque()
         self._kept_refs: dict[int, Ref] = {}
         self.dropped: set[str] = set()
@@ -181,6 +183,10 @@ class Turn:
 
     def _end_early(self, scope: ScopeRun, ending: Ending, reason: str) -> None:
         """The block's end is decided before all members are done."""
+        raise NotImplementedError
+
+    def _clash(self, scope: ScopeRun, conflict: Failure | None) -> None:
+        """Two at once replaced a key of the state."""
         raise NotImplementedError
 
     def _maybe_close(self, scope: ScopeRun) -> None:

@@ -14,11 +14,12 @@ from itertools import pairwise
 
 from procflow.events import Role
 from procflow.graph import MapUnit, ScopeUnit
-from procflow.ref import Element, ListOf, Ref
+from procflow.ref import Element, ListOf, Ref, WithState
 from procflow.resuming.fingerprint import Fingerprint, changes
 from procflow.resuming.kept_files import Lost, find_lost
 from procflow.resuming.needs import Key, Need
 from procflow.scheduling.kept import KeptTask
+from procflow.state import MARK
 from procflow.storing.journal_results import Good, Indices, Results, above
 from procflow.storing.store_begin import Print, Taken
 
@@ -114,7 +115,7 @@ class JournalKept:
                 else:
                     new = [(i, place) for place, i in enumerate(indices) if i not in seen]
                     if new:
-                        found.append((tuple(i for i, _ in new), ListOf(tuple(Element(chunk, p) for _, p in new))))
+                        found.append((tuple(i for i, _ in new), _picked(chunk, new)))
                 seen.update(indices)
         return found
 
@@ -279,6 +280,7 @@ class JournalKept:
                     what = (
                         f"reads {name!r}, a value of {maker[0]}" if name and name != "results" else f"needs {maker[0]}"
                     )
+                    what = f"sees the state that {maker[0]} may change" if name == MARK else what
                     return f"{what}, which runs again"
         for before in need.strict:
             if known[before].why and not self._same_item(before, need):
@@ -301,3 +303,16 @@ class JournalKept:
         return {
             None: "never ran", "failed": "failed", "lost": "was cut off", "cancelled": "was stopped",
         }.get(ended, "never ran")  # fmt: skip
+
+
+def _picked(chunk: Ref, new: Sequence[tuple[int, int]]) -> Ref:
+    """Some items of a chunk, each with its index and its place, and what they changed of the pipeline's state."""
+    if not isinstance(chunk, WithState):
+        return ListOf(tuple(Element(chunk, place) for _, place in new))
+    wanted = {index for index, _ in new}
+    state = []
+    for key, indices, ref in chunk.state:
+        own = [(index, place) for place, index in enumerate(indices) if index in wanted]
+        if own:
+            state.append((key, tuple(index for index, _ in own), ListOf(tuple(Element(ref, place) for _, place in own))))
+    return WithState(ListOf(tuple(Element(chunk.value, place) for _, place in new)), tuple(state))

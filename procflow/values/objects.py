@@ -17,7 +17,7 @@ from itertools import pairwise
 from typing import Any
 
 from procflow.errors import ProcflowError
-from procflow.ref import Element, Inline, ListOf, MappingOf, Ordered, Ref, Stored, stored_in
+from procflow.ref import Element, Inline, ListOf, MappingOf, Ordered, Ref, Stored, WithState, stored_in
 
 __all__ = [
     "FOLDER",
@@ -155,6 +155,8 @@ def unpack(ref: Ref) -> Any:
         return {name: unpack(member) for name, member in ref.members}
     if isinstance(ref, Ordered):
         return _unpack_ordered(ref)
+    if isinstance(ref, WithState):
+        return unpack(ref.value)
     if isinstance(ref, Element):
         # Pages stand above this file; most refs never need them.
         return import_module("procflow.working.pages").take(ref.of, (ref.index,))[0]

@@ -29,7 +29,7 @@ from procflow.errors import ProcflowError
 from procflow.failure import failure_from, item_text
 from procflow.ref import Ref
 from procflow.values import objects
-from procflow.working import functions, pages
+from procflow.working import changes, functions, pages
 
 __all__ = ["OutputError", "Values", "perform", "publish"]
 
@@ -109,7 +109,8 @@ def perform(
         clock = _with_children
     wall, cpu = perf_counter(), clock()
     scope = Values(values, call.constants)
-    running = step.Running(key, run_id, number, send, lambda: dict(fill(call.params, scope)), labels)
+    state = changes.state_of(call, scope)
+    running = step.Running(key, run_id, number, send, lambda: dict(fill(call.params, scope)), labels, state)
     token = step._enter(running)
     try:
         functions.add_folder(call.folder)
@@ -178,7 +179,9 @@ def _single(
     if call.kind == "pooled":
         # Refs already: a call of a ProcessPool is no step with outputs to check.
         return value, ()
-    return publish(call.outputs, _unwrapped(value, running)), ()
+    outputs = publish(call.outputs, _unwrapped(value, running))
+    made = running.state.take() if call.state else None
+    return changes.pack_beside(outputs, made) if made else outputs, ()
 
 
 def _unwrapped(value: Any, running: step.Running) -> Any:
@@ -250,12 +253,13 @@ class _Chunk:
         self.done: list[int] = []
         self.results: list[Any] = []
         self.failures: list[tuple[int, Failure]] = []
+        self.changes: dict[int, changes.Made] = {}
 
     def flush(self) -> None:
         """Send what there is, and begin anew."""
         indices, ref, failures = self.rest()
         self.running.report(Progressed(self.running.key, indices, ref, failures))
-        self.done, self.results, self.failures = [], [], []
+        self.done, self.results, self.failures, self.changes = [], [], [], {}
         self.running.reported_at = monotonic()
         self.at = perf_counter()
 
@@ -266,22 +270,25 @@ class _Chunk:
         ref = None
         if self.done:
             try:
-                ref = objects.pack(self.results)
+                ref = self._packed()
             except Exception:
                 ref = self._sorted_out()
         return _compact(self.done), ref, tuple(sorted(self.failures, key=lambda pair: pair[0]))
+
+    def _packed(self) -> Ref:
+        return changes.pack_chunk(self.results, self.done, self.changes) if self.changes else objects.pack(self.results)
 
     def _sorted_out(self) -> Ref | None:
         good: list[tuple[int, Any]] = []
         for index, result in zip(self.done, self.results, strict=True):
             try:
-                objects.check(result)
+                changes.check(result, self.changes.get(index, {}))
             except Exception as exc:
                 self.failures.append((index, failure_from(exc)))
             else:
                 good.append((index, result))
         self.done, self.results = [index for index, _ in good], [result for _, result in good]
-        return objects.pack(self.results) if good else None
+        return self._packed() if good else None
 
 
 def _compact(indices: list[int]) -> range | tuple[int, ...]:
@@ -323,9 +330,13 @@ def _each(
                 value = _unwrapped(value, running)
         except BaseException as exc:
             chunk.failures.append((index, replace(failure_from(exc), item=item_text(item))))
+            if call.state:
+                running.state.take()
         else:
             chunk.done.append(index)
             chunk.results.append(value)
+            if call.state and (made := running.state.take()):
+                chunk.changes[index] = made
         if send is not None and at < last and perf_counter() - chunk.at > interval:
             chunk.flush()
     running.index = None
