@@ -166,6 +166,7 @@ class _Reader:
         self.spans: dict[str, list[float]] = {}
         self.newest: dict[str, int] = {}
         self.found: dict[str, Counter[str]] = {}
+        self.items: Counter[str] = Counter()
 
     def read(self, past: History) -> None:
         facts, damage = self.facts, list[str]()
@@ -244,13 +245,17 @@ class _Reader:
         if not row.item:
             outcome.status = status
         outcome.failed += row.failed_count or 0
+        if row.kind == "map" and row.status != "running":
+            # Its batches count only what they had not told before they ended.
+            self.items[row.path] += row.count or 0
+            outcome.count = self.items[row.path]
 
     def _judge(self, row: StepRow, place: int, status: str) -> Outcome:
         """Note how a row ended for its step; what earlier sessions said of it is forgotten."""
         outcome = self.facts.outcomes.get(row.path)
         if outcome is None or self.newest[row.path] < place:
             self.newest[row.path] = place
-            self.found[row.path] = Counter()
+            self.found[row.path], self.items[row.path] = Counter(), 0
             outcome = self.facts.outcomes[row.path] = Outcome()
             self.spans.pop(row.path, None)
         if status and row.role not in ("gate", "expand", "merger"):
