@@ -38,8 +38,8 @@ HARMED_SESSIONS = 8
 """So many sessions of a run are harmed at most; after that one has to get to the end in peace."""
 LONGEST_S = 120.0
 DAY_S = 86_400.0
-BAD_ENDS = {-9, 1, 74, 129, 130, 143}
-"""Exit codes that a session may have to which harm was done."""
+BAD_ENDS = {-9, -1, -15, 1, 74, 129, 130, 143}
+"""Exit codes that a session may have to which harm was done; a signal before the first line may come before its handler."""
 
 
 def jumping_clock() -> None:
@@ -254,14 +254,14 @@ class _Run:
         return [pid for pid in marked(self.mark) if is_alive(pid)]
 
     def _check_law(self, wanted: str) -> None:
-        """Its end is as wanted; every start beyond the first is owed to an attempt that is recorded as failed or lost, or to a kill."""
+        """Its end is as wanted; every start beyond the first is owed to an attempt that ended badly, or to a kill."""
         with History.open(StateFolder(self.folder / ".procflow")) as past:
             assert past.run(self.run_id).status == "succeeded"
             rows = [row for row in past.steps(self.run_id) if row.kind == "task"]
             (end,) = [o.ref for o in past.outputs(self.run_id) if o.name == "end"]
         assert unpack(end) == wanted.strip()
         bad = [row for row in rows if row.status in ("failed", "lost", "cancelled")]
-        ledger.count("soak: attempts stopped for memory", sum(row.cause == "oom" for row in bad))
+        ledger.count("soak: attempts stopped for memory", sum(row.cause in ("oom", "pressure") for row in bad))
         crashed = [row for row in bad if row.cause == "crash" and "procflow itself" not in (row.reason or "")]
         short = len(crashed) - self.worker_kills
         ledger.count("law violations", max(0, short))

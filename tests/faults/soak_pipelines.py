@@ -86,8 +86,18 @@ class _Maker:
         """One step, or a block."""
         return self.block(known, depth) if depth < 3 and self.chance.random() < 0.2 else self.step(known)
 
+    def feast(self) -> dict[str, Any]:
+        """Three hungry steps at once."""
+        steps = [self.step([]) for _ in range(3)]
+        for step in steps:
+            self.made.fails.discard(step["name"])
+            step["params"] |= {"how": "hungry", "pause_s": 0}
+        return {"type": "parallel", "name": self.name("b"), "steps": steps}
+
     def some(self, known: list[str], depth: int) -> list[dict[str, Any]]:
-        """One step, a block, or a map with its items."""
+        """One step, a block, or a map with its items; sometimes more hungry steps than there is memory for."""
+        if self.chance.random() < 0.03:
+            return [self.feast()]
         return self.items(known) if self.chance.random() < 0.2 else [self.one(known, depth)]
 
 

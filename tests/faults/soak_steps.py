@@ -40,9 +40,8 @@ def work(*values: Any, key: str, how: str = "plain", pause_s: float = 0.0) -> An
         time.sleep(600)
         os._exit(0)
     if how == "hungry":
-        held = bytearray(HUNGRY_BYTES)
-        held[:: 1 << 12] = b"x" * len(held[:: 1 << 12])
-        time.sleep(0.1)
+        held = bytearray(b"x") * HUNGRY_BYTES
+        time.sleep(0.4)
         del held
     found = digest(key, *values)
     ledger.write(key, "end")
