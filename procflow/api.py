@@ -211,11 +211,18 @@ class EventStream(Iterator[Event]):
         return self._result
 
 
-def load(path: str | os.PathLike[str]) -> Pipeline:
-    """The pipeline of a YAML or JSON file; raises ``PipelineError`` with every problem as ``file:line:column``."""
+def load(
+    path: str | os.PathLike[str], *, dialect: str | None = None, bindings: Mapping[str, Any] | None = None
+) -> Pipeline:
+    """The pipeline of a YAML or JSON file; raises ``PipelineError`` with every problem as ``file:line:column``.
+
+    A file of another system is read by its shape, or by ``dialect``; ``bindings`` are functions (or ``module:name``) for the names
+    that it leaves open.
+    """
+    from procflow.dialects import Reading
     from procflow.loader import load_pipeline
 
-    loaded = load_pipeline(Path(path), model.Pipeline)
+    loaded = load_pipeline(Path(path), model.Pipeline, Reading(dialect, bindings or {}))
     return Pipeline._loaded(loaded.pipeline, loaded.source)
 
 

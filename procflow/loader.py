@@ -14,7 +14,7 @@ import stat
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Generic, NoReturn, TypeVar
 
 from pydantic import ValidationError
 
@@ -23,7 +23,10 @@ from procflow.loading.source import Source, Tree
 from procflow.loading.validation import Fault, faults
 from procflow.model import Pipeline
 
-__all__ = ["MAX_FILE_BYTES", "Loaded", "Source", "load_pipeline", "load_text", "read_tree"]
+if TYPE_CHECKING:
+    from procflow.dialects import Reading
+
+__all__ = ["MAX_FILE_BYTES", "Loaded", "Source", "load_pipeline", "load_text", "read_file", "read_tree"]
 
 MAX_FILE_BYTES = 1 << 20
 MAX_PROBLEMS = 100
@@ -40,12 +43,39 @@ class Loaded(Generic[P]):
     source: Source
 
 
-def load_pipeline(path: str | os.PathLike[str], cls: type[P] = Pipeline) -> Loaded[P]:  # type: ignore[assignment]
-    """The pipeline in a file, JSON by the suffix ``.json``, YAML otherwise; raises ``PipelineError``."""
+def load_pipeline(
+    path: str | os.PathLike[str],
+    cls: type[P] = Pipeline,  # type: ignore[assignment]
+    reading: Reading | None = None,
+) -> Loaded[P]:
+    """The pipeline in a file; raises ``PipelineError``.
+
+    JSON by the suffix ``.json``, the head of a text by ``.md``, YAML otherwise. Files of other systems are read by their
+    dialect: that of ``reading``, else the one whose shape they have.
+    """
+    tree, source = read_file(path)
+    return _validated(*_in_own_words(tree, source, reading), cls)
+
+
+def read_file(path: str | os.PathLike[str]) -> tuple[Tree, Source]:
+    """The plain tree of a file and its positions, as ``read_tree``; raises ``PipelineError``."""
     name = os.fspath(path)
     file = Path(os.path.abspath(name)) if "\0" not in name else _fail(name, "a path can't hold a NUL character")
-    tree, source = read_tree(_decode(_read(file, name), name), name, file.parent, file)
-    return _validated(tree, source, cls)
+    return read_tree(_decode(_read(file, name), name), name, file.parent, file)
+
+
+def _in_own_words(tree: Tree, source: Source, reading: Reading | None) -> tuple[Tree, Source]:
+    """The tree in procflow's language."""
+    from procflow.dialects import is_own, translated
+
+    if not reading and (not isinstance(tree.value, dict) or is_own(tree.value)):
+        return tree, source
+    found = translated(tree, source, reading)
+    if found is None:
+        return tree, source
+    own = Tree(tree.name)
+    own.value, own.spot = found.plain, found.source.root
+    return own, found.source
 
 
 def load_text(text: str, name: str, folder: str | os.PathLike[str], cls: type[P] = Pipeline) -> Loaded[P]:  # type: ignore[assignment]
@@ -68,6 +98,8 @@ def read_tree(text: str, name: str, folder: Path, path: Path | None = None) -> t
         before = text[: bad.start()]
         what = "a NUL character" if bad[0] == "\0" else f"the character U+{ord(bad[0]):04X}, which can't be printed"
         tree.fail(what, before.count("\n") + 1, bad.start() - before.rfind("\n"), "remove it")
+    if name.lower().endswith((".md", ".markdown")):
+        text = _head(text, tree)
     if name.lower().endswith(".json"):
         from procflow.loading.json_source import read_json
 
@@ -86,10 +118,26 @@ def _validated(tree: Tree, source: Source, cls: type[P]) -> Loaded[P]:
     try:
         pipeline = cls.model_validate(tree.value)
     except ValidationError as error:
-        raise PipelineError(_explained(faults(error, cls), tree.problems, source)) from None
+        raise PipelineError(source.told(_explained(faults(error, cls), tree.problems, source))) from None
     if tree.problems:
         raise PipelineError(_explained([], tree.problems, source))
     return Loaded(pipeline, source)
+
+
+def _head(text: str, tree: Tree) -> str:
+    """The YAML between the lines ``---`` at the top of a Markdown file; its positions are those in the file."""
+    lines = text.split("\n")
+    if lines[0].rstrip() != "---":
+        tree.fail(
+            "this Markdown file begins without a line ---",
+            1,
+            1,
+            "the pipeline stands between two such lines at its top",
+        )
+    end = next((i for i, line in enumerate(lines) if i and line.rstrip() in ("---", "...")), None)
+    if end is None:
+        tree.fail("the line --- that ends the head of this Markdown file is missing", 1, 1, "write it above the text")
+    return "\n".join(lines[:end])
 
 
 def _explained(found: Iterable[Fault], others: list[Problem], source: Source) -> list[Problem]:

@@ -25,6 +25,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "validate": ("procflow.cli.validate:validate", "Check a pipeline file without running it."),
     "plan": ("procflow.cli.plan:plan", "Show what a run would do, and with which limits."),
     "graph": ("procflow.cli.graph:graph", "Draw a pipeline as Mermaid or DOT text."),
+    "convert": ("procflow.cli.convert:convert", "Print another system's file in procflow's language."),
     "resume": ("procflow.cli.resume:resume", "Go on with a run that did not end well."),
     "retry": ("procflow.cli.resume:retry", "Run again what failed or never ran, as a new run."),
     "history": ("procflow.cli.history:history", "List the runs of a state folder."),

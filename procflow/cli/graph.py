@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from procflow.cli.options import param_options, params_of
+from procflow.cli.options import dialect_options, param_options, params_of, reading_of
 from procflow.cli.output import err, out, refused
 from procflow.errors import PipelineError
 from procflow.plaintext import clean
@@ -23,9 +23,19 @@ __all__ = ["graph"]
 @click.command()
 @click.argument("file", type=click.Path())
 @param_options
+@dialect_options
 @click.option("--format", "form", type=click.Choice(["mermaid", "dot"]), default="mermaid", help="Kind of text.")
 @click.option("-o", "--output", metavar="F", type=click.Path(dir_okay=False), help="Write to this file, not to stdout.")
-def graph(file: str, param: tuple[str, ...], params_file: Path | None, form: str, output: str | None) -> int:
+def graph(
+    file: str,
+    param: tuple[str, ...],
+    params_file: Path | None,
+    dialect: str | None,
+    bind: tuple[str, ...],
+    bindings: str | None,
+    form: str,
+    output: str | None,
+) -> int:
     """Draw the pipeline in FILE: blocks as boxes, the order of steps as arrows.
 
     \b
@@ -40,7 +50,7 @@ def graph(file: str, param: tuple[str, ...], params_file: Path | None, form: str
     from procflow.showing.diagram import dot, mermaid
 
     try:
-        loaded = load_pipeline(file, Pipeline)
+        loaded = load_pipeline(file, Pipeline, reading_of(dialect, bind, bindings))
         source, params = loaded.source, params_of(param, params_file)
         folder = str(source.folder)
 

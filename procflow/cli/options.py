@@ -7,6 +7,7 @@ that names the option.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,10 +16,11 @@ from typing import Any, TypeVar
 import click
 
 from procflow import units
+from procflow.dialects import DIALECTS, Reading
 from procflow.errors import PipelineError
 from procflow.units import Share
 
-__all__ = ["limit_options", "param_options", "params_of", "workers_option"]
+__all__ = ["dialect_options", "limit_options", "param_options", "params_of", "reading_of", "workers_option"]
 
 _FILE: Any = click.Path(dir_okay=False, path_type=Path)
 _Command = TypeVar("_Command", bound=Callable[..., Any])
@@ -92,6 +94,36 @@ def limit_options(command: _Command) -> _Command:
     ):  # fmt: skip
         command = option(command)
     return command
+
+
+def dialect_options(command: _Command) -> _Command:
+    """``--dialect``, ``--bind`` and ``--bindings``; read them with ``reading_of``."""
+    for option in (
+        click.option("--bindings", metavar="F", type=click.Path(dir_okay=False), help="Bindings as a YAML or JSON mapping."),
+        click.option(
+            "--bind", metavar="NAME=MODULE:FUNCTION", multiple=True,
+            help="Your function for a name that another system's file leaves open; repeat for more. Beats the file.",
+        ),
+        click.option(
+            "--dialect", metavar="D", type=click.Choice([*DIALECTS]),
+            help=f"Format of FILE, if its shape does not tell: {', '.join(DIALECTS)}.",
+        ),
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
+def reading_of(dialect: str | None, bind: tuple[str, ...], bindings: str | None) -> Reading | None:
+    """How the file is to be read; None where nothing is said of it."""
+    bound: dict[str, str] = {}
+    for text in bind:
+        name, equals, function = (part.strip() for part in text.partition("="))
+        if not equals or not name or function.count(":") != 1:
+            raise click.UsageError(f"--bind {text}: write --bind name=module:function")
+        if bound.setdefault(name, function) != function:
+            raise click.UsageError(f"--bind {name}: given twice, as {bound[name]} and {function}")
+    reading = Reading(dialect, bound, os.path.abspath(bindings) if bindings is not None else None)
+    return reading if reading else None
 
 
 def params_of(given: tuple[str, ...], file: Path | None) -> dict[str, Any]:

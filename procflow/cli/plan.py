@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from procflow.cli.options import limit_options, param_options, params_of
+from procflow.cli.options import dialect_options, limit_options, param_options, params_of, reading_of
 from procflow.cli.output import out, refused
 from procflow.errors import PipelineError
 from procflow.plaintext import counted, shortened
 from procflow.units import Share, duration_text, size_text
 
 if TYPE_CHECKING:
+    from procflow.dialects import Reading
     from procflow.launch import Prepared
 
 __all__ = ["plan", "print_plan"]
@@ -25,6 +26,7 @@ __all__ = ["plan", "print_plan"]
 @click.argument("file", type=click.Path())
 @param_options
 @limit_options
+@dialect_options
 @click.option("--json", "as_json", is_flag=True, help="Print the plan as a JSON object.")
 def plan(
     file: str,
@@ -35,6 +37,9 @@ def plan(
     executor: str | None,
     timeout: float | None,
     state_dir: str | None,
+    dialect: str | None,
+    bind: tuple[str, ...],
+    bindings: str | None,
     as_json: bool,
 ) -> int:
     """Show what a run of FILE would do: its steps in order, what each waits for, and all limits.
@@ -42,11 +47,18 @@ def plan(
     What would be refused is listed instead, with exit code 2. Nothing is run.
     """
     limits = {"workers": workers, "memory": memory, "executor": executor, "timeout": timeout}
-    return print_plan(file, params_of(param, params_file), limits, state_dir, as_json=as_json)
+    reading = reading_of(dialect, bind, bindings)
+    return print_plan(file, params_of(param, params_file), limits, state_dir, as_json=as_json, reading=reading)
 
 
 def print_plan(
-    file: str, params: Mapping[str, Any], limits: Mapping[str, Any], state_dir: str | None, *, as_json: bool
+    file: str,
+    params: Mapping[str, Any],
+    limits: Mapping[str, Any],
+    state_dir: str | None,
+    *,
+    as_json: bool,
+    reading: Reading | None = None,
 ) -> int:
     """Print the plan of a file; the exit code."""
     from procflow.launch import prepare
@@ -56,7 +68,7 @@ def print_plan(
     from procflow.storing.state_folder import locate
 
     try:
-        loaded = load_pipeline(file, Pipeline)
+        loaded = load_pipeline(file, Pipeline, reading)
         ready = prepare(loaded.pipeline, source=loaded.source, params=params, **limits)
     except PipelineError as error:
         return refused(error, file, "it would not run")

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from procflow.cli.options import limit_options, param_options, params_of
+from procflow.cli.options import dialect_options, limit_options, param_options, params_of, reading_of
 from procflow.cli.output import out, refused
 from procflow.errors import PipelineError, Problem, dotted
 from procflow.plaintext import clean, counted
@@ -21,6 +21,7 @@ __all__ = ["validate"]
 @click.argument("file", type=click.Path())
 @param_options
 @limit_options
+@dialect_options
 @click.option("--json", "as_json", is_flag=True, help="Print the outcome as a JSON object.")
 def validate(
     file: str,
@@ -31,6 +32,9 @@ def validate(
     executor: str | None,
     timeout: float | None,
     state_dir: str | None,
+    dialect: str | None,
+    bind: tuple[str, ...],
+    bindings: str | None,
     as_json: bool,
 ) -> int:
     """Check the pipeline in FILE: its text, names and references, functions, and limits of this machine.
@@ -43,7 +47,7 @@ def validate(
     from procflow.showing.plan import leaf_count
 
     try:
-        loaded = load_pipeline(file, Pipeline)
+        loaded = load_pipeline(file, Pipeline, reading_of(dialect, bind, bindings))
         params = params_of(param, params_file)
         ready = prepare(
             loaded.pipeline,

@@ -74,6 +74,10 @@ class Source:
         """The problems with their positions; those that have one keep it."""
         return [p if p.place is not None else p.at(self.place(p.loc)) for p in problems]
 
+    def told(self, problems: Iterable[Problem]) -> list[Problem]:
+        """The problems as they are told of this source; a file of another format says more."""
+        return list(problems)
+
 
 @dataclass(slots=True)
 class _Open:

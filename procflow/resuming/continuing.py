@@ -229,6 +229,10 @@ def asked(
         if value is not None:
             found[name] = str(value) if isinstance(value, Share) else value
     found["given"] = list(options.get("params") or ())
+    reading = getattr(options.get("source"), "reading", None)
+    if reading:
+        # A file of another system: its dialect and the functions bound in it.
+        found["reading"] = dict(reading)
     if earlier is not None and earlier.selection:
         found["selection"] = asdict(earlier.selection)
     found["lost"] = [name for name, value in params.items() if not _holds(shown.get(name), value)]
