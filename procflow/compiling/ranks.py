@@ -2,18 +2,18 @@
 
 A unit's rank is its own weight, plus the largest rank behind it in its block, plus what follows the block. The
 scheduler starts ready tasks with the largest rank first (the b-level rule of list scheduling). Every unit is weighed
-once.
+once. The longest path of all is the critical path: no number of workers makes a run shorter.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from graphlib import TopologicalSorter
 
 from procflow.graph import MapUnit, ScopeUnit, TaskUnit, Unit, walk
 
-__all__ = ["ranked"]
+__all__ = ["Expected", "critical_path", "ranked"]
 
 HIDDEN_S = 1.0
 """Expected seconds of a task that nobody declared (gate, expand, merger) and of a step that is not known."""
@@ -22,20 +22,84 @@ Paths = dict[int, dict[int, float]]
 """By identity of a block: for each member, the longest path from its start to the end of the block."""
 
 
-def ranked(root: ScopeUnit, durations: Mapping[str, float]) -> ScopeUnit:
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """Expected seconds, as they were learned.
+
+    ``steps`` by label, for a map the seconds of its longest item; ``unknown_s`` of a step that is not among them.
+    ``hidden`` by label and role (gate, expand, merger), None where they are not known at all. ``rounds`` is how many times
+    all workers together go over a map's items, by label; less than one round counts as one.
+    """
+
+    steps: Mapping[str, float] = field(default_factory=dict)
+    hidden: Mapping[tuple[str, str], float] | None = None
+    rounds: Mapping[str, float] = field(default_factory=dict)
+    unknown_s: float = HIDDEN_S
+
+    def own_s(self, label: str, role: str) -> float:
+        """Seconds of a hidden task that count in the weight of its block."""
+        return self.hidden.get((label, role), 0.0) if self.hidden is not None else 0.0
+
+    def hidden_s(self, label: str, role: str) -> float:
+        """The same for the rank of the task itself."""
+        return HIDDEN_S if self.hidden is None else self.own_s(label, role)
+
+
+def ranked(root: ScopeUnit, durations: Mapping[str, float] | Expected) -> ScopeUnit:
     """The same tree with ranks; ``durations`` are expected seconds by label, one second where there is none."""
+    expected = durations if isinstance(durations, Expected) else Expected(durations)
+    weights, paths = _weighed(root, expected)
+    return _scope(root, expected, weights, paths, 0.0)
+
+
+def critical_path(root: ScopeUnit, expected: Expected) -> tuple[float, tuple[str, ...]]:
+    """The longest chain of dependent work: its seconds, and the labels of its leaf steps and maps in their order."""
+    weights, paths = _weighed(root, expected)
+    found: list[str] = []
+    waiting: list[Unit] = [root]
+    while waiting:
+        unit = waiting.pop()
+        if not isinstance(unit, ScopeUnit) or (isinstance(unit, MapUnit) and isinstance(unit.body, TaskUnit)):
+            found.append(unit.label)
+        elif isinstance(unit, MapUnit):
+            waiting.append(unit.body)
+        else:
+            waiting += reversed(_chain(unit, paths[id(unit)]))
+    return weights[id(root)], tuple(found)
+
+
+def _chain(scope: ScopeUnit, own: Mapping[int, float]) -> list[Unit]:
+    """The members on the longest path of a block."""
+    behind: dict[int, list[Unit]] = {}
+    for member in scope.members:
+        for before in member.after:
+            behind.setdefault(before, []).append(member)
+    chain: list[Unit] = []
+    left = list(scope.members)
+    while left:
+        # Of what follows a member, only those that nothing on the chain comes between are next on it.
+        chain.append(max(left, key=lambda m: own[m.index]))
+        left = behind.get(chain[-1].index, [])
+    return chain
+
+
+def _weighed(root: ScopeUnit, expected: Expected) -> tuple[dict[int, float], Paths]:
+    """The weight of every unit, and for every block the longest paths of its members."""
     weights: dict[int, float] = {}
     paths: Paths = {}
+    steps = expected.steps
     # Inner units come after outer ones in walk, so backwards every member is weighed before its block.
     for unit in reversed(list(walk(root))):
-        inner = HIDDEN_S
         if isinstance(unit, MapUnit):
-            inner = weights[id(unit.body)]
+            found = weights[id(unit.body)] * max(1.0, expected.rounds.get(unit.label, 1.0))
+            weights[id(unit)] = found + sum(expected.own_s(unit.label, r) for r in ("gate", "expand", "merger"))
         elif isinstance(unit, ScopeUnit):
             own = paths[id(unit)] = _longest(unit, weights)
-            inner = max(own.values(), default=0.0)
-        weights[id(unit)] = durations.get(unit.label, inner)
-    return _scope(root, weights, paths, 0.0)
+            around = expected.own_s(unit.label, "gate") + expected.own_s(unit.label, "merger")
+            weights[id(unit)] = steps.get(unit.label, max(own.values(), default=0.0) + around)
+        else:
+            weights[id(unit)] = steps.get(unit.label, expected.unknown_s)
+    return weights, paths
 
 
 def _longest(scope: ScopeUnit, weights: Mapping[int, float]) -> dict[int, float]:
@@ -50,24 +114,26 @@ def _longest(scope: ScopeUnit, weights: Mapping[int, float]) -> dict[int, float]
     return found
 
 
-def _scope(scope: ScopeUnit, weights: Mapping[int, float], paths: Paths, tail: float) -> ScopeUnit:
+def _scope(scope: ScopeUnit, expected: Expected, weights: Mapping[int, float], paths: Paths, tail: float) -> ScopeUnit:
     """The block with ranks; ``tail`` is what follows it. Recursive over the depth of blocks only."""
     total = weights[id(scope)] + tail
-    gate, merger = _task(scope.gate, total), _task(scope.merger, tail + HIDDEN_S)
+    gate, merger = _task(scope.gate, total), _task(scope.merger, tail + expected.hidden_s(scope.label, "merger"))
     if isinstance(scope, MapUnit):
-        body = _unit(scope.body, weights, paths, tail)
-        expand = replace(scope.expand, rank=total + HIDDEN_S)
-        return replace(scope, body=body, expand=expand, rank=total + HIDDEN_S, gate=gate, merger=merger)
+        body = _unit(scope.body, expected, weights, paths, tail)
+        first = total if expected.hidden is not None else total + HIDDEN_S
+        expand = replace(scope.expand, rank=first)
+        return replace(scope, body=body, expand=expand, rank=first, gate=gate, merger=merger)
     own = paths[id(scope)]
     members = tuple(
-        _unit(member, weights, paths, own[member.index] - weights[id(member)] + tail) for member in scope.members
+        _unit(member, expected, weights, paths, own[member.index] - weights[id(member)] + tail)
+        for member in scope.members
     )
     return replace(scope, members=members, rank=total, gate=gate, merger=merger)
 
 
-def _unit(unit: Unit, weights: Mapping[int, float], paths: Paths, tail: float) -> Unit:
+def _unit(unit: Unit, expected: Expected, weights: Mapping[int, float], paths: Paths, tail: float) -> Unit:
     if isinstance(unit, ScopeUnit):
-        return _scope(unit, weights, paths, tail)
+        return _scope(unit, expected, weights, paths, tail)
     return replace(unit, rank=weights[id(unit)] + tail)
 
 

@@ -123,7 +123,8 @@ def _read(db: sqlite3.Connection, past: Past, pipeline: str, lock: str | None) -
     SELECT seq, run_id, status, workers, params, coalesce(wall_s, 0), succeeded, seal IS {whole} FROM runs
     WHERE pipeline = ? AND (? IS NULL OR lock IS ?) AND wall_s IS NOT NULL ORDER BY seq DESC LIMIT {LOOKED_AT}
     """
-    total, without = 0, []
+    total = 0
+    without: list[tuple[int, int, tuple[str, str, int, dict[str, Any], float]]] = []
     for seq, run_id, status, workers, params, wall_s, succeeded, good in db.execute(sql, (pipeline, lock, lock)):
         if not good:
             past.unusable.append(f"run {run_id} is not used: its row is damaged (the checksum is wrong)")
@@ -161,7 +162,9 @@ def _row_of(db: sqlite3.Connection, seq: int, run_id: str, past: Past) -> Lesson
         return None
 
 
-def _from_attempts(db: sqlite3.Connection, past: Past, runs: list[tuple[int, int, tuple[Any, ...]]]) -> None:
+def _from_attempts(
+    db: sqlite3.Connection, past: Past, runs: list[tuple[int, int, tuple[str, str, int, dict[str, Any], float]]]
+) -> None:
     """Runs without a usable row of their own, the newest few, from their attempts."""
     whole = f"seal IS {expression(db, 'step_executions')}"
     for seq, succeeded, run in runs[:3]:
@@ -175,4 +178,3 @@ def _mapping(text: str) -> dict[str, Any]:
     except ValueError:
         return {}
     return found if isinstance(found, dict) else {}
-

@@ -1,0 +1,194 @@
+"""Known: what the last runs of a pipeline teach together about each of its tasks. Pure.
+
+Runs with the same parameters, and tasks made of the same (their fingerprints), are preferred to others; medians and upper
+quantiles are taken over what is preferred, so that one odd run does not decide. Nothing here decides about a schedule:
+``teaching.py`` puts it into a graph, ``simulation.py`` plays it through.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate
+from statistics import median
+from typing import Any, Protocol
+
+from procflow.learning.lessons import Key, Lesson, Lessons, Spans, quantile
+
+__all__ = ["HIGH", "Course", "Knowledge", "Known", "Run", "gather"]
+
+HIGH = 0.95
+"""The share of past peaks and durations that the high values are not below."""
+
+Place = tuple[str, str]
+"""Label and role."""
+
+
+class Run(Protocol):
+    """A run that taught something."""
+
+    @property
+    def workers(self) -> int: ...
+
+    @property
+    def params(self) -> Mapping[str, Any]: ...
+
+    @property
+    def lessons(self) -> Lessons: ...
+
+
+class Course:
+    """The seconds of a map's items (or of attempts in their order) from first to last, as cumulated sums."""
+
+    __slots__ = ("_counts", "_cpu", "_wall")
+
+    def __init__(self, spans: Spans, scale: float = 1.0) -> None:
+        self._counts = [0, *accumulate(count for count, _, _ in spans)]
+        self._wall = [0.0, *accumulate(wall * scale for _, wall, _ in spans)]
+        self._cpu = [0.0, *accumulate(cpu * scale for _, _, cpu in spans)]
+
+    def between(self, first: int, stop: int, size: int) -> tuple[float, float]:
+        """Wall and CPU seconds of items ``first`` to ``stop`` of ``size``: those at the same part of the way count."""
+        step = self._counts[-1] / size
+        begin, end = self._at(first * step), self._at(stop * step)
+        return (end[0] - begin[0]) / step, (end[1] - begin[1]) / step
+
+    def _at(self, place: float) -> tuple[float, float]:
+        counts = self._counts
+        i = min(bisect_right(counts, place), len(counts) - 1)
+        part = (place - counts[i - 1]) / (counts[i] - counts[i - 1])
+        wall, cpu = self._wall, self._cpu
+        return wall[i - 1] + part * (wall[i] - wall[i - 1]), cpu[i - 1] + part * (cpu[i] - cpu[i - 1])
+
+    @property
+    def longest_s(self) -> float:
+        """Seconds of an item where they take longest."""
+        counts, wall = self._counts, self._wall
+        return max((wall[i] - wall[i - 1]) / (counts[i] - counts[i - 1]) for i in range(1, len(counts)))
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What is known of one task from ``runs`` runs with ``attempts`` attempts, made with up to ``workers`` workers.
+
+    ``same`` says that they had the same parameters and that the task is made of the same. ``mean_s``, ``median_s`` and
+    ``high_s`` are of one item (of one attempt outside batches), ``cpu_s`` is the CPU time in ``mean_s``. ``peak_bytes``
+    is what 95 % of past attempts did not pass, ``most_bytes`` the highest. ``size`` is how many items were found.
+    ``skipped`` says that the last of the runs did not run it.
+    """
+
+    runs: int
+    attempts: int
+    same: bool
+    executor: str
+    workers: int
+    items: int
+    mean_s: float
+    median_s: float
+    high_s: float
+    cpu_s: float
+    overhead_s: float
+    peak_bytes: int
+    most_bytes: int
+    size: int = 0
+    size_bytes: int = 0
+    skipped: bool = False
+    course: Course | None = None
+
+    @property
+    def longest_s(self) -> float:
+        """Seconds of an item where they take longest."""
+        return self.course.longest_s if self.course is not None else self.mean_s
+
+    def alone(self, wall_s: float, cpu_s: float, workers: int) -> float:
+        """Seconds that work would take beside fewer attempts than those it was measured with.
+
+        What a task that is busy with a core took beyond its CPU time, it waited for a core: that wait shrinks. A task
+        that mostly waits for something else waits as long as before.
+        """
+        if workers >= self.workers or cpu_s < 0.5 * wall_s:
+            return wall_s
+        waited = max(0.0, wall_s - cpu_s)
+        return wall_s - waited * (1 - (workers - 1) / (self.workers - 1))
+
+
+@dataclass(frozen=True, slots=True)
+class Knowledge:
+    """All that is known: by label and role; from ``runs`` runs; a worker took ``start_s`` to start.
+
+    ``unusable`` are parts of the history that could not be used, a line each.
+    """
+
+    by_place: Mapping[Place, Known] = field(default_factory=dict)
+    runs: int = 0
+    start_s: float = 0.0
+    unusable: tuple[str, ...] = ()
+
+    def __call__(self, label: str, role: str) -> Known | None:
+        """What is known of one task; None where nothing is."""
+        return self.by_place.get((label, role))
+
+
+def gather(
+    runs: Sequence[Run],
+    *,
+    params: Mapping[str, Any] | None = None,
+    made_of: Mapping[Place, str] | None = None,
+    executors: Mapping[Place, str] | None = None,
+    unusable: Iterable[str] = (),
+) -> Knowledge:
+    """What ``runs``, newest first, teach a run with these parameters, fingerprints and executors (by label and role)."""
+    found: dict[Place, list[tuple[int, int, Key, Lesson]]] = {}
+    prints, places = made_of or {}, executors or {}
+    likes = [params is not None and dict(run.params) == dict(params) for run in runs]
+    for at, run in enumerate(runs):
+        for key, lesson in run.lessons.by_key.items():
+            place = key[:2]
+            digest = prints.get(place, "")
+            fits = 4 * (places.get(place, key[2]) == key[2]) + 2 * likes[at]
+            fits += bool(digest and lesson.made_of and digest.startswith(lesson.made_of))
+            found.setdefault(place, []).append((fits, at, key, lesson))
+    starts = [run.lessons.start_s for run in runs if run.lessons.start_s]
+    by_place = {}
+    for place, seen in found.items():
+        best = max(fits for fits, _, _, _ in seen)
+        chosen = [(runs[at], key, lesson) for fits, at, key, lesson in seen if fits == best]
+        by_place[place] = _known(chosen, same=best & 3 == 3)
+    return Knowledge(by_place, len(runs), median(starts) if starts else 0.0, tuple(unusable))
+
+
+def _known(chosen: Sequence[tuple[Run, Key, Lesson]], same: bool) -> Known:
+    lessons = [lesson for _, _, lesson in chosen]
+    good = [lesson for lesson in lessons if lesson.attempts]
+    means = [lesson.wall_s / lesson.items for lesson in good]
+    mean_s = median(means) if means else 0.0
+    course = None
+    if good and len(good[0].spans) > 1:
+        course = Course(good[0].spans, mean_s / means[0] if means[0] else 1.0)
+    walls, peaks = _pooled([lesson.walls for lesson in good]), _pooled([lesson.peaks for lesson in lessons])
+    sizes = [lesson for lesson in good if lesson.size]
+    return Known(
+        runs=len(lessons),
+        attempts=sum(lesson.attempts for lesson in good),
+        same=same,
+        executor=chosen[0][1][2],
+        workers=max(run.workers for run, _, _ in chosen),
+        items=good[0].items if good else 0,
+        mean_s=mean_s,
+        median_s=median([quantile(lesson.walls, 0.5) for lesson in good]) if good else 0.0,
+        high_s=quantile(walls, HIGH) if walls else 0.0,
+        cpu_s=median([lesson.cpu_s / lesson.items for lesson in good]) if good else 0.0,
+        overhead_s=median([lesson.overhead_s for lesson in good]) if good else 0.0,
+        peak_bytes=int(quantile(peaks, HIGH)) if peaks else 0,
+        most_bytes=int(peaks[-1]) if peaks else 0,
+        size=sizes[0].size if sizes else 0,
+        size_bytes=sizes[0].size_bytes if sizes else 0,
+        skipped=lessons[0].skipped > 0 and not lessons[0].attempts,
+        course=course,
+    )
+
+
+def _pooled(parts: Sequence[Sequence[float]]) -> list[float]:
+    """The values of all runs together, in rising order."""
+    return sorted(value for part in parts for value in part)
