@@ -16,10 +16,12 @@ preflight adds functions, executors and the machine once these are right too.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from procflow.compiling import blocks, ranks, template
 from procflow.compiling.build import Binder, Build, Load, Setting, placed
+from procflow.compiling.declared import Installed, declare
 from procflow.compiling.names import Facts, Scope, did_you_mean, with_params
 from procflow.compiling.subpipelines import MAX_DEPTH, Members, parameters, with_secrets
 from procflow.compiling.surface import deepest
@@ -41,23 +43,27 @@ def compile_pipeline(
     executor: str | None = None,
     load: Load | None = None,
     durations: Mapping[str, float] | None = None,
+    installed: Installed | None = None,
 ) -> TaskGraph:
     """The graph that runs ``pipeline``; raises ``PipelineError`` with every problem found.
 
     ``params`` override declared defaults. ``executor`` is that of steps that name none, before ``defaults``. ``load``
     reads the files of ``type: pipeline`` steps. ``durations`` are expected seconds by label, for ranks; a step that is
-    not in it counts one second.
+    not in it counts one second. ``installed`` gives the skills of installed packages.
     """
-    build = Build(load, executor, resources=dict(pipeline.limits.resources))
+    build = Build(load, executor, resources=dict(pipeline.limits.resources), installed=installed)
     too_deep = deepest(pipeline, MAX_DEPTH)
     if too_deep is not None:
         raise PipelineError([Problem(f"blocks are nested more than {MAX_DEPTH} deep", too_deep)])
     facts = Facts({}, environ or {}, {"id": run_id, "name": pipeline.name})
     facts = with_secrets(build, pipeline, facts, ())
     known, unset = parameters(build, pipeline, params or {}, facts, Binder(build, Scope(facts), ()))
-    scope = Scope(with_params(facts, known, unset)).block()
+    declared, facts = declare(build, pipeline, with_params(facts, known, unset), ())
+    scope = Scope(facts).block()
     state = {name: key.as_reducer() for name, key in pipeline.state.items()}
     setting = Setting(pipeline.defaults, folder, executor or pipeline.defaults.executor or "processes", state=state)
+    asked = executor is not None or pipeline.defaults.executor is not None
+    setting = replace(setting, declared=declared, asked=asked, clocked=pipeline.limits.timeout is not None)
     members = blocks.members(build, setting, Members(pipeline.steps, pipeline.type, "", "", ("steps",)), scope)
     _check_names(build, pipeline.show, "show", scope)
     _check_names(build, pipeline.keep, "keep", scope)

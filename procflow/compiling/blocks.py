@@ -136,7 +136,7 @@ def _unit(build: Build, setting: Setting, step: AnyStep, seat: Seat, scope: Scop
 def _block(
     build: Build, setting: Setting, step: Sequence | Parallel | Graph, seat: Seat, scope: Scope, face: Face
 ) -> ScopeUnit:
-    inner = setting.inside(step.executor, seat["priority"])
+    inner = setting.inside(step.executor, seat["priority"], step.timeout)
     _no_rate(build, step, seat["loc"])
     block = subpipelines.Members(
         step.steps, step.type, seat["path"], seat["label"], (*seat["loc"], "steps"), step.merge in (None, "update")
@@ -244,7 +244,7 @@ def _function_body(build: Build, setting: Setting, step: Map, seat: Seat, bind: 
 
 def _steps_body(build: Build, setting: Setting, step: Map, seat: Seat, inside: Scope) -> ScopeUnit:
     """One iteration: the steps as a sequence, whose last value is the item's result."""
-    inner = setting.inside(step.executor, seat["priority"])
+    inner = setting.inside(step.executor, seat["priority"], step.timeout)
     block = subpipelines.Members(
         inner_steps(step), "sequence", seat["path"], seat["label"], (*seat["loc"], "steps"), True
     )

@@ -13,6 +13,7 @@ from typing import Any, Protocol, TypedDict
 
 from procflow.call import SECRETS, Lookup, Reducer
 from procflow.compiling import condition, template
+from procflow.compiling.declared import Declared, Installed
 from procflow.compiling.names import NoValue, Scope
 from procflow.compiling.surface import ROOTS, Surfaces
 from procflow.errors import Loc, Problem
@@ -42,7 +43,9 @@ class LoadedFile(Protocol):
     def source(self) -> SourceFile: ...
 
 
-_MAY_HOLD_SECRETS = ("params", "inputs", "env", "stdin")
+_MAY_HOLD_SECRETS = (
+    "params", "inputs", "env", "stdin", "query", "command", "filter", "url", "headers", "json", "text",
+)  # fmt: skip
 """Keys of a step whose text a worker fills in and passes on to the step alone."""
 Load = Callable[[str, "str | None"], LoadedFile]
 """Loads the file of a ``type: pipeline`` step: the path as written, and the folder of the file that names it. Raises
@@ -77,11 +80,19 @@ class Setting:
     root: Loc = ()
     depth: int = 0
     files: tuple[str, ...] = ()
+    declared: Declared = field(default_factory=Declared)
+    asked: bool = False
+    """Somebody has named the executor: the file, a block, or who runs it."""
+    clocked: bool = False
+    """A block around may have to be stopped."""
     state: Mapping[str, Reducer] = field(default_factory=dict)
 
-    def inside(self, executor: str | None, priority: int) -> Setting:
-        """What the members of a block inherit."""
-        return replace(self, executor=executor or self.executor, priority=priority, depth=self.depth + 1)
+    def inside(self, executor: str | None, priority: int, clock: float | None = None) -> Setting:
+        """What the members of a block inherit; ``clock`` is its timeout."""
+        return replace(
+            self, executor=executor or self.executor, priority=priority, depth=self.depth + 1,
+            asked=self.asked or executor is not None, clocked=self.clocked or clock is not None,
+        )  # fmt: skip
 
 
 @dataclass(slots=True)
@@ -99,6 +110,9 @@ class Build:
     files: dict[Loc, SourceFile] = field(default_factory=dict)
     surfaces: Surfaces = field(default_factory=Surfaces)
     secrets: set[str] = field(default_factory=set)
+    installed: Installed | None = None
+    shared: dict[str, str] = field(default_factory=dict)
+    """The URLs of sources whose connections are counted, by the named resource that counts them."""
 
     def note(self, message: str, loc: Loc, hint: str = "") -> None:
         """One more problem; the compile goes on."""

@@ -14,6 +14,7 @@ from typing import Any
 
 from procflow.call import Lookup
 from procflow.compiling.build import Binder, Build, LoadedFile, Seat, Setting
+from procflow.compiling.declared import declare
 from procflow.compiling.names import Facts, NoValue, Scope, did_you_mean, with_params
 from procflow.compiling.surface import Face, as_reference, deepest
 from procflow.compiling.tasks import gate_of, policy, retry_of
@@ -79,9 +80,10 @@ def subpipeline(
     known, unset = parameters(build, pipeline, given, scope.facts, bind, step)
     facts = with_params(scope.facts, known, unset, name=pipeline.name)
     facts = with_secrets(build, pipeline, facts, (*seat["loc"], "file"))
+    declared, facts = declare(build, pipeline, facts, (*seat["loc"], "file"))
     inside = Scope(facts, names=dict.fromkeys(imports, "")).block()
     units = members_of(
-        build, _setting_of(build, setting, step, seat, loaded),
+        build, replace(_setting_of(build, setting, step, seat, loaded), declared=declared),
         Members(pipeline.steps, pipeline.type, seat["path"], seat["label"], (*seat["loc"], "file", "steps")), inside,
     )  # fmt: skip
     for i, name in enumerate(step.outputs if isinstance(step.outputs, tuple) else ()):
@@ -101,7 +103,8 @@ def subpipeline(
 def _setting_of(build: Build, setting: Setting, step: Subpipeline, seat: Seat, loaded: LoadedFile) -> Setting:
     """What the file's steps inherit: its own defaults, and from outside only executor and priority."""
     defaults = loaded.pipeline.defaults
-    inside = setting.inside(step.executor or build.override or defaults.executor, seat["priority"])
+    clock = step.timeout if step.timeout is not None else loaded.pipeline.limits.timeout
+    inside = setting.inside(step.executor or build.override or defaults.executor, seat["priority"], clock)
     return replace(
         inside, defaults=defaults, folder=str(loaded.source.folder), root=(*seat["loc"], "file"),
         files=(*setting.files, str(loaded.source.path)),

@@ -12,9 +12,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from procflow.call import INDEX, SECRETS, Lookup
-from procflow.compiling import condition, template
+from procflow.compiling import bindings, condition, template
 from procflow.errors import Loc
-from procflow.model import AnyStep, Block, Graph, Map, Parallel, Pipeline, Sequence, Shell, StepBase, Subpipeline
+
+from procflow.model import (  # isort: skip
+    AnyStep, Block, Graph, Map, Parallel, Pipeline, Query, Rest, Sequence, Shell, StepBase, Subpipeline, UseSkill,
+)  # fmt: skip
 
 __all__ = [
     "ROOTS",
@@ -64,6 +67,8 @@ class Surfaces:
         # The step is kept with its answer, so that its id can't go to another.
         self._faces: dict[tuple[int, str], tuple[StepBase, Face]] = {}
         self._reads: dict[int, tuple[StepBase, tuple[Lookup, ...]]] = {}
+        self.skills: dict[int, tuple[StepBase, tuple[str, ...], tuple[str, ...]]] = {}
+        """What skill steps produce (no names where only the call can tell), and the names that they ask for."""
 
     def face(self, step: AnyStep, name: str) -> Face:
         """What the step publishes under its name in its block."""
@@ -73,6 +78,9 @@ class Surfaces:
         return known[1]
 
     def _face(self, step: AnyStep, name: str) -> Face:
+        if isinstance(step, UseSkill) and step.output is None and step.outputs in (None, "*"):
+            names = self.skills[id(step)][1] if id(step) in self.skills else ()
+            return Face(names, is_open=not names, main=names[0] if len(names) == 1 else None, keyed=True)
         if step.outputs == "*":
             return Face((), is_open=True, keyed=True)
         if step.outputs is not None:
@@ -117,6 +125,9 @@ class Surfaces:
 
     def _own_reads(self, step: AnyStep) -> Iterator[Lookup]:
         item = {step.item_name, INDEX} if isinstance(step, Map) else set()
+        if id(step) in self.skills:
+            own = {*step.params, *(step.inputs if isinstance(step.inputs, dict) else ())}
+            yield from (Lookup(name) for name in self.skills[id(step)][2] if name not in own)
         for lookup, loc in references(step):
             if loc[0] not in ("inputs", "params") or lookup.name not in item:
                 yield lookup
@@ -217,6 +228,8 @@ def _trees(step: AnyStep) -> Iterator[tuple[Loc, Any]]:
     if isinstance(step, Shell):
         for key in ("command", "env", "cwd", "stdin"):
             yield (key,), getattr(step, key)
+    if isinstance(step, (Query, Rest)):
+        yield from _asked(step)
     if isinstance(step, Map):
         if isinstance(step.items, (str, tuple, list)):
             yield ("items",), step.items
@@ -224,6 +237,22 @@ def _trees(step: AnyStep) -> Iterator[tuple[Loc, Any]]:
             yield ("items", "glob"), step.items.glob
     if isinstance(step, Subpipeline):
         yield ("file",), step.file
+
+
+_ASKED = ("query", "collection", "filter", "aggregate", "insert", "update", "command", "url", "headers", "body", "text")
+
+
+def _asked(step: Query | Rest) -> Iterator[tuple[Loc, Any]]:
+    """The keys of a step that asks something outside; each ``{name}`` that is not a param or input as a reference."""
+    own = {*step.params, *(step.inputs if isinstance(step.inputs, dict) else ())}
+    for key in _ASKED:
+        given = getattr(step, key, None)
+        loc = "json" if key == "body" else key
+        if given is not None:
+            yield (loc,), given
+            for at, place in bindings.places(given):
+                if place.name.partition(".")[0] not in own:
+                    yield (loc, *at), f"${{{place.name}}}"
 
 
 def input_tree(inputs: tuple[Any, ...] | dict[str, Any]) -> Any:

@@ -9,13 +9,13 @@ from dataclasses import replace
 from typing import Literal, TypeVar
 
 from procflow.call import INDEX, StepCall
-from procflow.compiling import condition, template
+from procflow.compiling import asking, condition, template
 from procflow.compiling.build import Binder, Build, Seat, Setting
 from procflow.compiling.leaves import Common, call_of
 from procflow.compiling.names import Scope
 from procflow.compiling.surface import ROOTS, Face
 from procflow.graph import RetrySpec, TaskUnit
-from procflow.model import AnyStep, Defaults, Pipeline, Retry
+from procflow.model import AnyStep, Defaults, Pipeline, Query, Rest, Retry, UseSkill
 from procflow.state import MARK
 
 __all__ = [
@@ -47,6 +47,9 @@ def leaf(build: Build, setting: Setting, step: AnyStep, seat: Seat, scope: Scope
         path=seat["path"], name=seat["name"], outputs=outputs_of(face), when=when, constants=constants,
         folder=setting.folder,
     )  # fmt: skip
+    if isinstance(step, (Query, UseSkill, Rest)):
+        call = with_files(asking.call_of(step, common, bind, setting.declared), step, bind)
+        return asking.equipped(setting, step, limited(build, setting, step, seat, call, face.names))
     return limited(build, setting, step, seat, with_files(call_of(step, common, bind), step, bind), face.names)
 
 
@@ -132,7 +135,7 @@ def fold_of(build: Build, setting: Setting, pipeline: Pipeline) -> TaskUnit:
 
 def executor_of(build: Build, setting: Setting, step: AnyStep) -> str:
     """Where the step's tasks run; noted as needed."""
-    executor = step.executor or setting.executor
+    executor = step.executor or ("threads" if asking.waits(step, setting) else setting.executor)
     build.executors.add(executor)
     return executor
 

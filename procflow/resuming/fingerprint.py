@@ -108,6 +108,10 @@ class _Printer:
         return self._known[key]
 
 
+_APART = ("files", "limits")
+"""Options that are told elsewhere, or that change no result."""
+
+
 def _task(need: Need, call: StepCall) -> dict[str, Any]:
     params = dict(call.params)
     inputs = {
@@ -119,7 +123,7 @@ def _task(need: Need, call: StepCall) -> dict[str, Any]:
         "inputs": {name: value for name, value in inputs.items() if value},
         "params": params,
         "files": declared_files(call) if "files" in call.options else None,
-        "options": {n: _unplaced(v, call.folder) for n, v in call.options.items() if v is not None and n != "files"},
+        "options": {n: _unplaced(v, call.folder) for n, v in call.options.items() if v is not None and n not in _APART},
         "state": [(key, spec.name, spec.initial, spec.has_initial) for key, spec in sorted(call.state.items())],
         "when": (call.when, dict(call.constants)) if call.when is not None else None,
     }
