@@ -15,6 +15,7 @@ import click
 from procflow.cli.options import params_of, workers_option
 from procflow.cli.output import err, out, refused
 from procflow.cli.run import run_file
+from procflow.cli.watching import Watching, watch_options
 from procflow.errors import PipelineError
 from procflow.plaintext import clean, counted
 
@@ -34,11 +35,7 @@ def _options(command: Any) -> Any:
         click.option("--force", is_flag=True, help="Keep results of another version of Python, too."),
         workers_option,
         click.option("-p", "--param", metavar="KEY=VALUE", multiple=True, help="A parameter that is to be another."),
-        click.option(
-            "--progress", type=click.Choice(["auto", "live", "plain", "none"]), default="auto", help="As for procflow run."
-        ),
-        click.option("--log-format", type=click.Choice(["text", "json"]), default="text", help="As for procflow run."),
-        click.option("-q", "--quiet", is_flag=True, help="No progress; only what failed, if anything did."),
+        watch_options,
         click.option(
             "--state-dir", metavar="DIR", type=click.Path(), help="State folder; default .procflow here."
         ),
@@ -84,9 +81,9 @@ def _continue(run: str | None, given: dict[str, Any], same_run: bool) -> int:
 
 
 def _go_on(folder: StateFolder, row: RunRow, earlier: Earlier, given: dict[str, Any]) -> int:
+    from procflow.dialects import Reading
     from procflow.loader import load_pipeline
     from procflow.model import Pipeline
-    from procflow.dialects import Reading
     from procflow.resuming.continuing import again
 
     file = _file_of(row)
@@ -103,11 +100,12 @@ def _go_on(folder: StateFolder, row: RunRow, earlier: Earlier, given: dict[str, 
         }
         if given["plan"]:
             return _print_plan(file, options, row)
-        if not given["quiet"]:
+        watching = Watching(given)
+        if not watching.quiet:
             verb = "resuming" if earlier.same_run else "retrying"
             err(f"{verb} run {clean(row.run_id)} of {clean(file)} ({row.status})")
-        detail = "failures" if given["quiet"] else "summary" if given["progress"] == "none" else "steps"
-        return run_file(file, options, given["log_format"], detail, given["progress"])
+        with watching.telling() as tell:
+            return tell(run_file(file, options, watching))
     except PipelineError as error:
         return refused(error, file)
 

@@ -6,7 +6,6 @@ about steps.
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +14,7 @@ import click
 from procflow import units
 from procflow.cli.options import dialect_options, limit_options, param_options, params_of, reading_of
 from procflow.cli.output import err, out, refused
+from procflow.cli.watching import Watching, watch_options
 from procflow.errors import LockHeld, PipelineError
 from procflow.plaintext import clean, shortened
 from procflow.units import Share
@@ -69,16 +69,7 @@ def _run_id(text: str) -> str:
 @click.option("--skip", metavar="STEP", multiple=True, help="Not this step; its value of the last run is kept, if any.")
 @click.option("--force", is_flag=True, help="Keep nothing that was done before.")
 @click.option("-n", "--dry-run", is_flag=True, help="Show the plan and run nothing.")
-@click.option(
-    "--progress",
-    type=click.Choice(["auto", "live", "plain", "none"]),
-    default="auto",
-    help="live: a table on a terminal; plain: a line a change; none: only the end; auto: live or plain.",
-)
-@click.option(
-    "--log-format", type=click.Choice(["text", "json"]), default="text", help="Lines for people or JSON objects."
-)
-@click.option("-q", "--quiet", is_flag=True, help="No progress; only what failed, if anything did.")
+@watch_options
 @click.option("--run-id", metavar="ID", type=_run_id, help="Name of the run; default date, time and three letters.")
 def run(
     file: str,
@@ -98,10 +89,8 @@ def run(
     skip: tuple[str, ...],
     force: bool,
     dry_run: bool,
-    progress: str,
-    log_format: str,
-    quiet: bool,
     run_id: str | None,
+    **watch: Any,
 ) -> int:
     """Run the pipeline in FILE.
 
@@ -112,22 +101,24 @@ def run(
     if dry_run:
         from procflow.cli.plan import print_plan
 
-        as_json = log_format == "json"
+        as_json = watch["log_format"] == "json"
         return print_plan(file, params_of(param, params_file), limits, state_dir, as_json=as_json, reading=reading)
-    detail = "failures" if quiet else "summary" if progress == "none" else "steps"
+    watching = Watching(watch)
     action, wait_s = if_running
     try:
-        options = {**limits, "params": params_of(param, params_file), "state_dir": state_dir, "run_id": run_id}
-        earlier = _earlier(start, only, skip, force)
-        options = {**options, "lock_wait_s": wait_s, "earlier": earlier, "reading": reading}
-        return run_file(file, options, log_format, detail, progress)
+        with watching.telling() as tell:
+            options: dict[str, Any] = {**limits, "params": params_of(param, params_file), "state_dir": state_dir, "run_id": run_id}
+            earlier = _earlier(start, only, skip, force)
+            options = {**options, "lock_wait_s": wait_s, "earlier": earlier, "reading": reading}
+            try:
+                return tell(run_file(file, options, watching))
+            except LockHeld as error:
+                if action != "skip":
+                    raise
+                err(f"skipped: {clean(error)}")
+                return 0
     except PipelineError as error:
         return refused(error, file)
-    except LockHeld as error:
-        if action != "skip":
-            raise
-        err(f"skipped: {clean(error)}")
-        return 0
 
 
 def _earlier(start: str | None, only: tuple[str, ...], skip: tuple[str, ...], force: bool) -> Any:
@@ -142,34 +133,15 @@ def _earlier(start: str | None, only: tuple[str, ...], skip: tuple[str, ...], fo
     return Earlier(selection=Selection(start, only, skip))
 
 
-def _live(progress: str) -> bool:
-    """Is there to be a table, and a terminal for it?"""
-    if progress not in ("auto", "live"):
-        return False
-    if not sys.stderr.isatty():
-        if progress == "live":
-            err("warning: --progress live needs a terminal on stderr; here is a line a change")
-        return False
-    # rich comes only where there is a terminal.
-    from procflow.showing.live import suits
-
-    return suits()
-
-
-def run_file(file: str, options: dict[str, Any], log_format: str, detail: Any, progress: str) -> int:
+def run_file(file: str, options: dict[str, Any], watching: Watching) -> int:
     """Run a file with the options of ``launch``; the exit code."""
     from procflow.launch import launch
     from procflow.loader import load_pipeline
     from procflow.model import Pipeline
 
     loaded = load_pipeline(file, Pipeline, options.pop("reading", None))
-    live = detail == "steps" and log_format == "text" and _live(progress)
-    observer = _table() if live else _observer(log_format, detail)
-    try:
-        result = launch(loaded.pipeline, source=loaded.source, observers=(observer,), **options)
-    finally:
-        if live:
-            observer.close()
+    with watching.observers() as observers:
+        result = launch(loaded.pipeline, source=loaded.source, observers=observers, **options)
     shown = True
     if result.ok and loaded.pipeline.show:
         from procflow.working.functions import add_folder
@@ -178,29 +150,6 @@ def run_file(file: str, options: dict[str, Any], log_format: str, detail: Any, p
         add_folder(str(loaded.source.folder))
         shown = show_values(result, loaded.pipeline.show)
     return result.exit_code or int(not shown)
-
-
-def _table() -> Any:
-    from procflow.showing.live import LiveProgress
-
-    return LiveProgress(command=_command())
-
-
-def _observer(log_format: str, detail: Any) -> Any:
-    if log_format == "json":
-        from procflow.showing.progress_json import JsonProgress
-
-        return JsonProgress(err, detail=detail)
-    from procflow.showing.progress import LineProgress
-
-    return LineProgress(err, detail=detail, command=_command())
-
-
-def _command() -> str:
-    """How this process was called, for the commands that messages suggest."""
-    context = click.get_current_context(silent=True)
-    path = context.find_root().info_name if context is not None else None
-    return path or "procflow"
 
 
 def show_values(result: RunResult, names: tuple[str, ...]) -> bool:
