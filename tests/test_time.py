@@ -27,6 +27,7 @@ DISPLAYED = {
     "storing/attempt_log.py": "the time in front of a log line",
     "storing/store_begin.py": "when a run began, for people",
     "showing/progress.py": "the time in front of a line",
+    "showing/metrics_file.py": "timestamps of the run",
     "showing/progress_json.py": "the time in a line",
     "storing/history.py": "the list of the last days",
     "cli/history.py": "local times of a list",
