@@ -21,6 +21,7 @@ from procflow import units
 from procflow.cli.output import out
 from procflow.errors import StoreError
 from procflow.plaintext import clean, clean_lines, counted, shortened
+from procflow.showing.state_lines import preview, state_lines, state_values
 from procflow.storing.history import STATUSES, History, RunRow, SessionRow, StepRow, UnknownRun
 from procflow.storing.state_folder import StateFolder, locate
 
@@ -93,7 +94,7 @@ def show(run: str | None, form: str, state_dir: str | None) -> None:
             return
         sessions = past.sessions(found.run_id)
         rows = list(past.steps(found.run_id))
-        for line in (*_header(found), *_kept_line(found, sessions, rows)):
+        for line in (*_header(found), *_kept_line(found, sessions, rows), *state_lines(past, found.run_id)):
             out(line)
         out("")
         for line in _table(_STEP_HEAD, _session_tables(sessions, rows), right=(2, 5, 6)):
@@ -220,7 +221,8 @@ def _whole(past: History, run: RunRow) -> dict[str, Any]:
         {"label": label, "item": item, "attempt": attempt, "name": name, "value": value}
         for label, item, attempt, name, value in past.metrics(run.run_id)
     ]
-    return asdict(run) | {"step_executions": steps, "metrics": metrics}
+    state = {key: preview(ref, 10_000) for key, ref in state_values(past, run.run_id).items()}
+    return asdict(run) | {"step_executions": steps, "metrics": metrics, "state": state}
 
 
 def _header(run: RunRow) -> Iterator[str]:

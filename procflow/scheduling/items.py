@@ -228,6 +228,15 @@ class ItemRules(Attempts):
         self._feed(run)
         self._maybe_close(run)
 
+    def _clash(self, scope: ScopeRun, conflict: Failure | None) -> None:
+        """Two at once replaced a key of the state: no order of them is right, so the block fails."""
+        if conflict is not None and scope.conflict is None and scope.ending is None:
+            scope.conflict = scope.failure = conflict
+            self._count_own(scope, 1)
+            where = (scope.unit.path, scope.unit.label, scope.item)
+            self._record(StepFinished(self._at(), *where, "failed", 0, (), conflict, conflict.message))
+            self._end_early(scope, "failed", conflict.message)
+
 
 def _failed_below(scope: ScopeRun) -> int:
     """Failed steps of a block and the blocks in it."""

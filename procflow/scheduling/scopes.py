@@ -150,12 +150,6 @@ class Scopes(ItemRules):
         self._cancel(scope, reason)
         self._maybe_close(scope)
 
-    def _clash(self, scope: ScopeRun, conflict: Failure | None) -> None:
-        """Two at once replaced a key of the state: no order of them is right, so the block fails."""
-        if conflict is not None and scope.conflict is None and scope.ending is None:
-            scope.conflict = scope.failure = conflict
-            self._end_early(scope, "failed", conflict.message)
-
     def _stop(self, reason: str) -> None:
         if self.root.state == "running":
             self._end_early(self.root, "cancelled", reason)

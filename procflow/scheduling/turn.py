@@ -185,10 +185,6 @@ class Turn:
         """The block's end is decided before all members are done."""
         raise NotImplementedError
 
-    def _clash(self, scope: ScopeRun, conflict: Failure | None) -> None:
-        """Two at once replaced a key of the state."""
-        raise NotImplementedError
-
     def _maybe_close(self, scope: ScopeRun) -> None:
         """Close the block if nothing below is left."""
         raise NotImplementedError

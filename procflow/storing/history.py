@@ -268,17 +268,19 @@ class History:
         first_id = max((session.first_id for session in self.sessions(run_id)), default=0)
         return (row for row in self.steps(run_id, bad=True) if row.retry_in_s is None and row.id >= first_id)
 
-    def outputs(self, run_id: str) -> Iterator[OutputRow]:
+    def outputs(self, run_id: str, path: str | None = None) -> Iterator[OutputRow]:
         """Every recorded result, in the order of attempts: a later one of the same place replaces an earlier one.
 
-        StoreError for one whose checksum is wrong.
+        ``path`` leaves only those of one place. StoreError for one whose checksum is wrong.
         """
-        sql = "WHERE execution_id BETWEEN ? AND ? ORDER BY execution_id, rowid"
-        for path, item, name, data in self._sealed("SELECT path, item, name, ref", "outputs", sql, self._range(run_id)):
+        only = "" if path is None else "AND path = ? "
+        sql = f"WHERE execution_id BETWEEN ? AND ? {only}ORDER BY execution_id, rowid"
+        wanted = (*self._range(run_id), *(() if path is None else (path,)))
+        for where, item, name, data in self._sealed("SELECT path, item, name, ref", "outputs", sql, wanted):
             try:
-                yield OutputRow(path, item, name, decode_ref(data))
+                yield OutputRow(where, item, name, decode_ref(data))
             except StoreError as error:
-                raise StoreError(f"{self.folder.db}: run {run_id}, step {path}, {name or item!r}: {error}") from None
+                raise StoreError(f"{self.folder.db}: run {run_id}, step {where}, {name or item!r}: {error}") from None
 
     def metrics(self, run_id: str) -> Iterator[tuple[str, str, int, str, float]]:
         """What steps reported: label, item, attempt, name, value."""
