@@ -26,7 +26,7 @@ from procflow.errors import ExecutorError, InternalError, PipelineError, Problem
 from procflow.events import Event
 from procflow.executors import open_waiter
 from procflow.executors.base import Executor
-from procflow.graph import TaskGraph
+from procflow.graph import TaskGraph, TaskUnit, walk
 from procflow.guarding.guard import Guard
 from procflow.guarding.signals import Signals, say
 from procflow.guarding.watch import Watch
@@ -221,9 +221,12 @@ def iterate(
             folder.new_run(prepared.run_id)
         shown = mask.tree(graph.params) if mask is not None else dict(graph.params)
         store.begin(_record(session, name, shown, asked(options, graph.params, shown, earlier)))
+        prepared = _taught(prepared, folder, name, session)
+        graph = prepared.graph
         objects = make_folder(str(folder.run(prepared.run_id) / "objects"))
         _clean(objects, folder, prepared.run_id)
-        executors = guard.open(sorted(graph.executors), prepared.workers, prepared.run_id, objects.path)
+        commands = any(isinstance(unit, TaskUnit) and unit.call.kind == "shell" for unit in walk(graph.root))
+        executors = guard.open(sorted(graph.executors), prepared.workers, prepared.run_id, objects.path, commands)
         watch = stack.enter_context(Watch(open_waiter(executors), signals, guard.reaper))
         meter = MemoryWatch(executors.values(), prepared.memory_bytes)
         run = Run(prepared, folder, meter)
@@ -304,6 +307,16 @@ def _record(session: Session, lock: str, params: Mapping[str, Any], options: Map
         prints=session.prints,
         taken=session.taken,
     )
+
+
+def _taught(prepared: Prepared, folder: StateFolder, lock: str, session: Session) -> Prepared:
+    """The same with what earlier runs taught about time and memory."""
+    from procflow.learning.teaching import taught
+    from procflow.storing.learned import learned
+
+    knowledge = learned(folder, prepared.graph, lock, session.prints)
+    graph, told = taught(prepared.graph, knowledge, slots=prepared.workers, memory_bytes=prepared.memory_bytes)
+    return replace(prepared, graph=graph, warnings=(*prepared.warnings, *told))
 
 
 def _clean(objects: ObjectFolder, folder: StateFolder, run_id: str) -> None:

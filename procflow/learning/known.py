@@ -11,10 +11,9 @@ from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
-from statistics import median
 from typing import Any, Protocol
 
-from procflow.learning.lessons import Key, Lesson, Lessons, Spans, quantile
+from procflow.learning.lessons import Key, Lesson, Lessons, Spans, median, quantile
 
 __all__ = ["HIGH", "Course", "Knowledge", "Known", "Run", "gather"]
 

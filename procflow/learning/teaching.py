@@ -9,13 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from statistics import median
 from typing import NamedTuple
 
 from procflow.call import Lookup, Text
 from procflow.compiling.ranks import Expected, ranked
 from procflow.graph import MapUnit, ScopeUnit, TaskGraph, TaskUnit, Unit, walk
 from procflow.learning.known import Knowledge, Known
+from procflow.learning.lessons import median
 from procflow.plaintext import clean
 from procflow.units import size_text
 

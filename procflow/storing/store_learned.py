@@ -46,6 +46,10 @@ WHERE id BETWEEN ? AND ? AND kind = 'task' AND (status IN ('succeeded', 'skipped
 """
 
 
+_Head = tuple[str, str, int, dict[str, Any], float]
+"""What a ``RunLessons`` begins with."""
+
+
 @dataclass(frozen=True, slots=True)
 class RunLessons:
     """A run and what it taught. ``params`` are as the journal holds them."""
@@ -124,7 +128,7 @@ def _read(db: sqlite3.Connection, past: Past, pipeline: str, lock: str | None) -
     WHERE pipeline = ? AND (? IS NULL OR lock IS ?) AND wall_s IS NOT NULL ORDER BY seq DESC LIMIT {LOOKED_AT}
     """
     total = 0
-    without: list[tuple[int, int, tuple[str, str, int, dict[str, Any], float]]] = []
+    without: list[tuple[int, int, _Head]] = []
     for seq, run_id, status, workers, params, wall_s, succeeded, good in db.execute(sql, (pipeline, lock, lock)):
         if not good:
             past.unusable.append(f"run {run_id} is not used: its row is damaged (the checksum is wrong)")

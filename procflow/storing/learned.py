@@ -1,0 +1,50 @@
+"""Learned: what the history of a state folder teaches a pipeline that is about to run, or is only looked at.
+
+It reads the last runs' lessons (``store_learned``) and gathers them (``learning.known``) for this graph, its parameters
+and what its tasks are made of. It never writes, and never fails: a history that can't be used is told in the
+``Knowledge``, and the run goes on without.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from procflow.errors import StoreError
+from procflow.graph import TaskGraph, TaskUnit, walk
+from procflow.learning.known import Knowledge, gather
+from procflow.learning.teaching import places
+from procflow.storing.history import History
+from procflow.storing.state_folder import StateFolder
+from procflow.storing.store_begin import Print
+
+__all__ = ["learned"]
+
+
+def learned(folder: StateFolder, graph: TaskGraph, lock: str | None, prints: Iterable[Print] = ()) -> Knowledge:
+    """What earlier runs teach this one; ``lock`` is the name of its lock, ``prints`` say what its tasks are made of."""
+    try:
+        with History.open(folder) as history:
+            past = history.learned(graph.name, lock)
+    except (StoreError, OSError) as error:
+        return Knowledge(unusable=(str(error),))
+    if not past.runs:
+        return Knowledge(unusable=tuple(past.unusable))
+    where = places(graph.root)
+    return gather(
+        past.runs,
+        params=_as_recorded(graph.params),
+        made_of={(p.label, p.role): p.digest for p in prints},
+        executors={where[id(u)]: u.executor for u in walk(graph.root) if isinstance(u, TaskUnit)},
+        unusable=past.unusable,
+    )
+
+
+def _as_recorded(params: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The parameters as the journal holds them."""
+    try:
+        found: dict[str, Any] = json.loads(json.dumps({str(k): v for k, v in params.items()}, default=repr, skipkeys=True))
+    except (TypeError, ValueError):
+        return {}
+    return found
