@@ -430,3 +430,41 @@ def test_history_says_of_a_killed_run_that_it_does_not_go_on(tmp_path: Path) -> 
             (run,) = history.runs()
         assert run.status != "succeeded"
         assert child.left() == []
+
+
+# Commands that the parent itself has started, for steps that run in it
+
+
+@pytest.mark.parametrize("executor", ["threads", "inline"])
+def test_a_command_of_a_step_in_the_parent_dies_with_it_and_so_do_its_children(executor: str, tmp_path: Path) -> None:
+    command = f"(setsid sleep 611 &); sleep 612 & echo $$ > {tmp_path}/new; mv {tmp_path}/new {tmp_path}/shell; wait"
+    with forked(lambda: run_commands(tmp_path, executor, {"command": command}), tmp_path) as child:
+        assert soon((tmp_path / "shell").exists), child.errors
+        shell = int((tmp_path / "shell").read_text())
+        child.send(signal.SIGKILL)
+        child.wait()
+        assert child.left() == []
+        assert not is_alive(shell)
+
+
+@pytest.mark.parametrize("executor", ["threads", "inline"])
+def test_what_a_command_in_the_parent_leaves_behind_ends_with_the_run(executor: str, tmp_path: Path) -> None:
+    command = "setsid sleep 613 > /dev/null 2>&1 &"
+    with forked(lambda: run_commands(tmp_path, executor, {"command": command}), tmp_path) as child:
+        assert child.wait() == 0, child.errors
+        assert child.left() == []
+
+
+def test_the_exit_code_of_a_command_in_the_parent_is_its_own_while_workers_run_beside_it(tmp_path: Path) -> None:
+    steps = [{"command": f"sleep 0.0{i}; exit 3", "ok_codes": [3], "executor": "threads"} for i in range(10)]
+    beside = {"command": "sleep 0.4", "executor": "processes"}
+    with forked(lambda: run_commands(tmp_path, "threads", beside, *steps), tmp_path) as child:
+        assert child.wait() == 0, child.errors
+
+
+def run_commands(folder: Path, executor: str, *steps: dict[str, Any]) -> int:
+    named: list[dict[str, Any]] = [
+        {"executor": executor, **step, "type": "shell", "name": f"c{i}"} for i, step in enumerate(steps)
+    ]
+    block = {"type": "parallel", "name": "all", "steps": named}
+    return Pipeline("p", steps=[block]).run(workers=2, state_dir=folder / "s").exit_code

@@ -52,11 +52,11 @@ def open_executor(
     that large values are stored in.
     """
     if name == "inline":
-        made: Executor = _class(name)(objects=objects)
+        made: Executor = _class(name)(objects=objects, token=token)
     elif name == "processes":
         made = _class(name)(slots, run_id=run_id, token=token, inherit=inherit, objects=objects)
     else:
-        made = _class(name)(slots, run_id=run_id, objects=objects)
+        made = _class(name)(slots, run_id=run_id, objects=objects, token=token)
     return made
 
 

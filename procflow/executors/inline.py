@@ -24,15 +24,16 @@ __all__ = ["InlineExecutor"]
 class InlineExecutor:
     """Runs attempts in the calling thread; see ``executors.base.Executor`` for the face.
 
-    ``objects`` is the folder for large values.
+    ``objects`` is the folder for large values, ``token`` marks the commands of the run.
     """
 
     name = "inline"
     slots = 1
     capabilities: frozenset[str] = frozenset()
 
-    def __init__(self, *, objects: str | None = None, log_level: int = 20) -> None:
+    def __init__(self, *, objects: str | None = None, token: str | None = None, log_level: int = 20) -> None:
         self._objects = objects
+        self._token = token
         self._attempt: Attempt | None = None
         self._outcomes: list[Outcome] = []
         self._selector = selectors.DefaultSelector()
@@ -91,7 +92,7 @@ class InlineExecutor:
                 self._selector.select(max(0.0, until - time.monotonic()))
             return []
         outcomes = self._outcomes
-        outcome = run_here(attempt, outcomes.append, self._objects)
+        outcome = run_here(attempt, outcomes.append, self._objects, self._token)
         outcomes.append(outcome)
         self._outcomes, self._attempt = [], None
         os.read(self._read_fd, 1)

@@ -22,6 +22,7 @@ from procflow.call import StepCall
 from procflow.errors import ExecutorError
 from procflow.executors import capture
 from procflow.failure import failure_from
+from procflow.guarding import here
 from procflow.values import objects
 from procflow.working.perform import perform
 
@@ -33,19 +34,28 @@ CLOSE_S = 1.0
 class ThreadExecutor:
     """Runs up to ``slots`` attempts at a time in threads; see ``executors.base.Executor`` for the face.
 
-    ``run_id`` goes into the threads' names, ``objects`` is the folder for large values. Logs are written to by the thread
-    that runs the attempt.
+    ``run_id`` goes into the threads' names, ``objects`` is the folder for large values, ``token`` marks the
+    commands of the run. Logs are written to by the thread that runs the attempt.
     """
 
     name = "threads"
     capabilities: frozenset[str] = frozenset()
 
-    def __init__(self, slots: int, *, run_id: str = "", objects: str | None = None, log_level: int = 20) -> None:
+    def __init__(
+        self,
+        slots: int,
+        *,
+        run_id: str = "",
+        objects: str | None = None,
+        token: str | None = None,
+        log_level: int = 20,
+    ) -> None:
         if slots < 1:
             raise ExecutorError(f"executor threads needs at least 1 slot, not {slots}")
         self.slots = slots
         self._name = f"procflow-{run_id}" if run_id else "procflow"
         self._objects = objects
+        self._token = token
         self._todo: queue.SimpleQueue[Attempt | None] = queue.SimpleQueue()
         self._done: deque[Outcome] = deque()
         self._running: dict[int, Attempt] = {}
@@ -167,7 +177,7 @@ class ThreadExecutor:
     def _work(self) -> None:
         while (attempt := self._todo.get()) is not None:
             wall, busy = time.perf_counter(), time.process_time()
-            outcome = run_here(attempt, self._report, self._objects)
+            outcome = run_here(attempt, self._report, self._objects, self._token)
             self._report(_alone(outcome, time.perf_counter() - wall, time.process_time() - busy))
 
     def _report(self, outcome: Outcome) -> None:
@@ -197,14 +207,14 @@ def _alone(outcome: Succeeded | Skipped | Failed, wall_s: float, process_cpu_s: 
 
 
 def run_here(
-    attempt: Attempt, report: Callable[[Progressed], None], folder: str | None = None
+    attempt: Attempt, report: Callable[[Progressed], None], folder: str | None = None, token: str | None = None
 ) -> Succeeded | Skipped | Failed:
     """Run an attempt in this thread with its output in its log, which is closed before the outcome is given.
 
-    ``folder`` is where large values are stored.
+    ``folder`` is where large values are stored, ``token`` that of the run.
     """
     log = attempt.log
-    token = objects.FOLDER.set(folder)
+    before, mark = objects.FOLDER.set(folder), here.TOKEN.set(token or "")
     try:
         with capture.capture(log):
             return perform(
@@ -221,6 +231,7 @@ def run_here(
     except BaseException as error:
         return Failed(attempt.key, failure_from(error))
     finally:
-        objects.FOLDER.reset(token)
+        here.TOKEN.reset(mark)
+        objects.FOLDER.reset(before)
         if log is not None:
             log.close()

@@ -3,7 +3,7 @@
     open:   lease (nothing of the last run lives)  ->  reaper process  ->  executors, whose workers bear token and lease
     close:  executors  ->  sweep by token, reaper sent home  ->  lease given back
 
-A run that uses no worker processes takes the lease and starts no reaper. It decides nothing about steps.
+A run that starts no processes takes the lease and no reaper. It decides nothing about steps.
 """
 
 from __future__ import annotations
@@ -39,10 +39,12 @@ class Guard:
         self._lease.take(self.token)
         return self
 
-    def open(self, names: Iterable[str], slots: int, run_id: str, objects: str | None = None) -> dict[str, Executor]:
+    def open(
+        self, names: Iterable[str], slots: int, run_id: str, objects: str | None = None, commands: bool = False
+    ) -> dict[str, Executor]:
         """The executors by name; ``ExecutorError`` where one can't be had here.
 
-        ``objects`` is their folder for large values.
+        ``objects`` is their folder for large values. ``commands`` says that some steps are commands.
         """
         for name in names:
             self._executors[name] = open_executor(
@@ -51,6 +53,10 @@ class Guard:
         processes: Any = self._executors.get("processes")
         if processes is not None:
             self.reaper = Reaper(self.token, processes.workers, say)
+        elif commands:
+            # Somebody here waits for each of them; nobody is adopted.
+            self.reaper = Reaper(self.token, say=say, adopt=False)
+        if self.reaper is not None:
             self.reaper.start()
         return self._executors
 

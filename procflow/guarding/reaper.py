@@ -46,7 +46,7 @@ class Reaper:
     """Guards the processes of one run, from ``start`` to ``finish``; use it in one thread.
 
     ``workers`` gives the pids that somebody else waits for. ``say`` is told what the user should know. Without ``adopt``
-    orphans go where they always do: a library must not change whose children they are.
+    orphans go where they always do, and no child is waited for: a library must not change whose children they are.
     """
 
     def __init__(
@@ -140,7 +140,7 @@ class Reaper:
         At most every 0.2 s, but at once where ``now`` is infinite.
         """
         now = time.monotonic() if now is None else now
-        if now < self._collect_at:
+        if now < self._collect_at or not self._adopts:
             return 0
         self._collect_at = now + COLLECT_S if now < math.inf else 0.0
         spared = {self.pid, *self._workers()}

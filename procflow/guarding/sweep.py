@@ -18,9 +18,11 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["SHM", "TOKEN_NAME", "bearers", "environment", "main", "prefix", "remove_left", "sweep"]
+__all__ = ["HERE", "SHM", "TOKEN_NAME", "bearers", "environment", "main", "prefix", "remove_left", "sweep"]
 
 TOKEN_NAME = "PROCFLOW_RUN_TOKEN"
+HERE = "-here"
+"""What follows the token of a command that the parent itself has started, not one of its workers."""
 SHM = "/dev/shm"
 SIGKILL = 9
 """The number, since ``signal`` is slow to import."""
@@ -47,10 +49,11 @@ def bearers(token: str) -> Iterator[tuple[int, bool]]:
     One by one as they are found, because some start others while one looks.
     """
     mark = f"{TOKEN_NAME}={token}".encode()
+    marks = {mark, mark + HERE.encode()}
     me = os.getpid()
     for name in os.listdir("/proc"):
         # A zombie has no environment any more, and those of other users can't be read.
-        if name.isdigit() and mark in _read(f"/proc/{name}/environ").split(b"\0") and int(name) != me:
+        if name.isdigit() and not marks.isdisjoint(_read(f"/proc/{name}/environ").split(b"\0")) and int(name) != me:
             yield int(name), b"resource_tracker import main" in _read(f"/proc/{name}/cmdline")
 
 

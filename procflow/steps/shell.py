@@ -29,6 +29,7 @@ from procflow.call import StepCall
 from procflow.compiling.template import fill, shell_word
 from procflow.errors import ProcflowError
 from procflow.failure import CommandFailed
+from procflow.guarding import here
 from procflow.secrets import masked, masker
 
 __all__ = ["CommandError", "run"]
@@ -153,7 +154,7 @@ def _start(
     try:
         return subprocess.Popen(
             argv,
-            env=env,
+            env=here.environment(env),
             cwd=cwd,
             stdin=pipe if has_stdin else subprocess.DEVNULL,
             stdout=pipe if captured else None,
