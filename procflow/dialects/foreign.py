@@ -201,6 +201,12 @@ class Made(dict[str, Any]):
             self.origins[key] = origin
         return self
 
+    def take(self, other: Made, without_empty: bool = False) -> Made:
+        """The keys of another, with their parts; ``without_empty`` as ``put`` does."""
+        for key, value in other.items():
+            (self.put if without_empty else self.set)(key, value, other.origins.get(key))
+        return self
+
     def put(self, key: str, value: Any, origin: Part | None = None) -> Made:
         """As ``set``; None, empty text and empty containers are left out."""
         empty = value is None or (isinstance(value, (str, list, dict)) and not value)
@@ -341,6 +347,21 @@ def _detected(tree: Tree, reading: Reading) -> str | None:
     return found[0].name if found else None
 
 
+_FIRST = (
+    "type", "name", "description", "when", "items", "as", "source", "function", "strategy", "into", "inputs", "params",
+)  # fmt: skip
+_LAST = ("output", "outputs", "merge", "score", "steps")
+
+
+def _in_order(value: dict[str, Any]) -> list[tuple[str, Any]]:
+    """The keys of a step in the order in which people read them; other mappings as they are."""
+    if not isinstance(value, Made) or "type" not in value:
+        return list(value.items())
+    first = [(key, value[key]) for key in _FIRST if key in value]
+    last = [(key, value[key]) for key in _LAST if key in value]
+    return [*first, *((key, member) for key, member in value.items() if key not in (*_FIRST, *_LAST)), *last]
+
+
 def _settled(value: Any, origin: Part, paths: dict[tuple[int, int], Loc]) -> tuple[Any, Spot]:
     """Plain data and its spots. A part taken over as it is keeps the position of each of its values."""
     if isinstance(value, Made):
@@ -354,7 +375,7 @@ def _settled(value: Any, origin: Part, paths: dict[tuple[int, int], Loc]) -> tup
         assert spot.members is not None
         assert spot.keys is not None
         plain: dict[str, Any] = {}
-        for key, member in value.items():
+        for key, member in _in_order(value):
             own = value.origins.get(key) if isinstance(value, Made) else None
             below = own or (origin[key] if not isinstance(value, Made) and isinstance(origin.value, dict) else origin)
             below = below if below.is_there else origin

@@ -18,11 +18,13 @@ __all__ = [
     "collected",
     "constant",
     "constants",
+    "fails",
     "holds",
     "judged",
     "last",
     "loop_items",
     "loop_output",
+    "negated",
     "nested",
     "nothing",
     "present",
@@ -94,6 +96,16 @@ def holds(found: Any, operator: str, value: Any = None, path: str = "") -> bool:
     except Exception as error:
         log.warning("%r %s %r can't be told (%s): the condition does not hold", found, operator, value, error)
         return False
+
+
+def fails(found: Any, operator: str, value: Any = None, path: str = "") -> bool:
+    """Whether the condition does not hold."""
+    return not holds(found, operator, value, path)
+
+
+def negated(value: bool) -> bool:
+    """The other one of true and false."""
+    return not value
 
 
 def _part(value: Any, part: str) -> Any:
