@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable
 
-from procflow.report.facts import Facts, Try
+from procflow.report.facts import Block, Facts, Try
 from procflow.showing.shape import Part
 
 __all__ = ["Span", "give_lanes", "mark_critical", "queued"]
@@ -66,7 +66,8 @@ class Span:
 def _spans(facts: Facts) -> dict[str, Span]:
     spans: dict[str, Span] = {}
     last = len(facts.sessions) - 1
-    for each in (*facts.tries, *facts.blocks):
+    both: list[Try | Block] = [*facts.tries, *facts.blocks]
+    for each in both:
         if each.session != last:
             continue
         span = spans.get(each.path)

@@ -180,6 +180,7 @@ class _Reader:
         self._close()
         for path, counts in self.found.items():
             outcome = facts.outcomes[path]
+            outcome.count = self.items[path] or outcome.count
             outcome.status = outcome.status or next((s for s in ORDER if counts.get(s)), "")
         facts.tries.sort(key=lambda t: (t.start, t.id))
 
@@ -248,7 +249,6 @@ class _Reader:
         if row.kind == "map" and row.status != "running":
             # Its batches count only what they had not told before they ended.
             self.items[row.path] += row.count or 0
-            outcome.count = self.items[row.path]
 
     def _judge(self, row: StepRow, place: int, status: str) -> Outcome:
         """Note how a row ended for its step; what earlier sessions said of it is forgotten."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -10,6 +9,8 @@ from procflow.report.facts import Facts, Try
 
 __all__ = ["Share", "StepFigures", "cores_used", "shares", "step_figures"]
 
+HIDDEN_SHARE = 0.02
+"""Tasks that nobody declared are told of from this share of all work on."""
 SPAWN_S = 0.005
 """A first attempt that was sent so much after it was handed out had to wait for its worker."""
 
@@ -39,6 +40,7 @@ class StepFigures:
 def step_figures(facts: Facts, most: int) -> tuple[list[StepFigures], StepFigures | None]:
     """At most ``most`` steps in declared order, those with most work where there are more, and all others as one."""
     found: dict[tuple[str, str], StepFigures] = {}
+    hidden: set[str] = set()
     for each in facts.tries:
         figures = found.get((each.path, each.name))
         if figures is None:
@@ -48,10 +50,14 @@ def step_figures(facts: Facts, most: int) -> tuple[list[StepFigures], StepFigure
                 figures.status, figures.items = outcome.status, outcome.count if each.item else 0
             else:
                 figures.status = each.status
+                hidden.add(each.name)
         _add(figures, each)
     for figures in found.values():
         _close(figures)
-    steps = sorted(found.values(), key=lambda f: -f.work_s)
+    # A condition, a list of items or a merge that took no time to speak of would only be in the way.
+    least_s = HIDDEN_SHARE * sum(figures.work_s for figures in found.values())
+    told = [f for f in found.values() if f.name not in hidden or f.work_s > least_s or f.bad]
+    steps = sorted(told, key=lambda f: -f.work_s)
     shown = sorted(steps[:most], key=lambda f: natural(f.path))
     return shown, _together(steps[most:])
 
