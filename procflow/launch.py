@@ -56,7 +56,7 @@ if TYPE_CHECKING:
     from procflow.storing.store import Store
     from procflow.storing.store_begin import RunRecord
 
-__all__ = ["Prepared", "Run", "iterate", "launch", "prepare"]
+__all__ = ["Prepared", "Run", "iterate", "launch", "prepare", "workers_for"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +111,7 @@ def prepare(
     if timeout is not None:
         pipeline = pipeline.model_copy(update={"limits": pipeline.limits.model_copy(update={"timeout": timeout})})
     folder = str(source.folder) if source is not None else os.getcwd()
-    slots = _workers(machine, workers if workers is not None else pipeline.limits.workers)
+    slots = workers_for(machine, workers if workers is not None else pipeline.limits.workers)
     memory_bytes = budget(machine, memory if memory is not None else pipeline.limits.memory)
     compile_as = partial(_compiled, pipeline, params, folder, executor, _loader())
     try:
@@ -140,7 +140,8 @@ def _compiled(
     )
 
 
-def _workers(machine: Machine, declared: int | str | Share) -> int:
+def workers_for(machine: Machine, declared: int | str | Share) -> int:
+    """The number of slots for what was asked: a number, a share of the usable cores, or auto."""
     if isinstance(declared, Share):
         return max(1, int(machine.cpus * declared.fraction))
     return workers_of(machine, declared if isinstance(declared, int) else "auto")
@@ -216,13 +217,12 @@ def iterate(
         stack.callback(store.close)
         store.recover(name)
         session = stack.enter_context(open_session(prepared, folder, name, earlier))
+        session.prepared = _taught(session, folder, name)
         prepared, graph = session.prepared, session.prepared.graph
         if not session.same_run:
             folder.new_run(prepared.run_id)
         shown = mask.tree(graph.params) if mask is not None else dict(graph.params)
         store.begin(_record(session, name, shown, asked(options, graph.params, shown, earlier)))
-        prepared = _taught(prepared, folder, name, session)
-        graph = prepared.graph
         objects = make_folder(str(folder.run(prepared.run_id) / "objects"))
         _clean(objects, folder, prepared.run_id)
         commands = any(isinstance(unit, TaskUnit) and unit.call.kind == "shell" for unit in walk(graph.root))
@@ -238,13 +238,7 @@ def iterate(
         stack.callback(failures.close)
         samples = stack.enter_context(_samples(prepared, run_folder, meter, executors, watch.clock))
         logs = LogFolder(run_folder, on_line=_lines_to(observers), mask=mask)
-        scheduler = Scheduler(
-            graph,
-            slots={name: each.slots for name, each in executors.items()},
-            memory_bytes=prepared.memory_bytes,
-            run_id=prepared.run_id,
-            kept=session.kept,
-        )
+        scheduler = _scheduler(session, executors)
         engine = Engine(
             *(scheduler, executors, watch if mask is None else MaskedWaiter(watch.wait, mask), store),
             observers=(recorder, failures, samples, *observers),
@@ -309,11 +303,23 @@ def _record(session: Session, lock: str, params: Mapping[str, Any], options: Map
     )
 
 
-def _taught(prepared: Prepared, folder: StateFolder, lock: str, session: Session) -> Prepared:
-    """The same with what earlier runs taught about time and memory."""
+def _scheduler(session: Session, executors: Mapping[str, Executor]) -> Scheduler:
+    prepared = session.prepared
+    return Scheduler(
+        prepared.graph,
+        slots={name: each.slots for name, each in executors.items()},
+        memory_bytes=prepared.memory_bytes,
+        run_id=prepared.run_id,
+        kept=session.kept,
+    )
+
+
+def _taught(session: Session, folder: StateFolder, lock: str) -> Prepared:
+    """The session's pipeline with what earlier runs taught about time and memory."""
     from procflow.learning.teaching import taught
     from procflow.storing.learned import learned
 
+    prepared = session.prepared
     knowledge = learned(folder, prepared.graph, lock, session.prints)
     graph, told = taught(prepared.graph, knowledge, slots=prepared.workers, memory_bytes=prepared.memory_bytes)
     return replace(prepared, graph=graph, warnings=(*prepared.warnings, *told))

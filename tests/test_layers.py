@@ -16,7 +16,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "procflow"
 
 WORDS = "errors failpoints units ref call attempt events grammar record record_sources record_state model graph executors.base"
-CORE = "state compiler compiling scheduler scheduling resuming.needs resuming.selection showing.critical_path plaintext"
+CORE = "state compiler compiling learning scheduler scheduling resuming.needs resuming.selection showing.critical_path plaintext"
 LOOP = "engine"
 TOP = "procflow __main__ api launch cli testing"
 LAYER_OF = {

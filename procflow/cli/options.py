@@ -20,7 +20,7 @@ from procflow.dialects import DIALECTS, Reading
 from procflow.errors import PipelineError
 from procflow.units import Share
 
-__all__ = ["dialect_options", "limit_options", "param_options", "params_of", "reading_of", "workers_option"]
+__all__ = ["dialect_options", "limit_options", "many_workers_option", "param_options", "params_of", "reading_of", "workers_option"]
 
 _FILE: Any = click.Path(dir_okay=False, path_type=Path)
 _Command = TypeVar("_Command", bound=Callable[..., Any])
@@ -68,6 +68,22 @@ def workers_option(command: _Command) -> _Command:
     option = click.option(
         "-j", "--workers", metavar="N", type=_workers, help="Workers: a number, auto, or 50% of the cores."
     )
+    return option(command)
+
+
+def _workers_each(text: str) -> tuple[int | str | Share, ...]:
+    """Several numbers of workers, ``1,2,4,64``, or what ``_workers`` takes."""
+    return tuple(_workers(part) for part in text.split(","))
+
+
+def many_workers_option(command: _Command) -> _Command:
+    """``-j`` for commands that look at several numbers of workers; it takes the place of that of ``limit_options``."""
+    option = click.option(
+        "-j", "--workers", metavar="N[,N...]", type=_workers_each,
+        help="Workers: a number, auto, or 50% of the cores; several, such as 1,2,4,64, to see what each would bring.",
+    )  # fmt: skip
+    given = getattr(command, "__click_params__", [])
+    given[:] = [parameter for parameter in given if parameter.name != "workers"]
     return option(command)
 
 

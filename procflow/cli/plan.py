@@ -9,22 +9,32 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from procflow.cli.options import dialect_options, limit_options, param_options, params_of, reading_of
+from procflow.cli.options import (
+    dialect_options,
+    limit_options,
+    many_workers_option,
+    param_options,
+    params_of,
+    reading_of,
+)
 from procflow.cli.output import out, refused
-from procflow.errors import PipelineError
-from procflow.plaintext import counted, shortened
+from procflow.errors import PipelineError, StoreError
+from procflow.plaintext import clean, counted, shortened
 from procflow.units import Share, duration_text, size_text
 
 if TYPE_CHECKING:
     from procflow.dialects import Reading
+    from procflow.graph import Unit
     from procflow.launch import Prepared
+    from procflow.learning.known import Knowledge
 
-__all__ = ["plan", "print_plan"]
+__all__ = ["plan", "print_plan", "print_table"]
 
 
 @click.command()
 @click.argument("file", type=click.Path())
 @param_options
+@many_workers_option
 @limit_options
 @dialect_options
 @click.option("--json", "as_json", is_flag=True, help="Print the plan as a JSON object.")
@@ -32,7 +42,7 @@ def plan(
     file: str,
     param: tuple[str, ...],
     params_file: Path | None,
-    workers: int | str | Share | None,
+    workers: tuple[int | str | Share, ...] | None,
     memory: int | Share | None,
     executor: str | None,
     timeout: float | None,
@@ -44,11 +54,18 @@ def plan(
 ) -> int:
     """Show what a run of FILE would do: its steps in order, what each waits for, and all limits.
 
+    Once it has run: how long it is expected to take, its critical path, its memory. With several numbers of workers
+    (-j 1,2,4,64), what each would bring, on a machine with so many cores and the memory of --memory.
+
     What would be refused is listed instead, with exit code 2. Nothing is run.
     """
     limits = {"workers": workers, "memory": memory, "executor": executor, "timeout": timeout}
     reading = reading_of(dialect, bind, bindings)
-    return print_plan(file, params_of(param, params_file), limits, state_dir, as_json=as_json, reading=reading)
+    given = params_of(param, params_file)
+    if workers is not None and len(workers) > 1:
+        return print_table(file, given, limits, state_dir, as_json=as_json, reading=reading)
+    limits["workers"] = workers[0] if workers is not None else None
+    return print_plan(file, given, limits, state_dir, as_json=as_json, reading=reading)
 
 
 def print_plan(
@@ -61,24 +78,106 @@ def print_plan(
     reading: Reading | None = None,
 ) -> int:
     """Print the plan of a file; the exit code."""
+    from procflow.learning.simulation import simulate
+    from procflow.showing import forecast
+    from procflow.showing.plan import plan_data, plan_lines
+
+    try:
+        ready, state = _prepared(file, params, limits, state_dir, reading)
+    except PipelineError as error:
+        return refused(error, file, "it would not run")
+    known, graph, budget = _known(ready, state), ready.graph, ready.memory_bytes
+    played = simulate(graph, known, workers=ready.workers, memory_bytes=budget) if known.runs else None
+    if as_json:
+        figures = _figures(ready, str(state)) | forecast.expected_data(graph, known, played)
+        data = plan_data(graph, figures, lambda unit: forecast.learned_data(unit, known))
+        out(json.dumps(data, indent=2, default=str))
+        return 0
+    facts = _facts(ready, limits, str(state)) + forecast.expected_facts(graph, known, played, budget)
+    clocks = forecast.timeouts(graph, known)
+
+    def more(unit: Unit) -> str:
+        clock = f"timeout {clocks[unit.label]}" if unit.label in clocks else ""
+        return "; ".join(filter(None, (clock, forecast.learned_text(unit, known))))
+
+    for line in plan_lines(graph, facts, more):
+        out(line)
+    return 0
+
+
+def print_table(
+    file: str,
+    params: Mapping[str, Any],
+    limits: Mapping[str, Any],
+    state_dir: str | None,
+    *,
+    as_json: bool,
+    reading: Reading | None = None,
+) -> int:
+    """Print what each of several numbers of workers would bring; the exit code."""
+    from procflow.launch import workers_for
+    from procflow.learning.simulation import simulate
+    from procflow.machine.resources import probe
+    from procflow.showing import forecast
+
+    machine = probe()
+    counts = sorted({workers_for(machine, each) for each in limits["workers"]})
+    memory = limits["memory"]
+    asked = memory if isinstance(memory, int) else None
+    # A size may be that of another machine, which this one need not have.
+    here = {**limits, "workers": counts[-1], "memory": memory if asked is None else None}
+    try:
+        ready, state = _prepared(file, params, here, state_dir, reading)
+    except PipelineError as error:
+        return refused(error, file, "it would not run")
+    known, graph, budget = _known(ready, state), ready.graph, asked or ready.memory_bytes
+    rows = [
+        forecast.refused(graph, count, budget) or simulate(graph, known, workers=count, memory_bytes=budget)
+        for count in counts
+    ]
+    if as_json:
+        data = {"pipeline": graph.name, "memory_bytes": budget, "runs": known.runs, "unusable": list(known.unusable)}
+        out(json.dumps({**data, "simulated": forecast.table_data(rows)}, indent=2, default=str))
+        return 0
+    source = f"learned from {counted(known.runs, 'run')}" if known.runs else "without history"
+    out(f"{clean(graph.name)}: simulated, {source}; a core for each worker, {size_text(budget)} for all")
+    if "threads" in graph.executors:
+        out(
+            "threads are taken to work at once: those that hold the interpreter's lock don't, so they take longer than this"
+        )
+    out("")
+    for line in forecast.table_lines(rows, known):
+        out(line)
+    return 0
+
+
+def _prepared(
+    file: str, params: Mapping[str, Any], limits: Mapping[str, Any], state_dir: str | None, reading: Reading | None
+) -> tuple[Prepared, Path]:
     from procflow.launch import prepare
     from procflow.loader import load_pipeline
     from procflow.model import Pipeline
-    from procflow.showing.plan import plan_data, plan_lines
     from procflow.storing.state_folder import locate
 
+    loaded = load_pipeline(file, Pipeline, reading)
+    ready = prepare(loaded.pipeline, source=loaded.source, params=params, **limits)
+    return ready, locate(state_dir, loaded.source.path)
+
+
+def _known(ready: Prepared, state: Path) -> Knowledge:
+    """What earlier runs teach; a history that can't be used is told in it."""
+    from procflow.learning.known import Knowledge
+    from procflow.resuming.continuing import open_session
+    from procflow.storing.learned import learned
+    from procflow.storing.state_folder import StateFolder, lock_name
+
     try:
-        loaded = load_pipeline(file, Pipeline, reading)
-        ready = prepare(loaded.pipeline, source=loaded.source, params=params, **limits)
-    except PipelineError as error:
-        return refused(error, file, "it would not run")
-    state = str(locate(state_dir, loaded.source.path))
-    if as_json:
-        out(json.dumps(plan_data(ready.graph, _figures(ready, state)), indent=2, default=str))
-        return 0
-    for line in plan_lines(ready.graph, _facts(ready, limits, state)):
-        out(line)
-    return 0
+        folder = StateFolder.open(state, create=False)
+    except StoreError as error:
+        return Knowledge(unusable=(str(error),) if state.exists() else ())
+    lock = lock_name(ready.source.path if ready.source is not None else None, ready.pipeline.name)
+    with open_session(ready, folder, lock, None) as session:
+        return learned(folder, ready.graph, lock, session.prints)
 
 
 def _figures(ready: Prepared, state: str) -> dict[str, Any]:

@@ -7,7 +7,7 @@ decides nothing and runs nothing.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from procflow.call import Lookup, StepCall, Text
@@ -196,7 +196,7 @@ def _writes_text(unit: Unit) -> str:
     return "what it returns" if unit.writes is None else ", ".join(clean(name) for name in unit.writes)
 
 
-def _details(unit: Unit, siblings: Sequence[Unit]) -> str:
+def _details(unit: Unit, siblings: Sequence[Unit], more: Callable[[Unit], str] | None) -> str:
     parts = [what_runs(unit)]
     if unit.after:
         parts.append("after " + ", ".join(clean(siblings[i].name) for i in unit.after))
@@ -209,14 +209,18 @@ def _details(unit: Unit, siblings: Sequence[Unit]) -> str:
     if executor is not None:
         parts.append(f"on {clean(executor)}")
     parts += [f"{key.replace('_', ' ')} {value}" for key, value in limits_of(unit).items()]
+    if more is not None and (text := more(unit)):
+        parts.append(text)
     return "; ".join(parts)
 
 
-def plan_lines(graph: TaskGraph, facts: Sequence[tuple[str, str]] = ()) -> list[str]:
+def plan_lines(
+    graph: TaskGraph, facts: Sequence[tuple[str, str]] = (), more: Callable[[Unit], str] | None = None
+) -> list[str]:
     """The plan as lines: head, facts (a name and its text each), then a line a step in order.
 
     A step's line holds its path, its name (indented by depth), what it runs, what it waits for, reads and writes,
-    where it runs and its limits.
+    where it runs and its limits, and what ``more`` has to say of it.
     """
     rows = list(outline(graph.root))
     lines = [f"{clean(graph.name)}: {counted(leaf_count(graph), 'step')}"]
@@ -227,11 +231,15 @@ def plan_lines(graph: TaskGraph, facts: Sequence[tuple[str, str]] = ()) -> list[
     names = min(40, max((2 * depth + len(unit.name) for depth, unit, _ in rows), default=1))
     for depth, unit, siblings in rows:
         name = "  " * depth + clean(unit.name)
-        lines.append(f"{unit.path:<{paths}}  {name:<{names}}  {_details(unit, siblings)}".rstrip())
+        lines.append(f"{unit.path:<{paths}}  {name:<{names}}  {_details(unit, siblings, more)}".rstrip())
     return lines
 
 
-def plan_data(graph: TaskGraph, facts: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def plan_data(
+    graph: TaskGraph,
+    facts: Mapping[str, Any] | None = None,
+    learned: Callable[[Unit], Mapping[str, Any] | None] | None = None,
+) -> dict[str, Any]:
     """The same as data that JSON can hold: ``pipeline``, ``params`` and ``resources``, the facts, and ``steps`` in order."""
     steps = []
     for _, unit, siblings in outline(graph.root):
@@ -246,6 +254,7 @@ def plan_data(graph: TaskGraph, facts: Mapping[str, Any] | None = None) -> dict[
                 "writes": None if unit.writes is None else list(unit.writes),
                 "executor": executor_of(unit),
                 "limits": limits_of(unit),
+                **({"learned": learned(unit)} if learned is not None else {}),
             }
         )
     return {"pipeline": graph.name, **(facts or {}), "resources": dict(graph.resources), "steps": steps}

@@ -44,7 +44,9 @@ def learned(folder: StateFolder, graph: TaskGraph, lock: str | None, prints: Ite
 def _as_recorded(params: Mapping[str, Any]) -> Mapping[str, Any]:
     """The parameters as the journal holds them."""
     try:
-        found: dict[str, Any] = json.loads(json.dumps({str(k): v for k, v in params.items()}, default=repr, skipkeys=True))
+        found: dict[str, Any] = json.loads(
+            json.dumps({str(k): v for k, v in params.items()}, default=repr, skipkeys=True)
+        )
     except (TypeError, ValueError):
         return {}
     return found
