@@ -134,10 +134,12 @@ class Soak:
         """One pipeline, run to its end."""
         self._runs += 1
         name = f"{self._seed}:{self._runs}"
+        run = _Run(self.folder, self._warm, name, self._runs)
         try:
-            _Run(self.folder, self._warm, name, self._runs).to_the_end()
+            run.to_the_end()
         except AssertionError as error:
-            raise AssertionError(f"soak run {name!r}: {error}") from error
+            story = "\n".join(run.story)
+            raise AssertionError(f"soak run {name!r}: {error}\n{story}") from error
         ledger.count("soak: runs", 1)
 
 
@@ -155,6 +157,7 @@ class _Run:
         self.slots = self.chance.randint(1, 3)
         self.announced: set[str] = set()
         self.said = ""
+        self.story: list[str] = []
 
     def to_the_end(self) -> None:
         wanted = self._expected()
@@ -199,9 +202,11 @@ class _Run:
             assert time.monotonic() < until, f"still running: {err.read_text()}"
         self.said = err.read_text()
         done = planned[: len(planned) - len(session.harm)]
-        self.kills += sum(what == "SIGKILL" for _, what in done)
+        # Cut off: what ran then is in no journal, be it for a signal or for a full disk.
+        self.kills += code < 0 or code == 74
         self.worker_kills += sum(what == "kill worker" for _, what in done)
         text = f"session {self.sessions} ({words[0]}, {done}, {env[failpoints.VARIABLE]}{prelude}) ended with {code}"
+        self.story.append(text)
         assert code in (BAD_ENDS if harmed else set()) | {0}, f"{text}: {self.said}"
         self._check(before, text)
         return code, out.read_text()
@@ -268,4 +273,5 @@ class _Run:
         assert short <= 0, f"{len(crashed)} attempts crashed of {self.worker_kills} workers that were killed"
         failed = {row.name for row in bad if row.status == "failed"} - self.made.fails
         assert not failed, f"failed, and should not have: {failed}"
+        self.story += [f"{row.label} {row.item} {row.attempt} {row.status} {row.cause} {row.reason}" for row in bad]
         ledger.check_law(ledger.read(self.ledger), self.made.keys, kills=len(bad) + self.kills * self.slots, slots=1)
