@@ -15,7 +15,7 @@ from procflow.plaintext import clean
 
 if TYPE_CHECKING:
     from procflow.dialects import Reading
-    from procflow.dialects.foreign import Translated
+    from procflow.dialects.translating import Translated
 
 __all__ = ["convert"]
 

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from types import ModuleType
 
-    from procflow.dialects.foreign import Translated
+    from procflow.dialects.translating import Translated
     from procflow.loading.source import Source, Tree
 
 __all__ = ["DIALECTS", "Dialect", "Reading", "detect", "is_own", "translated"]
@@ -137,6 +137,6 @@ def translated(tree: Tree, source: Source, reading: Reading | None = None) -> Tr
     Raises ``PipelineError`` for a forced dialect that is unknown, for a shape that two dialects have, and for all that the
     dialect can't take over.
     """
-    from procflow.dialects.foreign import translate
+    from procflow.dialects.translating import translate
 
     return translate(tree, source, reading or Reading())

@@ -13,10 +13,10 @@ a step writes a value. A key that nobody writes is None there, so it becomes a p
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from procflow.dialects.agent_builder_queries import Queries
 from procflow.dialects.agent_builder_values import Known, Pool
 from procflow.dialects.foreign import Made, Part, Translation, escaped, name_of, near
 from procflow.dialects.runtime import OPERATORS
@@ -48,7 +48,6 @@ _SKILL_KEYS = (
 )
 _ACTION_KEYS = ("type", "steps", "source", "credential_ref", "db_config_file", "timeout", "retry")
 _RUNTIME = "procflow.dialects.runtime"
-_QUOTED_VALUE = re.compile(r"'(\{[^{}']+\})'")
 
 
 def matches(document: Mapping[str, Any]) -> bool:
@@ -80,15 +79,16 @@ class _Skill:
         self.work = work
         root = work.root
         self.root = root
-        self.action = root["action"] if "action" in root else root
+        action = root["action"]
+        self.action = root if action.value is None else action
         self.pool = Pool(root, self.action["steps"].value)
-        self.sources: dict[str, Made] = {}
+        self.queries = Queries(self.action, self.pool)
 
     def pipeline(self) -> Made | None:
         root, action = self.root, self.action
-        refused = {
-            key: "only the steps of a data pipeline are run" for key in ("llm_model", "prompt", "system_prompt", "rest")
-        }
+        refused = dict.fromkeys(
+            ("llm_model", "prompt", "system_prompt", "rest"), "only the steps of a data pipeline are run"
+        )
         if action is not root:
             root.only(_SKILL_KEYS, refused)
             action.only(
@@ -109,7 +109,7 @@ class _Skill:
         made["steps"] = self._steps(action["steps"].members(1, "a list of steps"), known, "")
         made["steps"] += self._promises(made, known)
         made["params"] = self.pool.params()
-        made["sources"] = self.sources
+        made["sources"] = self.queries.sources
         return Made(root).take(made, without_empty=True)
 
     def _clocks(self, made: Made) -> None:
@@ -170,7 +170,7 @@ class _Skill:
         name = self.pool.step_name(name_of(title, f"step_{index}"))
         gate = self._gate(part, known, name)
         inner = known.copy()
-        members = [step for step in getattr(self, f"_{kind}")(part, inner, name, index)]
+        members = list(getattr(self, f"_{kind}")(part, inner, name, index))
         for step in members[-1:]:
             about = [title if title and name_of(title) != name else "", part["description"].text()]
             step.put("description", "; ".join(text for text in about if text), part["name"])
@@ -286,55 +286,8 @@ class _Skill:
         yield step.put("inputs", inputs, part["inputs"]).set("outputs", "*", skill)
 
     def _query(self, part: Part, known: Known, name: str, index: str) -> Iterator[Made]:
-        kinds = ("postgres", "postgresql", "mongodb", "redis")
-        kind = part["source"] if "source" in part else self.action["source"]
-        kind.choice(kinds, required=True)
-        for at in (part, self.action):
-            if "db_config_file" in at:
-                at["db_config_file"].fail(
-                    "procflow reads no such file", "put the URL into the environment and take this out"
-                )
-        credential = part["credential_ref"] if "credential_ref" in part else self.action["credential_ref"]
-        step = Made(part, type="query", name=name)
-        step.set("source", self._source(credential), credential)
-        query, read = part["query"], dict[str, str]()
-        if query.value is not None:
-            text = query.text()
-            self._templates(query, text, known, read)
-            step.set("query", _QUOTED_VALUE.sub(r"\1", escaped(text)), query)
-        step.put("collection", part["collection"].text(), part["collection"])
-        if part["filter"].is_there:
-            self._templates(part["filter"], repr(part["filter"].value), known, read)
-            step.set("filter", escaped(part["filter"].value), part["filter"])
-        if query.value is None and "collection" not in step:
-            part.fail("a query needs query, or collection and filter")
-        # Inputs only limit what is read there; here a query reads what its text names.
-        step.put("inputs", {key: value for key, value in read.items() if value != f"${{{key}}}"}, query)
+        step = self.queries.step(part, known, name)
         yield self._written(step, part, known, "result")
-
-    def _source(self, credential: Part) -> str:
-        written = credential.text(required=True)
-        name = name_of(written, "source")
-        variable = re.sub(r"\W", "_", name).upper() + "_URL"
-        if name not in self.sources:
-            credential.note(f"the URL of source {name!r} is taken from the environment variable {variable}")
-        self.sources.setdefault(name, Made(credential, url=f"${{env.{variable}}}"))
-        return name
-
-    def _templates(self, part: Part, text: str, known: Known, read: dict[str, str]) -> None:
-        """What the ``{key}`` of a text read; a key that nobody makes is an error there, too."""
-        for found in re.finditer(r"(?<!\{)\{\s*([A-Za-z_][\w-]*)(?:\.[\w.-]+)?\s*\}", text):
-            key = found[1]
-            if key in known.values or key in self.pool.required or known.is_open:
-                read[key] = self.pool.read(key, known, part)
-            elif key not in known.hidden:
-                hint = (
-                    near(key, [*known.values, *self.pool.required])
-                    or f"there are {', '.join([*known.values, *self.pool.required]) or 'none'}"
-                )
-                part.fail(f"nothing makes {key!r}", hint)
-            else:
-                self.pool.read(key, known, part)
 
     def _parallel(self, part: Part, known: Known, name: str, index: str) -> Iterator[Made]:
         for key in ("inputs", "output"):

@@ -1,7 +1,7 @@
 """Values of Agent Builder pipelines: which keys have a value at one point, surely or not, and under which name here.
 
-``Pool`` knows the whole document: what is required from outside, which keys anything reads, which names are taken. ``Known`` is what has
-a value at one point; it is copied into branches and joined after them.
+``Pool`` knows the whole document: what is required from outside, which keys anything reads, which names are taken. ``Known``
+is what has a value at one point; it is copied into branches and joined after them.
 """
 
 from __future__ import annotations
@@ -142,8 +142,8 @@ class Pool:
     ) -> dict[str, Any]:
         """Values to publish where a branch did not run, for keys that it writes and anything reads.
 
-        ``known`` is what there was before. ``without`` is what the other branch of a conditional knows, ``result`` learns what holds after
-        both; without them ``known`` does.
+        ``known`` is what there was before. ``without`` is what the other branch of a conditional knows, ``result`` learns
+        what holds after both; without them ``known`` does.
         """
         values: dict[str, Any] = {}
         after = result if result is not None else known
