@@ -24,13 +24,16 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "run": ("procflow.cli.run:run", "Run a pipeline."),
     "validate": ("procflow.cli.validate:validate", "Check a pipeline file without running it."),
     "plan": ("procflow.cli.plan:plan", "Show what a run would do, and with which limits."),
-    "graph": ("procflow.cli.graph:graph", "Draw a pipeline as Mermaid or DOT text."),
+    "graph": ("procflow.cli.graph:graph", "Draw a pipeline, or how a run of it went."),
     "convert": ("procflow.cli.convert:convert", "Print another system's file in procflow's language."),
     "resume": ("procflow.cli.resume:resume", "Go on with a run that did not end well."),
     "retry": ("procflow.cli.resume:retry", "Run again what failed or never ran, as a new run."),
     "history": ("procflow.cli.history:history", "List the runs of a state folder."),
     "show": ("procflow.cli.history:show", "Show one run and its steps."),
     "logs": ("procflow.cli.history:logs", "Print the logs of a run or of one step."),
+    "replay": ("procflow.cli.replay:replay", "Run one attempt again in this process, with a debugger."),
+    "report": ("procflow.cli.report:report", "Write a run as one HTML file."),
+    "trace": ("procflow.cli.trace:trace", "Write a run as a trace for Perfetto."),
     "schema": ("procflow.cli.schema:schema", "Print the JSON Schema of pipeline files."),
 }
 """Command: where it is, and its short help."""

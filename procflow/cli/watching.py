@@ -22,12 +22,13 @@ _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
 def watch_options(command: _Command) -> _Command:
-    """``--progress``, ``--log-format``, ``-q``, ``--metrics-file`` and ``--ping``; read them with ``Watching``."""
+    """``--progress``, ``--log-format``, ``-q``, ``--metrics-file``, ``--report``, ``--ping``; read them with ``Watching``."""
     for option in (
         click.option(
             "--ping", metavar="URL", envvar="PROCFLOW_PING_URL", type=_address,
             help="Tell a monitor such as healthchecks: URL/start, then URL or URL/fail.",
         ),
+        click.option("--report", metavar="F", type=_report_file, help="Write the run as one HTML file when it is over."),
         click.option("--metrics-file", metavar="F", type=click.Path(dir_okay=False), help="Write Prometheus metrics of the run."),
         click.option("-q", "--quiet", is_flag=True, help="No progress; only what failed, if anything did."),
         click.option(
@@ -42,6 +43,13 @@ def watch_options(command: _Command) -> _Command:
     ):  # fmt: skip
         command = option(command)
     return command
+
+
+def _report_file(text: str) -> str:
+    from procflow.cli.report import check_target
+
+    check_target(text)
+    return text
 
 
 def _address(text: str) -> str:
@@ -62,6 +70,7 @@ class Watching:
         self._progress: str = given["progress"]
         self._log_format: str = given["log_format"]
         self._metrics_file: str | None = given["metrics_file"]
+        self._report: str | None = given["report"]
         self._ping = None
         if given["ping"]:
             from procflow.showing.ping import Ping
@@ -96,7 +105,8 @@ class Watching:
         metrics = self._metrics()
         table = self._table()
         line_or_table = table if table is not None else self._lines()
-        found = [line_or_table, metrics, self._ping]
+        after = self._after()
+        found = [line_or_table, metrics, self._ping, after]
         try:
             yield [observer for observer in found if observer is not None]
         finally:
@@ -104,6 +114,15 @@ class Watching:
                 table.close()
             if metrics is not None and metrics.problem:
                 err(f"warning: {metrics.problem}")
+            if after is not None:
+                after.write()
+
+    def _after(self) -> Any:
+        if self._report is None:
+            return None
+        from procflow.cli.report import ReportAfter
+
+        return ReportAfter(self._report)
 
     def _metrics(self) -> Any:
         if self._metrics_file is None:

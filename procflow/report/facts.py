@@ -58,6 +58,11 @@ class Try:
         return self.label if self.role in ("member", "batch", "") else f"{self.label} ({self.role})"
 
     @property
+    def begin(self) -> float:
+        """When its code began, as far as that is known."""
+        return min(self.end, self.start + max(0.0, self.began))
+
+    @property
     def wasted(self) -> bool:
         """Whether its work came to nothing."""
         return self.status in ("failed", "lost", "cancelled")
@@ -166,7 +171,9 @@ class _Reader:
         self.spans: dict[str, list[float]] = {}
         self.newest: dict[str, int] = {}
         self.found: dict[str, Counter[str]] = {}
+        # Of maps, as their blocks tell: items that ended well, and that did not.
         self.items: Counter[str] = Counter()
+        self.lost: Counter[str] = Counter()
 
     def read(self, past: History) -> None:
         facts, damage = self.facts, list[str]()
@@ -181,6 +188,7 @@ class _Reader:
         for path, counts in self.found.items():
             outcome = facts.outcomes[path]
             outcome.count = self.items[path] or outcome.count
+            outcome.failed = max(outcome.failed, self.lost[path])
             outcome.status = outcome.status or next((s for s in ORDER if counts.get(s)), "")
         facts.tries.sort(key=lambda t: (t.start, t.id))
 
@@ -245,7 +253,7 @@ class _Reader:
         outcome = self._judge(row, place, status)
         if not row.item:
             outcome.status = status
-        outcome.failed += row.failed_count or 0
+        self.lost[row.path] += row.failed_count or 0
         if row.kind == "map" and row.status != "running":
             # Its batches count only what they had not told before they ended.
             self.items[row.path] += row.count or 0
@@ -255,7 +263,7 @@ class _Reader:
         outcome = self.facts.outcomes.get(row.path)
         if outcome is None or self.newest[row.path] < place:
             self.newest[row.path] = place
-            self.found[row.path], self.items[row.path] = Counter(), 0
+            self.found[row.path], self.items[row.path], self.lost[row.path] = Counter(), 0, 0
             outcome = self.facts.outcomes[row.path] = Outcome()
             self.spans.pop(row.path, None)
         if status and row.role not in ("gate", "expand", "merger"):

@@ -8,6 +8,7 @@ that a failure with a megabyte in it costs a page no more than another. What to 
 from __future__ import annotations
 
 import shlex
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -55,14 +56,14 @@ class Group:
 def groups(past: History, facts: Facts) -> list[Group]:
     """The failures of the last session, those that were not tolerated first; at most ``MOST_GROUPS``."""
     found: dict[tuple[str, str, str, bool], Group] = {}
-    forgiven = facts.run.status in ("succeeded", "partial")
+    forgiven = _forgiving(facts)
     inside = {row.path for row in facts.bad if row.members is None}
     for row in facts.bad:
         if row.members is not None and _by_member(row, inside):
             continue
         failure = row.failure or {}
         place = str(failure.get("user_place") or "")
-        key = (row.path, str(failure.get("type") or row.cause), place, bool(row.tolerated) or forgiven)
+        key = (row.path, str(failure.get("type") or row.cause), place, bool(row.tolerated) or forgiven(row))
         group = found.get(key)
         if group is None:
             if len(found) >= MOST_GROUPS * 4:
@@ -73,6 +74,21 @@ def groups(past: History, facts: Facts) -> list[Group]:
         if row.item and len(group.items) < MOST_ITEMS:
             group.items.append(shortened(row.item, 40))
     return sorted(found.values(), key=lambda g: g.tolerated)[:MOST_GROUPS]
+
+
+def _forgiving(facts: Facts) -> Callable[[StepRow], bool]:
+    """A function that tells whether a block around a row, or the run, ended well in spite of it."""
+    last = len(facts.sessions) - 1
+    well = {
+        block.path for block in facts.blocks if block.status == "succeeded" and not block.item and block.session == last
+    }
+    whole = facts.run.status in ("succeeded", "partial")
+
+    def forgiven(row: StepRow) -> bool:
+        parts = row.path.split(".")
+        return whole or any(".".join(parts[:depth]) in well for depth in range(1, len(parts) + 1))
+
+    return forgiven
 
 
 def _by_member(row: StepRow, inside: set[str]) -> bool:

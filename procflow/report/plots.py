@@ -126,9 +126,14 @@ def _bars(facts: Facts, colours: dict[str, int], found: Timeline) -> str:
     length, pixels = facts.length, found.lane_px
     parts = []
     for each in facts.tries:
-        x = WIDTH * each.start / length
-        w = max(0.8, WIDTH * (each.end - each.start) / length)
+        x = WIDTH * each.begin / length
+        w = max(0.8, WIDTH * (each.end - each.begin) / length)
         y = each.lane * pixels
+        wait = WIDTH * (each.begin - each.start) / length
+        if wait > 1:
+            parts.append(
+                f'<rect class="wait" x="{x - wait:.1f}" y="{y + pixels / 2 - 1:.0f}" width="{wait:.1f}" height="2"/>'
+            )
         kind = f"c{colours.get(each.label, 0)}" + (" bad" if each.wasted else "")
         parts.append(
             f'<rect class="{kind}" x="{x:.1f}" y="{y + 2:.0f}" width="{w:.1f}" height="{pixels - 4:.0f}">'
@@ -161,9 +166,9 @@ def _bins(facts: Facts, colours: dict[str, int], rows: int, per_lane: int, pixel
     critical: set[int] = set()
     for each in facts.tries:
         colour, base = colours.get(each.label, 0), each.lane // per_lane * bins
-        first, last = min(bins - 1, int(each.start / size)), min(bins - 1, int(each.end / size))
+        first, last = min(bins - 1, int(each.begin / size)), min(bins - 1, int(each.end / size))
         for place in range(first, last + 1):
-            inside = min(each.end, (place + 1) * size) - max(each.start, place * size)
+            inside = min(each.end, (place + 1) * size) - max(each.begin, place * size)
             used[base + place][colour] += inside
             if each.critical:
                 critical.add(base + place)

@@ -65,6 +65,8 @@ def told(part: Part, outcome: Outcome | None, status: str) -> str:
     """How a part went, in a few words: ``12.3 s · 1,700 items``."""
     if outcome is None or not (outcome.status or status):
         return {"": "did not start", "kept": "kept from before"}.get(status, status)
+    if outcome.seconds is None and status in ("skipped", "cancelled"):
+        return "not run"
     words = [duration_text(outcome.seconds)] if outcome.seconds is not None else []
     if part.kind == "map":
         if outcome.count or outcome.failed:
