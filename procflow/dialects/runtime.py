@@ -22,8 +22,10 @@ __all__ = [
     "holds",
     "judged",
     "last",
+    "last_item",
     "loop_items",
     "loop_output",
+    "merged",
     "negated",
     "nested",
     "nothing",
@@ -200,6 +202,36 @@ def loop_output(results: Sequence[Any]) -> dict[str, Any]:
 def collected(results: Mapping[str, Any], about: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
     """The results of a group's successful members with what is known of each: step_index, step_type, model."""
     return [{**facts, "result": results[name]} for name, facts in about.items() if name in results]
+
+
+def merged(results: Any, strategy: str, score: Any = None) -> Any:
+    """The results of a group as one value, by a strategy; a list as ``collected`` makes it stands for its results.
+
+    Raises ``ConvertedStepError`` for what is no list of results.
+    """
+    from procflow.steps import merge
+    from procflow.steps.combine import combine
+
+    if not isinstance(results, (list, tuple)):
+        raise ConvertedStepError(f"results to merge are a list, not a value of type {type(results).__name__}")
+    values = [row["result"] if _is_record(row) else row for row in results]
+    members = [(f"item {i}", value) for i, value in enumerate(values)]
+    if strategy == "best_quality":
+        return merge.best_quality(members, score)
+    if not members or strategy == "collect_all":
+        return values
+    if strategy in ("first_success", "last"):
+        return values[0 if strategy == "first_success" else -1]
+    return combine(values, [name for name, _ in members])
+
+
+def _is_record(row: Any) -> bool:
+    return isinstance(row, Mapping) and row.keys() == {"step_index", "step_type", "model", "result"}
+
+
+def last_item(results: Sequence[Any]) -> Any:
+    """The last result of a map that succeeded; a merge."""
+    return last({str(i): result for i, result in enumerate(results)})
 
 
 def batches(value: Any, size: int) -> list[Any]:
