@@ -235,7 +235,10 @@ class _Reader:
         self.facts.tries.append(found)
         if row.ended is None:
             self.open.append(found)
-        outcome = self._judge(row, place, "" if found.retried else status)
+        # Where a worker died the attempt is lost, and the step has failed; unless the whole run was killed.
+        ended = "failed" if status == "lost" and row.failure is not None else status
+        outcome = self._judge(row, place, "" if found.retried else ended)
+        outcome.cause = row.cause or "" if ended == "failed" else ""
         if row.role in ("member", "batch"):
             outcome.attempts += 1
             outcome.count += found.count if status == "succeeded" else 0

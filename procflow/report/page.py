@@ -134,7 +134,8 @@ def _tiles(facts: Facts, lanes: list[str]) -> list[tuple[str, str, str]]:
     if work_s and length:
         used = sum(each.end - each.start for each in facts.tries)
         whole = sum(session.workers * session.length for session in facts.sessions)
-        found.append(("Work", duration_text(work_s), f"{work_s / length:.1f} times as fast as one by one"))
+        faster = work_s / length
+        found.append(("Work", duration_text(work_s), f"{faster:.1f} times as fast as one by one" if faster >= 1.05 else ""))
         found.append(("Workers", str(workers), f"busy {min(1.0, used / whole):.0%} of the time" if whole else ""))
     cores = cores_used(facts)
     if cores is not None:
@@ -223,7 +224,7 @@ def _environment(facts: Facts) -> list[tuple[str, str]]:
         ("Memory limit", _size(about.get("budget_bytes"))),
         ("Workers", f"{last.workers} ({run.executor})"),
         ("File", run.file or ""),
-        ("Asked for", ", ".join(f"{key}={_json(value)}" for key, value in run.options.items() if value is not None)),
+        ("Asked for", ", ".join(f"{key}={_json(value)}" for key, value in run.options.items() if value not in (None, [], {}))),
         ("Process", str(run.pid)),
     ]
     return [(name, shortened(text, 400)) for name, text in rows if text]

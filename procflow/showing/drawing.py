@@ -22,6 +22,11 @@ STATUS_MARKS = {
     "succeeded": "✓", "failed": "✗", "lost": "✗", "running": "▶", "skipped": "–", "cancelled": "◼", "kept": "↺", "": "·",
 }  # fmt: skip
 """A sign for each status, so that colour is never the only difference."""
+CAUSES = {
+    "timeout": "timed out", "idle": "gave no sign", "oom": "out of memory", "pressure": "out of memory",
+    "crash": "worker died", "spawn": "no worker",
+}  # fmt: skip
+"""Why a step failed, where it did not raise."""
 NAME_CHARS, TEXT_CHARS, TITLE_CHARS = 22, 27, 300
 
 STYLE = """
@@ -76,7 +81,8 @@ def told(part: Part, outcome: Outcome | None, status: str) -> str:
     elif outcome.attempts > 1:
         words.append(counted(outcome.attempts, "attempt"))
     if status != "succeeded" or not words:
-        words.insert(0, {"lost": "cut off", "kept": "kept", "cancelled": "stopped"}.get(status, status))
+        causes = CAUSES.get(outcome.cause, "failed") if status == "failed" else ""
+        words.insert(0, causes or {"lost": "cut off", "cancelled": "stopped"}.get(status, status))
     return " · ".join(words)
 
 

@@ -99,11 +99,12 @@ def shape_from(rows: Sequence[Sequence[Any]]) -> Part:
 class Outcome:
     """How a part of a pipeline went in a run, all its items and attempts together.
 
-    ``status`` is that of an attempt, a block or a kept step, empty where it never began. ``seconds`` is the time from its
-    beginning to its end, ``count`` the items that ended well, ``failed`` those that did not.
+    ``status`` is that of an attempt, a block or a kept step, empty where it never began; ``cause`` is why it failed.
+    ``seconds`` is the time from its beginning to its end, ``count`` the items that ended well, ``failed`` those that did not.
     """
 
     status: str = ""
+    cause: str = ""
     attempts: int = 0
     seconds: float | None = None
     count: int = 0
