@@ -63,7 +63,7 @@ class Pipeline(model.Pipeline):
     _source: Source | None = PrivateAttr(default=None)
 
     def __init__(self, name: str, *, steps: Iterable[Any] = (), **keys: Any) -> None:
-        data = {"name": name, "steps": _members(steps), **keys}
+        data = {"name": name, "steps": _members(steps), **_with_hooks(keys)}
         try:
             super().__init__(**data)
         except ValidationError as error:
@@ -317,6 +317,12 @@ def _members(steps: Iterable[Any]) -> tuple[Any, ...]:
     return tuple(step if isinstance(step, (model.StepBase, dict)) else _bare(step) for step in steps)
 
 
+def _with_hooks(keys: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of a pipeline or a step; bare functions among its hooks are made steps."""
+    events = ("on_success", "on_failure", "on_finish")
+    return {key: _members(value) if key in events and value else value for key, value in keys.items()}
+
+
 def _bare(step: Any) -> Any:
     if not callable(step) or (isinstance(step, type) and issubclass(step, model.StepBase)):
         raise PipelineError(
@@ -328,7 +334,7 @@ def _bare(step: Any) -> Any:
 
 def _make(kind: type[_Record], name: str | None, given: Mapping[str, Any], keys: Mapping[str, Any]) -> _Record:
     """The record of a step; what is wrong is told with the step's name."""
-    data = {**given, **keys}
+    data = {**given, **_with_hooks(keys)}
     if name is not None:
         data["name"] = name
     title = f"{kind.__name__.replace('Transform', 'Step')} {name!r}" if name is not None else kind.__name__

@@ -22,6 +22,7 @@ from typing import Any
 from procflow.compiling import blocks, ranks, template
 from procflow.compiling.build import Binder, Build, Load, Setting, placed
 from procflow.compiling.declared import Installed, declare
+from procflow.compiling.hooks import hooks_of
 from procflow.compiling.names import Facts, Scope, did_you_mean, with_params
 from procflow.compiling.subpipelines import MAX_DEPTH, Members, parameters, with_secrets
 from procflow.compiling.surface import deepest
@@ -65,6 +66,7 @@ def compile_pipeline(
     asked = executor is not None or pipeline.defaults.executor is not None
     setting = replace(setting, declared=declared, asked=asked, clocked=pipeline.limits.timeout is not None)
     members = blocks.members(build, setting, Members(pipeline.steps, pipeline.type, "", "", ("steps",)), scope)
+    hooks = hooks_of(build, setting, pipeline, scope, "", "", (), blocks.members)
     _check_names(build, pipeline.show, "show", scope)
     _check_names(build, pipeline.keep, "keep", scope)
     if build.problems:
@@ -73,7 +75,7 @@ def compile_pipeline(
         index=0, name=pipeline.name, path="", label="", kind=pipeline.type, members=members, writes=None,
         on_error=policy(pipeline.on_error, pipeline.tolerate), tolerate=pipeline.tolerate,
         timeout_s=pipeline.limits.timeout, state=state, merger=fold_of(build, setting, pipeline) if state else None,
-        merge=MergeSpec("task") if state else MergeSpec(),
+        merge=MergeSpec("task") if state else MergeSpec(), hooks=hooks,
     )  # fmt: skip
     return TaskGraph(
         pipeline.name,
@@ -84,7 +86,7 @@ def compile_pipeline(
         build.files,
         pipeline.limits.retry_budget.fraction,
         frozenset(build.secrets),
-        frozenset({*pipeline.show, *pipeline.keep}),
+        frozenset({*pipeline.show, *pipeline.keep, *(n for _, h in hooks for u in h.members for n in u.reads)}),
     )
 
 

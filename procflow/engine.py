@@ -145,6 +145,7 @@ class Engine:
             if self._hurried and not self._asked:
                 # Never before the stop itself, which makes the deaths to come expected ones.
                 self._hurried = False
+                self._perform(scheduler.handle(StopAsked("", hurry=True), now))
                 for key, task in scheduler.running.items():
                     self._executors[task.unit.executor].kill(key, "cancelled", 0.0)
             if self._memory is not None and now >= self._memory.due and scheduler.running:

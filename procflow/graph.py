@@ -19,8 +19,13 @@ from procflow.call import Reducer, StepCall
 from procflow.errors import Loc, Place
 from procflow.units import Rate, Share
 
-__all__ = ["MapUnit", "MergeSpec", "Places", "RetrySpec", "ScopeUnit", "TaskGraph", "TaskUnit", "Unit", "walk"]
+__all__ = [
+    "HookEvent", "Hooks", "MapUnit", "MergeSpec", "Places", "RetrySpec", "ScopeUnit", "TaskGraph", "TaskUnit", "Unit", "walk",
+]  # fmt: skip
 
+HookEvent = Literal["on_success", "on_failure", "on_finish"]
+Hooks = tuple[tuple[HookEvent, "ScopeUnit"], ...]
+"""Blocks that run once something has ended, each with what it waits for."""
 ScopeKind = Literal["sequence", "parallel", "graph", "map", "pipeline"]
 
 
@@ -57,7 +62,8 @@ class Unit:
     (``0.2``), ``label`` the names on the way (``fetch/fetch_sales``). ``after`` are members that must settle first;
     those also in ``strict`` (``depends_on``) must succeed, or this unit is skipped. ``reads`` are names that must
     have a value when the unit starts, or it is skipped. ``writes`` are the names it publishes, None when only the
-    run can tell. ``rank`` is the longest remaining path from here to the end of the run, in expected seconds.
+    run can tell. ``rank`` is the longest remaining path from here to the end of the run, in expected seconds. ``hooks``
+    run once it has ended.
     """
 
     index: int
@@ -75,6 +81,7 @@ class Unit:
     timeout_s: float | None = None
     tolerated: bool = False
     rate: Rate | None = None
+    hooks: Hooks = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,12 +171,14 @@ class TaskGraph:
     keep: frozenset[str] = frozenset()
 
 
-def walk(unit: Unit) -> Iterator[Unit]:
-    """The unit and all below it, outer first, in declared order; without recursion on wide blocks."""
+def walk(unit: Unit, hooks: bool = False) -> Iterator[Unit]:
+    """The unit and all below it, outer first, in declared order, with or without hooks; no recursion on wide blocks."""
     stack: list[Unit] = [unit]
     while stack:
         current = stack.pop()
         yield current
+        if hooks:
+            stack += [hook for _, hook in reversed(current.hooks)]
         if isinstance(current, MapUnit):
             stack += [u for u in (current.merger, current.body, current.expand, current.gate) if u is not None]
         elif isinstance(current, ScopeUnit):

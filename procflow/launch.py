@@ -39,6 +39,8 @@ from procflow.resuming.continuing import asked, open_session
 from procflow.scheduler import Scheduler
 from procflow.secrets import MaskedWaiter
 from procflow.showing.shape import part_of
+from procflow.skills.installed import Installed
+from procflow.sources.kept import close_run
 from procflow.storing.failures_file import FailuresFile
 from procflow.storing.journal_objects import files_of_run
 from procflow.storing.samples import Samples, about_machine
@@ -136,7 +138,8 @@ def _compiled(
     run_id: str,
 ) -> TaskGraph:
     return compile_pipeline(
-        pipeline, params=params, environ=os.environ, run_id=run_id, folder=folder, executor=executor, load=load
+        pipeline, params=params, environ=os.environ, run_id=run_id, folder=folder, executor=executor, load=load,
+        installed=Installed(),
     )
 
 
@@ -210,6 +213,7 @@ def iterate(
         lock = folder.lock(name)
         lock.acquire(prepared.run_id, lock_wait_s)
         stack.callback(lock.release)
+        stack.callback(close_run, prepared.run_id)
         signals = stack.enter_context(Signals(_sayer(observers)))
         guard = stack.enter_context(Guard(folder, name))
         # First, since opening it may find results that the last session had no time to commit.
@@ -225,7 +229,7 @@ def iterate(
         store.begin(_record(session, name, shown, asked(options, graph.params, shown, earlier)))
         objects = make_folder(str(folder.run(prepared.run_id) / "objects"))
         _clean(objects, folder, prepared.run_id)
-        commands = any(isinstance(unit, TaskUnit) and unit.call.kind == "shell" for unit in walk(graph.root))
+        commands = any(isinstance(unit, TaskUnit) and unit.call.kind == "shell" for unit in walk(graph.root, True))
         executors = guard.open(sorted(graph.executors), prepared.workers, prepared.run_id, objects.path, commands)
         watch = stack.enter_context(Watch(open_waiter(executors), signals, guard.reaper))
         meter = MemoryWatch(executors.values(), prepared.memory_bytes)

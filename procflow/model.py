@@ -18,7 +18,7 @@ from procflow.grammar import (  # isort: skip
 )  # fmt: skip
 from procflow.record import (  # isort: skip
     FILES_SCHEMA, ITEMS_SCHEMA, Conflicts, Defaults, ExecutorName, Files, Given, Items, Limits, Param, Record, Retry,
-    files_of, items_of, param, retry_conflicts,
+    Timeout, files_of, is_relative, items_of, param, retry_conflicts,
 )  # fmt: skip
 from procflow.record_sources import AnySource, QueryKeys, RestKeys, Skill, SkillKeys  # isort: skip
 from procflow.record_state import SharedState  # isort: skip
@@ -61,7 +61,9 @@ class StepBase(Record):
     cpus: int = Field(1, ge=1, le=4096, description="cores, and BLAS threads")
     memory: Size | None = Field(None, description="peak memory of one task")
     resources: dict[Name, Amount] = Field(default_factory=dict, description="named resources of limits.resources")
-    timeout: Duration | None = Field(None, description="clock of one attempt, or of a whole block")
+    timeout: Timeout | None = Field(
+        None, description="clock of one attempt, or of a whole block; 300% of a step is three times its learned median"
+    )
     idle_timeout: Duration | None = Field(None, description="longest time without step.heartbeat or step.progress")
     kill_grace: Pause | None = Field(None, description="time between asking a step to stop and killing it")
     retries: int | None = Field(None, ge=0, le=1000, description="extra attempts")
@@ -72,6 +74,9 @@ class StepBase(Record):
     )
     priority: int = Field(0, ge=-1_000_000, le=1_000_000, description="higher starts first")
     rate_limit: RateLimit | None = Field(None, description="most starts in a time")
+    on_success: tuple[AnyStep, ...] = Field((), strict=False, description="steps that run once it has succeeded")
+    on_failure: tuple[AnyStep, ...] = Field((), strict=False, description="steps that run once it has failed for good")
+    on_finish: tuple[AnyStep, ...] = Field((), strict=False, description="steps that run once it has ended, well or not")
 
     refused: ClassVar[Mapping[str, str]] = {}
     """Keys of every step that steps of this type can't honour, with what to do instead."""
@@ -83,6 +88,8 @@ class StepBase(Record):
             yield "outputs", "output and outputs exclude each other: keep one"
         yield from retry_conflicts(given)
         yield from cls.not_honoured(given, cls.refused)
+        if is_relative(given.get("timeout")) and issubclass(cls, (Block, Subpipeline)) and given.get("function") is None:
+            yield "timeout", "a share of what was learned is for single steps: write a duration, or a share on the steps inside"
         if given.get("on_error") == "finish" and not issubclass(cls, Block) and "on_error" not in cls.refused:
             yield "on_error", "finish is for blocks; a step says stop or continue"
 
@@ -367,6 +374,9 @@ class Pipeline(Record):
     defaults: Defaults = Field(default_factory=Defaults)
     on_error: OnError = "stop"
     tolerate: Tolerance | None = None
+    on_success: tuple[AnyStep, ...] = Field((), strict=False, description="steps that run once the run has succeeded")
+    on_failure: tuple[AnyStep, ...] = Field((), strict=False, description="steps that run once it failed or was stopped")
+    on_finish: tuple[AnyStep, ...] = Field((), strict=False, description="steps that run at the very end, after those")
     show: Names = Field((), description="values that the run command prints when the run succeeded")
     keep: Names = Field((), description="large values that stay on the disk though no step needs them any more")
     steps: tuple[AnyStep, ...] = Field(min_length=1, strict=False)

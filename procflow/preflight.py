@@ -34,11 +34,12 @@ def check(graph: TaskGraph, *, slots: int, memory_bytes: int) -> list[Problem]:
         return known[key]
 
     below = _executors_below(graph.root)
-    for unit in walk(graph.root):
+    for unit in walk(graph.root, hooks=True):
         if isinstance(unit, TaskUnit):
             problems += _too_large(unit, graph, slots, memory_bytes)
             problems += _resources(unit, graph)
             problems += _functions(unit, find_once)
+            problems += _outside(unit)
             problems += _payload(unit)
             problems += _clocks(unit, graph)
             problems += _memory(unit, graph)
@@ -100,6 +101,14 @@ def _functions(unit: TaskUnit, find_once: Find) -> Iterator[Problem]:
                 yield Problem(message, (*unit.loc, key))
 
 
+def _outside(unit: TaskUnit) -> Iterator[Problem]:
+    """Libraries and URLs of steps that ask something outside."""
+    if unit.call.kind in ("query", "skill", "rest"):
+        from procflow.sources.needs import problems
+
+        yield from (Problem(message, (*unit.loc, key), hint) for key, message, hint in problems(unit.call))
+
+
 def _payload(unit: TaskUnit) -> Iterator[Problem]:
     """Functions and constants given in Python must reach a worker."""
     call = unit.call
@@ -129,6 +138,10 @@ def _clocks(unit: TaskUnit, graph: TaskGraph) -> Iterator[Problem]:
             who, loc = _place(unit, key, graph)
             article = "an" if key == "idle_timeout" else "a"
             yield from _cannot(f"{who} has {article} {key} of {duration_text(seconds)}", loc, unit.executor, "kill")
+    if unit.timeout_share is not None:
+        who, loc = _place(unit, "timeout", graph)
+        percent = f"{unit.timeout_share * 100:g}%"
+        yield from _cannot(f"{who} has a timeout of {percent} of its median", loc, unit.executor, "kill")
 
 
 def _memory(unit: TaskUnit, graph: TaskGraph) -> Iterator[Problem]:
@@ -149,7 +162,7 @@ def _cannot(what: str, loc: Loc, executor: str, capability: Capability) -> Itera
 def _executors_below(root: Unit) -> dict[int, set[str]]:
     """For each block with a clock, by identity, the executors of the tasks inside; one pass from the inside out."""
     found: dict[int, set[str]] = {}
-    for unit in reversed(list(walk(root))):
+    for unit in reversed(list(walk(root, hooks=True))):
         if isinstance(unit, TaskUnit):
             found[id(unit)] = {unit.executor}
         elif isinstance(unit, ScopeUnit):

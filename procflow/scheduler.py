@@ -35,14 +35,14 @@ from procflow.graph import TaskUnit, walk
 from procflow.ref import Ref
 from procflow.scheduling import states_seen
 from procflow.scheduling.actions import Action, Measured, StopAsked, Tick
-from procflow.scheduling.scopes import Scopes
+from procflow.scheduling.ending import Endings
 
 __all__ = ["Scheduler"]
 
 Input = Outcome | Tick | StopAsked | Measured
 
 
-class Scheduler(Scopes):
+class Scheduler(Endings):
     """The decisions of one run.
 
     ``slots`` are the cores of each executor, ``memory_bytes`` the budget for memory (None: no limit), ``kept`` the
@@ -65,7 +65,10 @@ class Scheduler(Scopes):
         if isinstance(outcome, Tick):
             pass
         elif isinstance(outcome, StopAsked):
-            self._stop(outcome.reason)
+            if outcome.hurry:
+                self._hurry()
+            else:
+                self._stop(outcome.reason)
         elif isinstance(outcome, Measured):
             self._measured(outcome)
         else:

@@ -7,11 +7,13 @@ Recursive over the depth of blocks only. Leaves are made in ``tasks.py``, files 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Union
 
 from procflow.call import INDEX, Lookup, StepCall
 from procflow.compiling import subpipelines
 from procflow.compiling.build import Binder, Build, Seat, Setting
+from procflow.compiling.hooks import hooks_of
 from procflow.compiling.leaves import Common, call_of, merge_options
 from procflow.compiling.names import Scope
 from procflow.compiling.ordering import order
@@ -25,7 +27,7 @@ from procflow.compiling.surface import (
     why_off,
     written_at,
 )
-from procflow.compiling.tasks import gate_of, hidden, leaf, limited, policy, retry_of, with_files
+from procflow.compiling.tasks import gate_of, hidden, leaf, limited, policy, retry_of, seconds, with_files
 from procflow.errors import Loc
 from procflow.graph import MapUnit, MergeSpec, ScopeUnit, TaskUnit, Unit
 from procflow.model import AnyStep, Block, Graph, Items, Map, Parallel, Sequence, Subpipeline
@@ -64,7 +66,9 @@ def members(
             strict=frozenset(place[j] for j in strict[i]),
             priority=step.priority if "priority" in step.model_fields_set else setting.priority,
         )
-        units.append(_unit(build, setting, step, seat, scope.view(name), faces[i]))
+        unit = _unit(build, setting, step, seat, scope.view(name), faces[i])
+        own = hooks_of(build, setting, step, Scope(scope.facts), seat["path"], seat["label"], seat["loc"], members)
+        units.append(replace(unit, hooks=(*unit.hooks, *own)) if own else unit)
         if kind == "sequence":
             scope.publish(name, faces[i])
     return tuple(units)
@@ -136,7 +140,7 @@ def _unit(build: Build, setting: Setting, step: AnyStep, seat: Seat, scope: Scop
 def _block(
     build: Build, setting: Setting, step: Sequence | Parallel | Graph, seat: Seat, scope: Scope, face: Face
 ) -> ScopeUnit:
-    inner = setting.inside(step.executor, seat["priority"], step.timeout)
+    inner = setting.inside(step.executor, seat["priority"], seconds(step.timeout))
     _no_rate(build, step, seat["loc"])
     block = subpipelines.Members(
         step.steps, step.type, seat["path"], seat["label"], (*seat["loc"], "steps"), step.merge in (None, "update")
@@ -151,7 +155,7 @@ def _block(
         kind=step.type,
         members=units,
         writes=face.names,
-        timeout_s=step.timeout,
+        timeout_s=seconds(step.timeout),
         retry=retry_of(step, None),
         max_parallelism=step.max_parallelism,
         on_error=policy(step.on_error, step.tolerate),
@@ -217,7 +221,7 @@ def _map(build: Build, setting: Setting, step: Map, seat: Seat, scope: Scope) ->
         kind="map",
         writes=build.surfaces.face(step, seat["name"]).names,
         # With a function the clock and the retries are those of an item: its task has them.
-        timeout_s=step.timeout if is_block else None,
+        timeout_s=seconds(step.timeout) if is_block else None,
         retry=retry_of(step, None) if is_block else retry_of(None, None),
         max_parallelism=step.max_parallelism,
         on_error=policy(step.on_error, step.tolerate),
@@ -244,7 +248,7 @@ def _function_body(build: Build, setting: Setting, step: Map, seat: Seat, bind: 
 
 def _steps_body(build: Build, setting: Setting, step: Map, seat: Seat, inside: Scope) -> ScopeUnit:
     """One iteration: the steps as a sequence, whose last value is the item's result."""
-    inner = setting.inside(step.executor, seat["priority"], step.timeout)
+    inner = setting.inside(step.executor, seat["priority"], seconds(step.timeout))
     block = subpipelines.Members(
         inner_steps(step), "sequence", seat["path"], seat["label"], (*seat["loc"], "steps"), True
     )

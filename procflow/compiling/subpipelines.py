@@ -17,7 +17,7 @@ from procflow.compiling.build import Binder, Build, LoadedFile, Seat, Setting
 from procflow.compiling.declared import declare
 from procflow.compiling.names import Facts, NoValue, Scope, did_you_mean, with_params
 from procflow.compiling.surface import Face, as_reference, deepest
-from procflow.compiling.tasks import gate_of, policy, retry_of
+from procflow.compiling.tasks import gate_of, policy, retry_of, seconds
 from procflow.errors import Loc, PipelineError
 from procflow.grammar import variable_of
 from procflow.graph import MergeSpec, ScopeUnit, Unit
@@ -66,7 +66,7 @@ def subpipeline(
         **seat,
         kind="pipeline",
         writes=face.names,
-        timeout_s=step.timeout,
+        timeout_s=seconds(step.timeout),
         retry=retry_of(step, None),
         merge=MergeSpec("update", None if step.outputs else step.output or seat["name"]),
         gate=gate_of(build, setting, step, seat, scope),
@@ -82,14 +82,17 @@ def subpipeline(
     facts = with_secrets(build, pipeline, facts, (*seat["loc"], "file"))
     declared, facts = declare(build, pipeline, facts, (*seat["loc"], "file"))
     inside = Scope(facts, names=dict.fromkeys(imports, "")).block()
+    own = replace(_setting_of(build, setting, step, seat, loaded), declared=declared)
     units = members_of(
-        build, replace(_setting_of(build, setting, step, seat, loaded), declared=declared),
+        build, own,
         Members(pipeline.steps, pipeline.type, seat["path"], seat["label"], (*seat["loc"], "file", "steps")), inside,
     )  # fmt: skip
     for i, name in enumerate(step.outputs if isinstance(step.outputs, tuple) else ()):
         if name not in inside.names and not inside.openers:
             bind.note(f"{step.file} publishes no {name!r}", "outputs", i, hint=did_you_mean(name, inside.names))
-    clocks = [clock for clock in (step.timeout, pipeline.limits.timeout) if clock is not None]
+    from procflow.compiling.hooks import hooks_of  # it needs this file
+
+    clocks = [clock for clock in (seconds(step.timeout), pipeline.limits.timeout) if clock is not None]
     return replace(
         unit,
         members=units,
@@ -97,13 +100,17 @@ def subpipeline(
         on_error=policy(pipeline.on_error, pipeline.tolerate),
         tolerate=pipeline.tolerate,
         state={name: key.as_reducer() for name, key in pipeline.state.items()},
+        hooks=hooks_of(
+            build, own, pipeline, inside, seat["path"], seat["label"], (*seat["loc"], "file"), members_of
+        ),
     )
 
 
 def _setting_of(build: Build, setting: Setting, step: Subpipeline, seat: Seat, loaded: LoadedFile) -> Setting:
     """What the file's steps inherit: its own defaults, and from outside only executor and priority."""
     defaults = loaded.pipeline.defaults
-    clock = step.timeout if step.timeout is not None else loaded.pipeline.limits.timeout
+    own = seconds(step.timeout)
+    clock = own if own is not None else loaded.pipeline.limits.timeout
     inside = setting.inside(step.executor or build.override or defaults.executor, seat["priority"], clock)
     return replace(
         inside, defaults=defaults, folder=str(loaded.source.folder), root=(*seat["loc"], "file"),

@@ -66,9 +66,13 @@ class Tick:
 
 @dataclass(frozen=True, slots=True)
 class StopAsked:
-    """The run is to end: running attempts are stopped, nothing new starts. ``reason`` is for people."""
+    """The run is to end: running attempts are stopped, nothing new starts but hooks. ``reason`` is for people.
+
+    ``hurry`` says that nobody waits any more, so that no hook starts either.
+    """
 
     reason: str
+    hurry: bool = False
 
 
 @dataclass(frozen=True, slots=True)

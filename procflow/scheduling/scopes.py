@@ -11,7 +11,6 @@ from procflow.attempt import (
 from procflow.events import (
     BlockFinished,
     BlockStarted,
-    RunFinished,
     Status,
     StepFinished,
 )
@@ -110,7 +109,7 @@ class Scopes(ItemRules):
         scope.successes = sum(1 for m in scope.members if m.state == "succeeded")
 
     def _announce(self, scope: ScopeRun, members: int) -> None:
-        if scope is self.root or isinstance(scope.scope, MapRun):
+        if scope.scope is None or isinstance(scope.scope, MapRun):
             return
         unit = scope.unit
         join = "all" if unit.need is None else str(unit.need)
@@ -157,7 +156,7 @@ class Scopes(ItemRules):
     def _scope_due(self, scope: ScopeRun, clock: float) -> None:
         if scope.clock != clock or scope.state not in ("running", "retrying") or scope.ending is not None:
             return
-        what = "the run" if scope is self.root else "the block"
+        what = "the run" if scope is self.root else "the block" if scope.scope is not None else "the hook"
         message = f"{what} took longer than its timeout of {scope.unit.timeout_s:g} s"
         scope.failure = Failure("timeout", "Timeout", message)
         if scope.state == "retrying":
@@ -186,6 +185,8 @@ class Scopes(ItemRules):
                     self._kept_refs.update((id(ref), ref) for ref in run.published.values())
                     self._kept_refs.update((id(ref), ref) for _, ref in run.changes)
             self._block_finished(run, state, None)
+        if run.unit.hooks and run is not self.root:
+            self._hook(run, state)
         self._settling.append(run)
 
     def _step_finished(self, run: TaskRun, state: Status) -> None:
@@ -225,7 +226,8 @@ class Scopes(ItemRules):
                 run.holds = False
                 self._leave(run.scope)
             if run.scope is None:
-                self._run_over()
+                assert isinstance(run, ScopeRun)
+                self._top_over(run)
             elif isinstance(run.scope, MapRun):
                 assert isinstance(run, ScopeRun)
                 self._iteration_settled(run.scope, run)
@@ -364,22 +366,6 @@ class Scopes(ItemRules):
                     self._leave(scope.scope)
                 return
         self._settle(scope, "failed", scope.reason)
-
-    def _run_over(self) -> None:
-        """The top block has settled."""
-        self.finished = True
-        root = self.root
-        if root.state in ("succeeded", "skipped"):
-            self.status = "partial" if self.failures else "succeeded"
-            self.tolerated = self.failures
-        elif root.state == "failed":
-            self.status = "timed_out" if root.ending == "timeout" else "failed"
-        else:
-            self.status = "cancelled"
-        at = self._at()
-        self._record(
-            RunFinished(at, self.run_id, self.status, self.failures, self.tolerated, at, root.work_s, root.reason)
-        )
 
 
 def _inside(task: TaskRun, scope: ScopeRun) -> bool:

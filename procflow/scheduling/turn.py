@@ -2,7 +2,7 @@
 
 The scheduler is one class in layers, each in a file of its own, so that its rules can be read by subject:
 
-    turn  <-  releasing  <-  keeping  <-  starting  <-  attempts  <-  items  <-  scopes  <-  scheduler
+    turn  <-  releasing  <-  keeping  <-  starting  <-  attempts  <-  items  <-  scopes  <-  ending  <-  scheduler
 
 A layer calls those to its left; what it needs of those to its right is declared at the end of ``Turn``.
 """
@@ -24,6 +24,7 @@ from procflow.events import (
     Event,
     RunStatus,
     Status,
+    StepFinished,
 )
 from procflow.graph import TaskGraph
 from procflow.ref import Ref, Stored
@@ -70,6 +71,11 @@ class Turn:
         self.records = 0
         self.attempts_over = 0
         self.retries = 0
+        self.hooks: list[ScopeRun] = []
+        """Hooks that run now."""
+        self._due: list[str] = []
+        self._first_failures: list[str] = []
+        self._tells_hooks = bool(graph.root.hooks)
         self.folded: dict[str, Ref] = {}
         """The state at the end of the run, once it has been folded."""
         self._crashes: deque[float] = deque()
@@ -92,6 +98,8 @@ class Turn:
 
     def _record(self, event: Event) -> None:
         self.records += 1
+        if self._tells_hooks and type(event) is StepFinished:
+            self._note_failure(event)
         self._actions.append(Record(event))
 
     def _at(self) -> float:
@@ -183,6 +191,18 @@ class Turn:
 
     def _end_early(self, scope: ScopeRun, ending: Ending, reason: str) -> None:
         """The block's end is decided before all members are done."""
+        raise NotImplementedError
+
+    def _hook(self, run: TaskRun | ScopeRun, state: Status) -> None:
+        """A step has settled for good: begin its hooks."""
+        raise NotImplementedError
+
+    def _note_failure(self, event: StepFinished) -> None:
+        """Keep a failure for the hooks of the run."""
+        raise NotImplementedError
+
+    def _top_over(self, run: ScopeRun) -> None:
+        """The top block has settled, or a hook."""
         raise NotImplementedError
 
     def _maybe_close(self, scope: ScopeRun) -> None:
