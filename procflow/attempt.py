@@ -47,7 +47,8 @@ class Failure:
     ``file:line`` of the deepest frame in the user's code. ``exception`` is the pickled exception where it could be
     pickled *and* rebuilt in the worker, else None; nobody but the Python API opens it. ``kinds`` are the names of
     the exception's classes, most specific first, without BaseException and object. ``item`` is a short repr of the
-    map's item that raised; empty outside maps and where its worker died.
+    map's item that raised; empty outside maps and where its worker died. ``retry_after_s`` is the pause that a service
+    asked for.
     """
 
     cause: Cause
@@ -61,6 +62,7 @@ class Failure:
     peak_rss_bytes: int | None = None
     exception: bytes | None = None
     item: str = ""
+    retry_after_s: float | None = None
 
     def __str__(self) -> str:
         return f"{self.type}: {self.message}" if self.message else self.type

@@ -59,7 +59,13 @@ def failure_from(exc: BaseException, cause: Cause = "error", *, peak_rss_bytes: 
         exit_code=command.code if command else None,
         peak_rss_bytes=peak_rss_bytes,
         exception=_rebuildable(exc, len(message)),
+        retry_after_s=_asked_pause(exc),
     )
+
+
+def _asked_pause(exc: BaseException) -> float | None:
+    seconds = getattr(exc, "retry_after_s", None) if isinstance(exc, ProcflowError) else None
+    return float(seconds) if isinstance(seconds, (int, float)) else None
 
 
 def _survive(make: Any, otherwise: str) -> str:

@@ -41,6 +41,8 @@ from procflow.secrets import MaskedWaiter
 from procflow.showing.shape import part_of
 from procflow.skills.installed import Installed
 from procflow.sources.kept import close_run
+from procflow.skills.installed import Installed
+from procflow.sources.kept import close_run
 from procflow.storing.failures_file import FailuresFile
 from procflow.storing.journal_objects import files_of_run
 from procflow.storing.samples import Samples, about_machine
@@ -213,6 +215,7 @@ def iterate(
         lock = folder.lock(name)
         lock.acquire(prepared.run_id, lock_wait_s)
         stack.callback(lock.release)
+        stack.callback(close_run, prepared.run_id)
         stack.callback(close_run, prepared.run_id)
         signals = stack.enter_context(Signals(_sayer(observers)))
         guard = stack.enter_context(Guard(folder, name))

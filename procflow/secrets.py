@@ -166,10 +166,23 @@ class Stream:
 
 def _forms(secret: str) -> Iterator[str]:
     """The texts in which a secret may show up."""
-    parts = [secret, secret.strip()]
+    parts = [secret, secret.strip(), *_passwords(secret)]
     parts += [line.strip() for line in secret.splitlines() if len(line.strip()) >= _LINE_LENGTH]
     for part in dict.fromkeys(parts):
         yield from (form for form in _spellings(part) if len(form) >= LEAST_LENGTH)
+
+
+def _passwords(url: str) -> Iterator[str]:
+    """What stands as the password in a URL, as written and as meant: drivers show the parts of what they were given."""
+    if "://" not in url or "@" not in url:
+        return
+    from urllib.parse import unquote
+
+    authority = url.partition("://")[2]
+    for userinfo in {authority.partition("@")[0], authority.partition("/")[0].rpartition("@")[0]}:
+        password = userinfo.partition(":")[2]
+        if password:
+            yield from (password, unquote(password))
 
 
 def _spellings(text: str) -> Iterator[str]:

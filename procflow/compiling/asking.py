@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from procflow.call import Lookup, StepCall
+from procflow.call import Lookup, StepCall, Text
 from procflow.compiling import template
 from procflow.compiling.bindings import BindingError, Bound, composed, in_sql, in_text, settled
 from procflow.compiling.build import Binder, Setting
@@ -172,7 +172,7 @@ def _url(tree: Any, names: _Names, *key: str | int) -> _Cut:
     except template.TemplateError as error:
         names.bind.note(str(error), *key)
         return cut
-    for part in parsed.parts if isinstance(parsed, template.Text) else (parsed,):
+    for part in parsed.parts if isinstance(parsed, Text) else (parsed,):
         if isinstance(part, Lookup):
             cut.parts.append(names.bind(str(part), *key))
         else:
@@ -366,6 +366,7 @@ def equipped(setting: Setting, step: AnyStep, unit: TaskUnit) -> TaskUnit:
             return unit
         limits = {
             "timeout_s": _least(source.timeout_s, unit.timeout_s),
+            "asked_s": source.timeout_s,
             "most": source.max_connections,
             # An idle connection in one worker would keep another worker's query out.
             "kept": unit.executor != "processes" or source.max_connections is None,

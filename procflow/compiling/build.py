@@ -44,7 +44,7 @@ class LoadedFile(Protocol):
 
 
 _MAY_HOLD_SECRETS = (
-    "params", "inputs", "env", "stdin", "query", "command", "filter", "url", "headers", "json", "text",
+    "params", "inputs", "env", "stdin", "query", "url", "headers", "json", "text",
 )  # fmt: skip
 """Keys of a step whose text a worker fills in and passes on to the step alone."""
 Load = Callable[[str, "str | None"], LoadedFile]

@@ -96,9 +96,11 @@ def declare(build: Build, pipeline: Pipeline, facts: Facts, root: Loc) -> tuple[
             build.note(f"skill {name!r} of an installed package can't be used: {found}", root)
         if len(build.problems) > known:
             broken.add(f"skill {name}")
+    missing = wanted - skills.keys() - pipeline.skills.keys()
+    names = tuple(getattr(build.installed, "names", tuple)()) if missing else ()
     build.secrets.update(hidden)
     _tell_faces(build.surfaces, pipeline, skills)
-    return Declared(sources, skills, frozenset(broken)), replace(facts, hidden=facts.hidden | frozenset(hidden))
+    return Declared(sources, skills, frozenset(broken), names), replace(facts, hidden=facts.hidden | frozenset(hidden))
 
 
 def _all_steps(steps: tuple[AnyStep, ...]) -> Iterator[AnyStep]:

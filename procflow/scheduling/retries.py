@@ -1,7 +1,8 @@
 """Retries: whether a bad end is followed by another attempt, and after which pause. Pure.
 
 Errors, timeouts, losses and memory are counted apart: each cause may be retried ``retries`` times. The jitter comes
-from a checksum of run, step, item and attempt, so that the same run makes the same pauses.
+from a checksum of run, step, item and attempt, so that the same run makes the same pauses. A service that asks for a longer
+pause (``Retry-After``) gets it.
 """
 
 from __future__ import annotations
@@ -12,6 +13,9 @@ from procflow.attempt import Failure
 from procflow.graph import RetrySpec
 
 __all__ = ["counted_as", "pause"]
+
+MOST_ASKED_S = 3600.0
+"""A service that asks for a longer pause is tried again after this."""
 
 
 def counted_as(failure: Failure) -> str:
@@ -25,11 +29,12 @@ def pause(spec: RetrySpec, failure: Failure, charges: dict[str, int], seed: str)
     charges[cause] = charged = charges.get(cause, 0) + 1
     if charged > spec.retries or not _wanted(spec, cause, failure.kinds):
         return None
+    asked_s = min(failure.retry_after_s or 0.0, MOST_ASKED_S)
     longest = min(spec.max_delay_s, spec.delay_s * spec.backoff ** min(charged - 1, 60))
     if not spec.jitter:
-        return longest
+        return max(longest, asked_s)
     share = zlib.crc32(f"{seed}:{cause}:{charged}".encode()) / 0xFFFFFFFF
-    return longest * (1 - share / 2)
+    return max(longest * (1 - share / 2), asked_s)
 
 
 def _wanted(spec: RetrySpec, cause: str, kinds: tuple[str, ...]) -> bool:
