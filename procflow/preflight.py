@@ -40,7 +40,6 @@ def check(graph: TaskGraph, *, slots: int, memory_bytes: int) -> list[Problem]:
             problems += _resources(unit, graph)
             problems += _functions(unit, find_once)
             problems += _outside(unit)
-            problems += _outside(unit)
             problems += _payload(unit)
             problems += _clocks(unit, graph)
             problems += _memory(unit, graph)
@@ -100,14 +99,6 @@ def _functions(unit: TaskUnit, find_once: Find) -> Iterator[Problem]:
             message = find_once(name, call.folder)
             if message is not None:
                 yield Problem(message, (*unit.loc, key))
-
-
-def _outside(unit: TaskUnit) -> Iterator[Problem]:
-    """Libraries and URLs of steps that ask something outside."""
-    if unit.call.kind in ("query", "skill", "rest"):
-        from procflow.sources.needs import problems
-
-        yield from (Problem(message, (*unit.loc, key), hint) for key, message, hint in problems(unit.call))
 
 
 def _outside(unit: TaskUnit) -> Iterator[Problem]:

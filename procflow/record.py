@@ -7,14 +7,16 @@ and pipelines are in ``model.py``, which also passes these names on.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Union
 
 from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
     ModelWrapValidatorHandler,
+    PlainValidator,
     ValidationError,
+    WithJsonSchema,
     field_validator,
     model_validator,
 )
@@ -34,11 +36,11 @@ from procflow.grammar import (
     Workers,
     is_name,
 )
-from procflow.units import Share
+from procflow.units import Share, Times
 
 __all__ = [
-    "ITEMS_SCHEMA", "Conflicts", "Defaults", "ExecutorName", "Given", "Items", "Limits", "Param", "Record", "Retry", "items_of",
-    "param", "retry_conflicts",
+    "ITEMS_SCHEMA", "Conflicts", "Defaults", "ExecutorName", "Given", "Items", "Limits", "Param", "Record", "Retry", "Timeout",
+    "is_relative", "items_of", "param", "retry_conflicts",
 ]  # fmt: skip
 
 Given = Mapping[str, Any]
@@ -46,6 +48,13 @@ Conflicts = Iterator["tuple[str, str]"]
 """Keys that can't stand as given, each with the reason."""
 
 ExecutorName = Literal["processes", "threads", "inline"]
+
+Timeout = Annotated[
+    Union[float, Times],
+    PlainValidator(units.timeout),
+    WithJsonSchema({"type": ["string", "number"], "examples": ["90s", "15m", "2h", "300%"]}),
+]
+"""A duration, or a multiple of the median of earlier runs: ``300%`` is three times as long."""
 
 
 class Record(BaseModel):
@@ -98,6 +107,11 @@ def _again(
     # ``{reason}`` keeps braces of the message from being read as fields of a template.
     error = PydanticCustomError(kind, "{reason}", {**about, "reason": message})
     return InitErrorDetails(type=error, loc=loc, input=value)
+
+
+def is_relative(timeout: object) -> bool:
+    """Whether a timeout as written is a multiple of what was learned."""
+    return isinstance(timeout, Times) or (isinstance(timeout, str) and timeout.strip().endswith("%"))
 
 
 def retry_conflicts(given: Given) -> Conflicts:
@@ -249,7 +263,7 @@ class Defaults(Record):
     executor: ExecutorName | None = None
     cpus: int | None = Field(None, ge=1, le=4096)
     memory: Size | None = None
-    timeout: Duration | None = None
+    timeout: Timeout | None = None
     idle_timeout: Duration | None = None
     kill_grace: Pause | None = None
     retries: int | None = Field(None, ge=0, le=1000)

@@ -10,7 +10,7 @@ import math
 import re
 from dataclasses import dataclass
 
-__all__ = ["Rate", "Share", "duration", "duration_text", "pause", "rate", "share", "size", "size_text"]
+__all__ = ["Rate", "Share", "Times", "duration", "duration_text", "pause", "rate", "share", "size", "size_text", "timeout"]
 
 _DURATION_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _SIZE_UNITS = {"b": 1} | {
@@ -28,6 +28,7 @@ _LONGEST = 64
 MAX_DURATION_S = 366 * 86400.0
 MAX_SIZE_BYTES = 1 << 50
 MAX_RATE_COUNT = 1e9
+MAX_TIMES = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,16 @@ class Share:
 
     def __str__(self) -> str:
         return f"{self.fraction * 100:g}%"
+
+
+@dataclass(frozen=True, slots=True)
+class Times:
+    """A multiple of what was learned: ``300%`` is three times the median; ``factor`` is at least 1."""
+
+    factor: float
+
+    def __str__(self) -> str:
+        return f"{self.factor * 100:g}%"
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +109,21 @@ def pause(value: object) -> float:
     if seconds > MAX_DURATION_S:
         raise ValueError(f"{_shown(value)} is more than a year")
     return seconds
+
+
+def timeout(value: object) -> float | Times:
+    """Seconds, as ``duration`` takes them, or the multiple of the learned median that ``300%`` is; ValueError otherwise."""
+    if isinstance(value, Times):
+        return value
+    found = _PERCENT.fullmatch(_text(value))
+    if found is None:
+        return duration(value)
+    factor = float(found[1]) / 100
+    if not 1 <= factor <= MAX_TIMES:
+        raise ValueError(
+            f"{_shown(value)} must be from 100% to {MAX_TIMES * 100}% of the median of earlier runs; write 300%, or 90s"
+        )
+    return Times(factor)
 
 
 def _finite(value: int | float) -> float:

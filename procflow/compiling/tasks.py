@@ -17,6 +17,7 @@ from procflow.compiling.surface import ROOTS, Face
 from procflow.graph import RetrySpec, TaskUnit
 from procflow.model import AnyStep, Defaults, Pipeline, Query, Rest, Retry, UseSkill
 from procflow.state import MARK
+from procflow.units import Times
 
 __all__ = [
     "FOLD",
@@ -30,6 +31,7 @@ __all__ = [
     "outputs_of",
     "policy",
     "retry_of",
+    "seconds",
     "with_files",
 ]
 
@@ -66,6 +68,7 @@ def limited(
 ) -> TaskUnit:
     """A task with the step's limits, the defaults under them."""
     defaults, given = setting.defaults, step.model_fields_set
+    clock = step.timeout if step.timeout is not None else defaults.timeout
     inherited = {
         key for key in ("cpus", "memory", "timeout", "idle_timeout")
         if getattr(defaults, key) is not None and (key not in given or getattr(step, key) is None)
@@ -77,7 +80,8 @@ def limited(
         reads=_reads(call),
         writes=writes,
         retry=retry_of(step, defaults),
-        timeout_s=_or(step.timeout, defaults.timeout),
+        timeout_s=seconds(clock),
+        timeout_share=_share(clock),
         tolerated=step.on_error == "continue",
         rate=step.rate_limit,
         call=call,
@@ -103,7 +107,8 @@ def hidden(build: Build, setting: Setting, step: AnyStep, seat: Seat, call: Step
     return TaskUnit(
         **alone,
         retry=retry_of(None, defaults),
-        timeout_s=defaults.timeout,
+        timeout_s=seconds(defaults.timeout),
+        timeout_share=_share(defaults.timeout),
         inherited=frozenset({"timeout"} if defaults.timeout is not None else ()),
         reads=tuple(name for name in _reads(call) if call.kind != "merge" or name != "results"),
         writes=call.outputs if isinstance(call.outputs, tuple) else None,
@@ -175,6 +180,15 @@ def _reads(call: StepCall) -> tuple[str, ...]:
         names.update((lookup.name, None) for lookup in condition.parse(call.when).lookups)
     own: tuple[str | None, ...] = (*ROOTS, call.item_name, INDEX) if call.item_name is not None else ROOTS
     return tuple(name for name in names if name not in own)
+
+
+def seconds(timeout: float | Times | None) -> float | None:
+    """The seconds of a timeout that is known now; None for a share of what was learned."""
+    return None if isinstance(timeout, Times) else timeout
+
+
+def _share(timeout: float | Times | None) -> float | None:
+    return timeout.factor if isinstance(timeout, Times) else None
 
 
 def _grace(step: AnyStep, defaults: Defaults) -> float:

@@ -7,7 +7,7 @@ always wins over what was learned; a learned peak is reserved and never a limit.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -25,6 +25,9 @@ HEADROOM = 1.05
 """So much more than past peaks is reserved."""
 LEAST_TIMEOUT_S = 1.0
 """A timeout that was learned is never shorter: a busy machine can make any short step take several times as long."""
+
+SHOWN = 10
+"""Steps that a warning names."""
 
 Place = tuple[str, str]
 
@@ -120,19 +123,19 @@ def timeout_of(share: float, known: Known | None) -> float | None:
 
 def taught(graph: TaskGraph, knowledge: Knowledge, *, slots: int, memory_bytes: int | None) -> Taught:
     """The graph with ranks, memory and timeouts as they were learned, for a run with so many slots and this budget."""
-    warnings = [f"not learned from: {text}" for text in knowledge.unusable]
+    without: dict[str, None] = {}
+    alone: dict[str, None] = {}
     where = places(graph.root)
 
     def told(unit: TaskUnit) -> TaskUnit:
         place = where[id(unit)]
         known = knowledge(*place)
-        unit = replace(unit, learned_bytes=_memory(unit, known, slots, memory_bytes, warnings))
+        unit = replace(unit, learned_bytes=_memory(unit, known, slots, memory_bytes, alone))
         share = unit.timeout_share
         if share is not None:
             unit = replace(unit, timeout_s=timeout_of(share, known))
             if unit.timeout_s is None and place[1] in ("member", "batch"):
-                percent = f"{share * 100:g}%"
-                warnings.append(f"{clean(unit.label)}: timeout {percent} has no history yet, so there is no timeout")
+                without[clean(unit.label)] = None
         return unit
 
     root = graph.root
@@ -140,11 +143,20 @@ def taught(graph: TaskGraph, knowledge: Knowledge, *, slots: int, memory_bytes: 
         changed = changed_tasks(root, told)
         assert isinstance(changed, ScopeUnit)
         root = ranked(changed, expected(graph, knowledge, slots))
-    return Taught(replace(graph, root=root), tuple(warnings))
+    warnings = [f"not learned from: {text}" for text in knowledge.unusable]
+    if without:
+        warnings.append(f"no history yet, so no timeout: {_some(without)} (a share of the learned median)")
+    return Taught(replace(graph, root=root), (*warnings, *list(alone)[:SHOWN]))
+
+
+def _some(names: Iterable[str]) -> str:
+    """The first few names, and how many more there are."""
+    every = list(names)
+    return ", ".join(every[:SHOWN]) + (f" and {len(every) - SHOWN:,} more" if len(every) > SHOWN else "")
 
 
 def _memory(
-    unit: TaskUnit, known: Known | None, slots: int, memory_bytes: int | None, warnings: list[str]
+    unit: TaskUnit, known: Known | None, slots: int, memory_bytes: int | None, alone: dict[str, None]
 ) -> int | None:
     """What is reserved for a task by what was learned. Only processes have a memory of their own."""
     if unit.memory_bytes is not None or memory_bytes is None or unit.executor != "processes":
@@ -153,10 +165,8 @@ def _memory(
         return None
     amount = reserve(known.peak_bytes, memory_bytes, slots)
     if amount >= memory_bytes:
-        warnings.append(
-            f"{clean(unit.label)}: held {size_text(known.peak_bytes)} in earlier runs, and the run may use "
-            f"{size_text(memory_bytes)}: it runs alone"
-        )
+        text = f"{clean(unit.label)} held {size_text(known.peak_bytes)} in earlier runs, and the run may use "
+        alone[f"{text}{size_text(memory_bytes)}: it runs alone"] = None
     return amount
 
 

@@ -302,6 +302,8 @@ def _stopped(task: TaskRun, cause: Cause, outcome: Outcome) -> Failure:
         kind, message = "Timeout", f"gave no sign of life (step.heartbeat, step.progress) for {unit.idle_timeout_s:g} s"
     elif cause == "timeout":
         kind, message = "Timeout", f"took longer than its timeout of {unit.timeout_s:g} s"
+        if unit.timeout_share is not None:
+            message += f" ({unit.timeout_share * 100:g}% of what earlier runs took)"
     elif cause == "pressure":
         kind, message = "MemoryPressure", "stopped because the run as a whole was short of memory; it runs again alone"
     elif task.memory_bytes is not None and task.peak_bytes > task.memory_bytes:

@@ -148,7 +148,7 @@ def _fit_text(graph: TaskGraph, knowledge: Knowledge, forecast: Forecast) -> str
     tasks = _known_tasks(graph, knowledge)
     if not tasks or forecast.memory_bytes is None:
         return f"{forecast.most_at_once:,} at once"
-    unit, known = max(tasks, key=lambda task: _reserved(task[0], task[1], forecast))
+    unit, known = max(tasks, key=lambda task: (_reserved(task[0], task[1], forecast), task[1].peak_bytes))
     count = max(1, forecast.memory_bytes // _reserved(unit, known, forecast))
     return f"{forecast.most_at_once:,} at once; memory holds {count:,} of the largest, {clean(unit.label)}"
 
