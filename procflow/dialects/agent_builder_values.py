@@ -12,7 +12,7 @@ from typing import Any
 
 from procflow.call import INDEX
 from procflow.compiling.surface import ROOTS
-from procflow.dialects.foreign import Part
+from procflow.dialects.foreign import Made, Part
 from procflow.grammar import is_name
 
 __all__ = ["Known", "Pool", "Presence"]
@@ -98,8 +98,10 @@ class Pool:
 
     def params(self) -> dict[str, Any]:
         """What the pipeline is given from outside, as parameters."""
-        needed: dict[str, Any] = {key: {"required": True} for key in self.required}
-        return needed | {key: {"default": None, "help": "no step makes it"} for key in self._absent}
+        needed: dict[str, Any] = {key: Made(part, required=True) for key, part in self.required.items()}
+        for key, part in self._absent.items():
+            needed[key] = Made(part, default=None, help="no step makes it")
+        return needed
 
     def step_name(self, name: str) -> str:
         """A name that no other step has."""

@@ -152,17 +152,23 @@ class Part:
             self.fail(f"has {len(value)} of at least {least} members", f"expected {what}")
         return list(self)
 
-    def only(self, known: Iterable[str], refused: Mapping[str, str] | None = None, tolerant: bool = False) -> None:
+    def only(
+        self,
+        known: Iterable[str],
+        refused: Mapping[str, str] | None = None,
+        tolerant: bool = False,
+        why: str = "procflow can't do this",
+    ) -> None:
         """A problem for each key that is not known, with a hint for those that the dialect has and procflow can't do.
 
-        ``tolerant`` notes unknown keys instead; ``refused`` are refused all the same.
+        ``tolerant`` notes unknown keys instead; ``refused`` are refused all the same, with ``why`` as the message.
         """
         words = list(known)
         for key, part in self.items():
             if key in words or part.value is None:
                 continue
             if refused and key in refused:
-                part.fail("procflow can't do this", refused[key], on_key=True)
+                part.fail(why, refused[key], on_key=True)
             elif tolerant:
                 part.note("not a key of this format; left out")
             else:
@@ -242,8 +248,8 @@ class Translation:
         if self._unbound:
             count = len(self._unbound)
             listed = "; ".join(
-                f"{self._what[name]} {name!r} ({', '.join(_place(part) for part in parts[:5])}"
-                + (f" and {len(parts) - 5} more)" if len(parts) > 5 else ")")
+                f"{self._what[name]} {name!r} ({'; '.join(_place(part) for part in parts[:5])}"
+                + (f"; and {len(parts) - 5} more)" if len(parts) > 5 else ")")
                 for name, parts in self._unbound.items()
             )
             first = next(iter(self._unbound))
@@ -259,8 +265,8 @@ class Translation:
         if not self.problems:
             self.problems += self.bindings.unused()
         if self.problems:
-            raise PipelineError(self.problems)
+            raise PipelineError(dict.fromkeys(self.problems))
 
 
 def _place(part: Part) -> str:
-    return f"line {part.spot.line}, {part.path}"
+    return f"line {part.spot.line}: {part.path}"

@@ -78,7 +78,7 @@ class _Workflow:
         made.put("description", "; ".join(text for text in about if text))
         made["params"] = {}
         made["steps"] = [step for key in chain for step in self._step(key, ())]
-        made["params"] = {name: {"required": True} for name in self.reader.inputs}
+        made["params"] = {name: Made(part, required=True) for name, part in self.reader.inputs.items()}
         if not made["params"]:
             del made["params"]
         for key, part in self.steps.items():
@@ -103,7 +103,7 @@ class _Workflow:
                 own_id.fail(f"the id differs from its key, {key!r}", "make them the same")
             kind = self._kind(part)
             if kind:
-                part.only((*_STEP_KEYS, *_KEYS[kind]), _others(kind))
+                part.only((*_STEP_KEYS, *_KEYS[kind]), _others(kind), why="has no meaning for this type of step")
 
     def _kind(self, part: Part) -> str:
         kind = part["type"].text("agent")

@@ -34,7 +34,7 @@ class References:
     def __init__(self, steps: Mapping[str, Part], own: Mapping[str, str]) -> None:
         self.steps = steps
         self.own = own
-        self.inputs: dict[str, None] = {}
+        self.inputs: dict[str, Part] = {}
         self._held: dict[str, tuple[str, str]] = {}
         self._read = set[str]()
         self._loops: list[bool] = []
@@ -133,7 +133,7 @@ class References:
         if path[:1] != ["input"]:
             part.fail(f"${{{inner}}} is not known", "only ${workflow.input.x} is")
         if len(path) > 1:
-            self.inputs[path[1]] = None
+            self.inputs.setdefault(path[1], part)
         return ["params", *path[1:]]
 
     def _of_loop(self, inner: str, path: list[str], part: Part) -> list[str]:
