@@ -67,5 +67,5 @@ def check(db: sqlite3.Connection, path: Path, mark: tuple[int, int] | None) -> N
         raise StoreError(
             f"{path}: commits that were made are missing (run number {seq} made {commits}, here are {here}): "
             f"its log {path.name}-wal was removed, or an old copy was put back; put back what belongs to it, or, to go "
-            f"on with what is there, remove {path_of(path)}"
+            f"on with what is there: procflow recover --state-dir {path.parent}"
         )

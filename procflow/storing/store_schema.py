@@ -175,7 +175,7 @@ def told(path: Path, error: Exception, doing: str) -> StoreError:
     if "full" in low or "no space" in low or "quota" in low:
         hint = f"the disk is full{_free(path)}; free some space, then resume: what was recorded before is safe"
     elif isinstance(error, UnicodeDecodeError) or "not a database" in low or "malformed" in low or "corrupt" in low:
-        hint = f"the journal is damaged; it was left as it is: move {path} away to start a new one"
+        hint = f"the journal is damaged; it was left as it is: {store_seal.way_out(path)}"
     elif "locked" in low or "busy" in low:
         hint = "another process kept it locked; is a run stopped, or a copy in progress?"
     elif "readonly" in low or "read-only" in low:
@@ -276,6 +276,10 @@ def create_database(path: Path, network: bool) -> None:
         if path.stat().st_size == 0:
             raise _truncated(path)
         return
+    if path.with_name(path.name + ".recovered").exists():
+        raise StoreError(
+            f"{path}: is missing: a recovery was interrupted; procflow recover --state-dir {path.parent} ends it"
+        )
     new = path.with_name(path.name + ".new")
     try:
         new.unlink(missing_ok=True)
@@ -309,7 +313,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def _truncated(path: Path) -> StoreError:
-    return StoreError(f"{path}: is empty, so the journal was cut off; it was left as it is: move it away to start anew")
+    return StoreError(f"{path}: is empty, so the journal was cut off; it was left as it is: {store_seal.way_out(path)}")
 
 
 def _check_header(db: sqlite3.Connection, path: Path) -> None:
@@ -335,16 +339,13 @@ def _check_pages(db: sqlite3.Connection, path: Path) -> None:
     size = path.stat().st_size
     # A page may be half written where power failed during a checkpoint; then the log still has it.
     if size % db.execute("PRAGMA page_size").fetchone()[0] and not _size(path, "-wal"):
-        raise StoreError(f"{path}: the journal was cut off; it was left as it is: move it away to start a new one")
+        raise StoreError(f"{path}: the journal was cut off; it was left as it is: {store_seal.way_out(path)}")
     if size > CHECKED_BYTES:
         return
     found = db.execute("PRAGMA integrity_check(3)").fetchall()
     if found != [("ok",)]:
         said = "; ".join(str(row[0]) for row in found)
-        raise StoreError(
-            f"{path}: the journal is damaged ({said}); it was left as it is: move it away to start a new one, or "
-            "restore a copy"
-        )
+        raise StoreError(f"{path}: the journal is damaged ({said}); it was left as it is: {store_seal.way_out(path)}")
 
 
 def _size(path: Path, suffix: str) -> int | None:

@@ -18,15 +18,27 @@ from typing import Any
 
 from procflow.errors import StoreError
 
-__all__ = ["check_run", "damaged", "expression", "install", "reseal", "seal", "sealed"]
+__all__ = [
+    "OF_EXECUTIONS",
+    "SEALED_OF_REF",
+    "TABLES",
+    "check_run",
+    "damaged",
+    "expression",
+    "install",
+    "reseal",
+    "seal",
+    "sealed",
+    "way_out",
+]
 
 OF_EXECUTIONS = ("outputs", "pages", "chunks", "metrics")
 OF_RUNS = ("runs", "fingerprints", "sessions")
 TABLES = ("step_executions", *OF_EXECUTIONS, *OF_RUNS)
 
 _KEPT = frozenset({str, bytes})
-# A ref bears the checksum of its own body in its first bytes; that is checked when it is read.
-_REF_HEAD = 6
+SEALED_OF_REF = 6
+"""A ref bears the checksum of its own body in its first bytes; that is checked when it is read."""
 
 
 def seal(*values: Any) -> int:
@@ -52,7 +64,7 @@ def _seal(values: Iterable[Any]) -> int:
 def sealed(rows: Iterable[tuple[Any, ...]], ref: bool = False) -> list[tuple[Any, ...]]:
     """Rows with their seals behind them; with ``ref`` the last column is one, of which only the head is sealed."""
     if ref:
-        return [(*row, _seal((*row[:-1], row[-1][:_REF_HEAD]))) for row in rows]
+        return [(*row, _seal((*row[:-1], row[-1][:SEALED_OF_REF]))) for row in rows]
     return [(*row, _seal(row)) for row in rows]
 
 
@@ -63,7 +75,7 @@ def install(db: sqlite3.Connection) -> None:
 
 @lru_cache(maxsize=64)
 def _expression(columns: tuple[str, ...]) -> str:
-    return f"seal({', '.join(f'substr(ref, 1, {_REF_HEAD})' if c == 'ref' else c for c in columns)})"
+    return f"seal({', '.join(f'substr(ref, 1, {SEALED_OF_REF})' if c == 'ref' else c for c in columns)})"
 
 
 def expression(db: sqlite3.Connection, table: str) -> str:
@@ -98,9 +110,13 @@ def check_run(db: sqlite3.Connection, path: Path, run_id: str, ids: tuple[int, i
         raise damaged(path, f"of {counted} attempts of run {run_id} that succeeded, {found} are there")
 
 
+def way_out(path: Path) -> str:
+    """What to do about a damaged journal."""
+    return f"procflow recover --state-dir {path.parent} saves what can be read, or put back a copy"
+
+
 def damaged(path: Path, what: str) -> StoreError:
     """The error for a journal whose content is not what was written."""
     return StoreError(
-        f"{path}: the journal is damaged ({what}: the checksum is wrong); it was left as it is: "
-        "move it away to start a new one, or restore a copy"
+        f"{path}: the journal is damaged ({what}: the checksum is wrong); it was left as it is: {way_out(path)}"
     )

@@ -25,6 +25,7 @@ from procflow.events import AttemptFinished
 from procflow.storing import store as store_module
 from procflow.storing.history import History
 from procflow.storing.journal_results import Results
+from procflow.storing.recovery import recover
 from procflow.storing.state_folder import StateFolder
 from procflow.storing.store import Store
 from procflow.storing.store_schema import SCHEMA_VERSION
@@ -309,12 +310,12 @@ def test_an_old_copy_that_was_put_back_is_noticed(killed: StateFolder, driver: D
         Store.open(killed)
 
 
-def test_an_old_copy_is_taken_once_its_mark_is_removed_as_the_message_says(killed: StateFolder) -> None:
+def test_an_old_copy_is_taken_once_it_is_recovered_as_the_message_says(killed: StateFolder) -> None:
     killed.db.with_name("procflow.db-wal").unlink()
     with pytest.raises(StoreError) as told:
         Store.open(killed)
-    mark = Path(str(told.value).rpartition("remove ")[2])
-    mark.unlink()
+    assert str(told.value).endswith(f"procflow recover --state-dir {killed.path}")
+    assert "commits are missing" in " ".join(recover(killed).damage)
     Store.open(killed).close()
 
 
