@@ -78,6 +78,8 @@ class _Workflow:
         made.put("description", "; ".join(text for text in about if text))
         made["params"] = {}
         made["steps"] = [step for key in chain for step in self._step(key, ())]
+        if chain and self._has_value(chain[-1]):
+            made["show"] = [self.own[chain[-1]]]
         made["params"] = {name: Made(part, required=True) for name, part in self.reader.inputs.items()}
         if not made["params"]:
             del made["params"]
@@ -85,6 +87,10 @@ class _Workflow:
             if key not in self.done:
                 part.note("no step leads here, so it never runs; left out")
         return made
+
+    def _has_value(self, key: str) -> bool:
+        kind = self.steps[key]["type"].text("agent")
+        return kind in ("agent", "loop", "fork_join") or (kind == "parallel" and self.reader.is_read(key))
 
     def _version(self) -> str:
         version = self.root["version"].value
