@@ -51,6 +51,15 @@ def procflow_executor() -> Iterator[Round]:
 
 
 @contextmanager
+def procflow_pool() -> Iterator[Round]:
+    """The same workers as a standard executor, with a future for each task."""
+    from procflow.pool import ProcessPool
+
+    with ProcessPool(WORKERS) as pool:
+        yield lambda: [pool.submit(empty).result(DEADLINE_S) for _ in range(TRIPS)]
+
+
+@contextmanager
 def stdlib_pool() -> Iterator[Round]:
     with concurrent.futures.ProcessPoolExecutor(WORKERS) as pool:
         yield lambda: [pool.submit(empty).result(DEADLINE_S) for _ in range(TRIPS)]
@@ -67,6 +76,7 @@ def loky_pool() -> Iterator[Round]:
 
 CONTENDERS: dict[str, Contender] = {
     "procflow, executor": procflow_executor,
+    "procflow, ProcessPool": procflow_pool,
     "stdlib pool": stdlib_pool,
     "loky": loky_pool,
 }

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         RunFailed,
         StoreError,
     )
+    from procflow.pool import ProcessPool, TaskLost
     from procflow.result import RunResult
     from procflow.step import StepOutput
 
@@ -36,6 +37,7 @@ _HOMES = {
     "api": "Graph Map Merge Parallel Pipeline Sequence Shell Split Step Subpipeline load",
     "attempt": "FailedMember",
     "errors": "ExecutorError InternalError LockHeld PipelineError ProcflowError RunFailed StoreError",
+    "pool": "ProcessPool TaskLost",
     "result": "RunResult",
     "step": "StepOutput",
 }
@@ -52,6 +54,7 @@ __all__ = [
     "Parallel",
     "Pipeline",
     "PipelineError",
+    "ProcessPool",
     "ProcflowError",
     "RunFailed",
     "RunResult",
@@ -62,6 +65,7 @@ __all__ = [
     "StepOutput",
     "StoreError",
     "Subpipeline",
+    "TaskLost",
     "load",
     "step",
 ]

@@ -17,6 +17,8 @@ PUBLIC = {
     *("RunResult", "FailedMember"),
     # inside a step
     *("step", "StepOutput"),
+    # the workers without a pipeline
+    *("ProcessPool", "TaskLost"),
     # what can go wrong
     *("ProcflowError", "PipelineError", "RunFailed", "StoreError", "LockHeld", "ExecutorError", "InternalError"),
 }

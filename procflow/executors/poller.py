@@ -59,7 +59,9 @@ class Poller:
 
     def handle(self, timeout: float | None) -> None:
         """Wait, then call the handlers of what is ready. A handler may register and unregister."""
-        events = self._epoll.poll(timeout)
+        self._act(self._epoll.poll(timeout))
+
+    def _act(self, events: list[tuple[int, int]]) -> None:
         handlers = self._handlers
         if len(events) > 1:
             outputs = self._outputs
