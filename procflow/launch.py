@@ -209,6 +209,7 @@ def iterate(
     graph = prepared.graph
     file = prepared.source.path if prepared.source is not None else None
     with ExitStack() as stack:
+        observers = (*observers, *stack.enter_context(_spans()))
         mask = stack.enter_context(secrets.known({name: os.environ[name] for name in graph.secrets}))
         folder = StateFolder.open(locate(state_dir, file))
         name = lock_name(file, pipeline.name)
@@ -273,6 +274,23 @@ def _state(prepared: Prepared, scheduler: Scheduler) -> LazyState:
 def _tell_of_failed(engine: Engine) -> None:
     for observer, error in engine.failed_observers:
         log.warning("%s failed and was left out: %s: %s", type(observer).__name__, type(error).__name__, error)
+
+
+@contextmanager
+def _spans() -> Iterator[Sequence[Observer]]:
+    """What sends the run to OpenTelemetry, where an endpoint is configured; the library is imported only then."""
+    names = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
+    if not any(os.environ.get(name, "").strip() for name in names):
+        yield ()
+        return
+    from procflow.report.spans import open_spans
+
+    spans = open_spans(os.environ, log.warning)
+    try:
+        yield () if spans is None else (spans,)
+    finally:
+        if spans is not None:
+            spans.close()
 
 
 @contextmanager
