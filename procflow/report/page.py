@@ -23,7 +23,8 @@ from procflow.report.failures import advice, groups
 from procflow.report.figures import StepFigures, cores_used, shares, step_figures
 from procflow.report.plots import Curve, curves, ticks, timeline
 from procflow.showing.drawing import SHARED, STATUS_MARKS, svg
-from procflow.showing.shape import Part
+from procflow.showing.layout import MOST_MEMBERS, MOST_TILES
+from procflow.showing.shape import MOST, Part
 from procflow.storing.history import History, RunRow
 from procflow.storing.state_folder import locate
 from procflow.units import duration_text, size_text
@@ -31,7 +32,7 @@ from procflow.units import duration_text, size_text
 __all__ = ["page", "write_page"]
 
 HERE = Path(__file__).parent
-MOST_STEPS = 60
+MOST_STEPS = 40
 MOST_PARAMS = 100
 STATUS_WORDS = {
     "succeeded": "succeeded", "partial": "finished with tolerated failures", "failed": "failed", "timed_out": "timed out",
@@ -85,6 +86,7 @@ def _view(past: History, facts: Facts) -> dict[str, Any]:
         "missing": [shortened(text, 400) for text in facts.missing],
         "graph": svg(facts.graph if facts.graph is not None else _flat(facts), facts.outcomes, alone=False),
         "arrows": facts.graph is not None,
+        "squares": _squares(facts.graph),
         "timeline": timeline(facts, lanes),
         "ticks": ticks(facts.length),
         "sessions": [
@@ -135,7 +137,9 @@ def _tiles(facts: Facts, lanes: list[str]) -> list[tuple[str, str, str]]:
         used = sum(each.end - each.start for each in facts.tries)
         whole = sum(session.workers * session.length for session in facts.sessions)
         faster = work_s / length
-        found.append(("Work", duration_text(work_s), f"{faster:.1f} times as fast as one by one" if faster >= 1.05 else ""))
+        found.append(
+            ("Work", duration_text(work_s), f"{faster:.1f} times as fast as one by one" if faster >= 1.05 else "")
+        )
         found.append(("Workers", str(workers), f"busy {min(1.0, used / whole):.0%} of the time" if whole else ""))
     cores = cores_used(facts)
     if cores is not None:
@@ -166,6 +170,17 @@ def _critical(facts: Facts, labels: list[str]) -> str:
     length = facts.last.length
     rest = "; the rest of the time they waited for a place or for each other" if seconds < 0.9 * length else ""
     return f"{shown}. These ran for {duration_text(min(seconds, length))} of the {duration_text(length)}{rest}."
+
+
+def _squares(graph: Part | None) -> str:
+    """What small squares stand for, where there are any."""
+    most = max((part.size for part in graph.walk()), default=0) if graph is not None else 0
+    if most <= MOST_MEMBERS:
+        return ""
+    each = -(-min(most, MOST) // MOST_TILES)
+    of = "a step" if each == 1 else f"up to {each} steps, in the colour of what is to be told first"
+    left_out = f"; only the first {MOST:,} steps are drawn" if most > MOST else ""
+    return f"Where a block has many steps, a square is {of}{left_out}."
 
 
 def _queued(facts: Facts) -> str:
@@ -224,7 +239,10 @@ def _environment(facts: Facts) -> list[tuple[str, str]]:
         ("Memory limit", _size(about.get("budget_bytes"))),
         ("Workers", f"{last.workers} ({run.executor})"),
         ("File", run.file or ""),
-        ("Asked for", ", ".join(f"{key}={_json(value)}" for key, value in run.options.items() if value not in (None, [], {}))),
+        (
+            "Asked for",
+            ", ".join(f"{key}={_json(value)}" for key, value in run.options.items() if value not in (None, [], {})),
+        ),
         ("Process", str(run.pid)),
     ]
     return [(name, shortened(text, 400)) for name, text in rows if text]
