@@ -1,23 +1,27 @@
 """The journal's database: its tables, its version, and how a connection to it is opened and its errors are told.
 
 This file owns the SQL text of the tables and the checks at open. A damaged, foreign or newer database is refused with its
-path and is never changed, moved or deleted. It never writes rows.
+path and is never changed, moved or deleted; an older one is migrated where that can be. It never writes rows.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import logging
 import os
 import sqlite3
+from collections.abc import Callable
 from pathlib import Path
 
 from procflow.errors import StoreError
-from procflow.storing import store_mark, store_seal
+from procflow.storing import store_mark, store_migrate, store_seal
 from procflow.storing.own_files import open_own
-from procflow.storing.state_folder import try_flock
+from procflow.storing.state_folder import is_network_mount, try_flock
 
 __all__ = ["COLUMNS", "SCHEMA_VERSION", "UNREADABLE", "connect_reader", "connect_writer", "create_database", "told"]
+
+log = logging.getLogger("procflow")
 
 SCHEMA_VERSION = 3
 APPLICATION_ID = 0x70726366  # "prcf"
@@ -205,7 +209,9 @@ def connect_writer(path: Path, network: bool) -> sqlite3.Connection:
     except sqlite3.Error as error:
         raise told(path, error, "can't be opened") from error
     try:
-        _check_header(db, path)
+        older = _check_header(db, path)
+        if older is not None:
+            log.warning("%s: brought up to date; it is kept as it was in %s", path, _migrated(db, path, older))
         db.execute(f"PRAGMA journal_mode={'TRUNCATE' if network else 'WAL'}").fetchone()
         db.execute("PRAGMA synchronous=FULL")
         db.execute("PRAGMA wal_autocheckpoint=2000")
@@ -223,31 +229,47 @@ def connect_writer(path: Path, network: bool) -> sqlite3.Connection:
 def connect_reader(path: Path) -> sqlite3.Connection:
     """A connection that can't write or checkpoint, and never makes the writer wait (in WAL mode).
 
-    Two things that SQLite needs to write for are done here: a commit that a kill left half done (on network file
-    systems) is undone, and on a file system that can't be written a journal that nobody writes is read as it is.
+    Three things that SQLite needs to write for are done here: a commit that a kill left half done (on network file
+    systems) is undone, a journal of an older version is brought up to date, and on a file system that can't be written
+    a journal that nobody writes is read as it is.
     """
     mark = store_mark.read(path)
     try:
         if path.stat().st_size == 0:
             raise _truncated(path)
         try:
-            return _reader(path, mark, "")
+            found = _reader(path, mark, "")
+            if found is None:
+                _as_writer(path, lambda: connect_writer(path, is_network_mount(path.parent)).close())
+                found = _reader(path, mark, "")
+            if found is None:
+                raise StoreError(
+                    f"{path}: is of an older version, and another process keeps it from being brought up to date"
+                )
+            return found
         except sqlite3.OperationalError:
             if _size(path, "-journal"):
-                _undo_half_a_commit(path)
-                return _reader(path, mark, "")
-            if _size(path, "-wal") is None and not os.access(path.parent, os.W_OK):
-                return _reader(path, mark, "&immutable=1")
-            raise
+                _as_writer(path, lambda: _undo_half_a_commit(path))
+                found = _reader(path, mark, "")
+            elif _size(path, "-wal") is None and not os.access(path.parent, os.W_OK):
+                found = _reader(path, mark, "&immutable=1")
+            else:
+                raise
+            if found is None:
+                raise
+            return found
     except (*UNREADABLE, OSError) as error:
         raise told(path, error, "can't be read") from error
 
 
-def _reader(path: Path, mark: tuple[int, int] | None, options: str) -> sqlite3.Connection:
+def _reader(path: Path, mark: tuple[int, int] | None, options: str) -> sqlite3.Connection | None:
+    """None for a journal of an older version that can be migrated."""
     db = sqlite3.connect(f"{path.as_uri()}?mode=ro{options}", uri=True, isolation_level=None, timeout=2.0)
     try:
         db.execute("PRAGMA query_only=1")
-        _check_header(db, path)
+        if _check_header(db, path) is not None:
+            db.close()
+            return None
         store_mark.check(db, path, mark)
     except BaseException:
         db.close()
@@ -255,16 +277,28 @@ def _reader(path: Path, mark: tuple[int, int] | None, options: str) -> sqlite3.C
     return db
 
 
-def _undo_half_a_commit(path: Path) -> None:
-    """SQLite does it at the first look of a connection that may write; under the writer lock, so that it is dead."""
-    fd = open_own(path.with_name("writer.lock"), os.O_RDWR)
+def _as_writer(path: Path, do: Callable[[], None]) -> None:
+    """Do what only a writer may, unless there is one."""
+    fd = open_own(path.with_name("writer.lock"), os.O_RDWR | os.O_CREAT)
     try:
         if try_flock(fd, fcntl.LOCK_EX):
-            db = sqlite3.connect(f"{path.as_uri()}?mode=rw", uri=True, isolation_level=None, timeout=2.0)
-            with contextlib.closing(db):
-                db.execute("SELECT count(*) FROM sqlite_master").fetchone()
+            do()
     finally:
         os.close(fd)
+
+
+def _undo_half_a_commit(path: Path) -> None:
+    """SQLite does it at the first look of a connection that may write; the writer is dead."""
+    db = sqlite3.connect(f"{path.as_uri()}?mode=rw", uri=True, isolation_level=None, timeout=2.0)
+    with contextlib.closing(db):
+        db.execute("SELECT count(*) FROM sqlite_master").fetchone()
+
+
+def _migrated(db: sqlite3.Connection, path: Path, version: int) -> Path:
+    try:
+        return store_migrate.migrate(db, path, version, SCHEMA_VERSION)
+    except (sqlite3.Error, OSError) as error:
+        raise told(path, error, f"journal version {version} can't be brought up to date") from error
 
 
 def create_database(path: Path, network: bool) -> None:
@@ -316,7 +350,8 @@ def _truncated(path: Path) -> StoreError:
     return StoreError(f"{path}: is empty, so the journal was cut off; it was left as it is: {store_seal.way_out(path)}")
 
 
-def _check_header(db: sqlite3.Connection, path: Path) -> None:
+def _check_header(db: sqlite3.Connection, path: Path) -> int | None:
+    """The journal's version where it is an older one that can be migrated."""
     store_seal.install(db)
     application = db.execute("PRAGMA application_id").fetchone()[0]
     version = db.execute("PRAGMA user_version").fetchone()[0]
@@ -327,11 +362,14 @@ def _check_header(db: sqlite3.Connection, path: Path) -> None:
             f"{path}: was written by a newer procflow (journal version {version}, this one knows {SCHEMA_VERSION}); "
             "upgrade procflow, or name another folder with --state-dir"
         )
-    if version < SCHEMA_VERSION:
+    if version == SCHEMA_VERSION:
+        return None
+    if not store_migrate.can_migrate(version, SCHEMA_VERSION):
         raise StoreError(
             f"{path}: journal version {version} is not one that this procflow can read; "
             "move it away to start a new one, or name another folder with --state-dir"
         )
+    return int(version)
 
 
 def _check_pages(db: sqlite3.Connection, path: Path) -> None:

@@ -29,6 +29,7 @@ from procflow.storing.recovery import recover
 from procflow.storing.state_folder import StateFolder
 from procflow.storing.store import Store
 from procflow.storing.store_schema import SCHEMA_VERSION
+from procflow.storing.store_seal import TABLES
 
 ROOT = Path(__file__).parents[2]
 DEADLINE_S = 60
@@ -336,7 +337,7 @@ def test_a_torn_mark_is_no_harm(killed: StateFolder, torn: bytes) -> None:
 # -- F58: other versions
 
 
-@pytest.mark.parametrize("version", [SCHEMA_VERSION + 1, SCHEMA_VERSION - 1, 0])
+@pytest.mark.parametrize("version", [SCHEMA_VERSION + 1, 1, 0])
 def test_a_journal_of_another_version_is_refused_and_kept(killed: StateFolder, version: int) -> None:
     with contextlib.closing(sqlite3.connect(killed.db)) as db:
         db.execute(f"PRAGMA user_version={version}")
@@ -345,6 +346,46 @@ def test_a_journal_of_another_version_is_refused_and_kept(killed: StateFolder, v
         with pytest.raises(StoreError, match=rf"journal version {version}.*name another folder with --state-dir"):
             open_it(killed)
     assert killed.db.read_bytes() == before
+
+
+def as_version_2(db: sqlite3.Connection) -> None:
+    """Make of the journal what the version before seals and marks wrote."""
+    db.execute("ALTER TABLE runs DROP COLUMN commits")
+    for table in TABLES:
+        db.execute(f"ALTER TABLE {table} DROP COLUMN seal")
+    db.execute("PRAGMA user_version=2")
+
+
+@pytest.mark.parametrize("first", [History.open, Store.open], ids=["reader", "writer"])
+def test_a_journal_of_an_older_version_is_brought_up_to_date_and_kept_as_it_was(
+    killed: StateFolder, driver: Driver, first: Any
+) -> None:
+    with History.open(killed) as past:
+        steps = list(past.steps("night"))
+    with contextlib.closing(sqlite3.connect(killed.db)) as db:
+        as_version_2(db)
+    killed.db.with_name("procflow.mark").unlink()
+    first(killed).close()
+    with History.open(killed) as past:
+        assert list(past.steps("night")) == steps
+    (copy,) = killed.path.glob("procflow.db.version2-*")
+    with contextlib.closing(sqlite3.connect(copy)) as db:
+        assert db.execute("PRAGMA user_version").fetchone() == (2,)
+        assert db.execute("SELECT count(*) FROM step_executions").fetchone() == (len(steps),)
+    names = {name: str(killed.path.parent / name) for name in ("state", "ledger", "said", "answer")}
+    status, answer = driver.session(Order(**names, resume=True, shape=SHAPE))
+    assert (status, answer["status"]) == (0, "succeeded")
+
+
+def test_a_migration_that_fails_changes_nothing(killed: StateFolder) -> None:
+    with contextlib.closing(sqlite3.connect(killed.db)) as db:
+        db.execute("PRAGMA user_version=2")
+        rows = db.execute("SELECT * FROM step_executions").fetchall()
+    with pytest.raises(StoreError, match="journal version 2 can't be brought up to date: duplicate column"):
+        Store.open(killed)
+    with contextlib.closing(sqlite3.connect(killed.db)) as db:
+        assert db.execute("SELECT * FROM step_executions").fetchall() == rows
+    assert list(killed.path.glob("procflow.db.version2-*")) == []
 
 
 # -- F59: network file systems
