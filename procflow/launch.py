@@ -31,6 +31,7 @@ from procflow.guarding.guard import Guard
 from procflow.guarding.signals import Signals, say
 from procflow.guarding.watch import Watch
 from procflow.machine.memory import MemoryWatch
+from procflow.machine.pressure import Pressure
 from procflow.machine.resources import Machine, budget, probe, warnings
 from procflow.machine.resources import workers as workers_of
 from procflow.preflight import check
@@ -39,8 +40,6 @@ from procflow.resuming.continuing import asked, open_session
 from procflow.scheduler import Scheduler
 from procflow.secrets import MaskedWaiter
 from procflow.showing.shape import part_of
-from procflow.skills.installed import Installed
-from procflow.sources.kept import close_run
 from procflow.skills.installed import Installed
 from procflow.sources.kept import close_run
 from procflow.storing.failures_file import FailuresFile
@@ -217,7 +216,6 @@ def iterate(
         lock.acquire(prepared.run_id, lock_wait_s)
         stack.callback(lock.release)
         stack.callback(close_run, prepared.run_id)
-        stack.callback(close_run, prepared.run_id)
         signals = stack.enter_context(Signals(_sayer(observers)))
         guard = stack.enter_context(Guard(folder, name))
         # First, since opening it may find results that the last session had no time to commit.
@@ -236,7 +234,7 @@ def iterate(
         commands = any(isinstance(unit, TaskUnit) and unit.call.kind == "shell" for unit in walk(graph.root, True))
         executors = guard.open(sorted(graph.executors), prepared.workers, prepared.run_id, objects.path, commands)
         watch = stack.enter_context(Watch(open_waiter(executors), signals, guard.reaper))
-        meter = MemoryWatch(executors.values(), prepared.memory_bytes)
+        meter = MemoryWatch(executors.values(), prepared.memory_bytes, pressure=_pressure(prepared))
         run = Run(prepared, folder, meter)
         for observer in observers:
             if hasattr(observer, "begin"):
@@ -260,7 +258,7 @@ def iterate(
             samples.begin()
             for events in engine.turns():
                 yield from events
-        _tell_of_failed(engine)
+        _tell_of_troubles(engine, prepared)
         _clean(objects, folder, prepared.run_id)
         return recorder.result(scheduler.outputs, dropped=scheduler.dropped, state=_state(prepared, scheduler))
 
@@ -271,7 +269,12 @@ def _state(prepared: Prepared, scheduler: Scheduler) -> LazyState:
     return LazyState(*scheduler.state, folder=folder)
 
 
-def _tell_of_failed(engine: Engine) -> None:
+def _tell_of_troubles(engine: Engine, prepared: Prepared) -> None:
+    """What the run has got over, and people should know."""
+    least = engine.scheduler.easing.least
+    if least is not None:
+        short = "the machine was short of memory or cores, so at times no more than %d of %d ran at once (limits.pressure)"
+        log.warning(short, least, prepared.workers)
     for observer, error in engine.failed_observers:
         log.warning("%s failed and was left out: %s: %s", type(observer).__name__, type(error).__name__, error)
 
@@ -326,6 +329,10 @@ def _record(session: Session, lock: str, params: Mapping[str, Any], options: Map
         prints=session.prints,
         taken=session.taken,
     )
+
+
+def _pressure(prepared: Prepared) -> Pressure | None:
+    return None if prepared.pipeline.limits.pressure == "off" else Pressure(prepared.machine.cpus)
 
 
 def _scheduler(session: Session, executors: Mapping[str, Executor]) -> Scheduler:

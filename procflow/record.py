@@ -249,6 +249,9 @@ class Limits(Record):
 
     workers: Workers = Field("auto", description="slots; auto is the usable cores")
     memory: Budget = Field(Share(0.8), description="budget for all running steps, as a size or a share")
+    pressure: Literal["auto", "off"] = Field(
+        "auto", description="auto starts fewer steps while the machine is short of memory or cores; off does not look"
+    )
     timeout: Duration | None = Field(None, description="clock of the whole run")
     resources: dict[Name, Amount] = Field(default_factory=dict, description="named resources that steps may ask for")
     retry_budget: RetryBudget = Field(

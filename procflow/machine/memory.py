@@ -13,7 +13,8 @@ from typing import Any
 
 from procflow.executors.base import MemoryUse, Metered
 from procflow.machine import rss
-from procflow.scheduling.actions import Measured
+from procflow.machine.pressure import Pressure
+from procflow.scheduling.actions import Measured, Stall
 
 __all__ = ["MemoryWatch"]
 
@@ -31,7 +32,7 @@ class MemoryWatch:
     """Samples the executors that can be, and this process, whose growth since the run began counts as the run's.
 
     ``budget_bytes`` is for all together (None: no limit). ``due`` is when the next sample should be taken,
-    ``last`` the newest one.
+    ``last`` the newest one. ``pressure`` tells what waits for the machine, where that is looked at.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class MemoryWatch:
         clock: Callable[[], float] = time.monotonic,
         cpu_clock: Callable[[], float] = time.thread_time,
         own_bytes: Callable[[], int] = rss.own_bytes,
+        pressure: Pressure | None = None,
     ) -> None:
         self.due = float("inf") if budget_bytes is None else clock() + SHORTEST_S
         self._metered: list[Metered] = [e for e in executors if "memory" in e.capabilities]
@@ -50,6 +52,7 @@ class MemoryWatch:
         self._cpu_clock = cpu_clock
         self._own_bytes = own_bytes
         self._base_bytes = own_bytes()
+        self._pressure = pressure
         self.last: Measured | None = None
 
     def expect(self, memory_bytes: int | None) -> None:
@@ -68,8 +71,15 @@ class MemoryWatch:
                 executor.shed()
         cost_s = self._cpu_clock() - began
         self.due = self._clock() + max(self._until_next(uses, total), cost_s / COST_SHARE)
-        self.last = Measured(rss_bytes, total)
+        self.last = Measured(rss_bytes, total, self._stall())
         return self.last
+
+    def _stall(self) -> Stall | None:
+        """What waited for the machine since it was last looked at, where it is looked at."""
+        if self._pressure is None:
+            return None
+        pids = [pid for e in self._metered for pid in getattr(e, "pids", dict)().values()]
+        return self._pressure.read(pids, self._clock())
 
     def _until_next(self, uses: list[MemoryUse], total: int) -> float:
         room = min((use.room_bytes for use in uses), default=float("inf"))

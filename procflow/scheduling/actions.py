@@ -10,7 +10,7 @@ from procflow.events import Event
 from procflow.graph import TaskUnit
 from procflow.ref import Ref, Stored
 
-__all__ = ["Action", "Kill", "Measured", "Record", "Release", "StopAsked", "Submit", "Tick"]
+__all__ = ["Action", "Kill", "Measured", "Record", "Release", "Stall", "StopAsked", "Submit", "Tick"]
 
 
 @dataclass(slots=True)
@@ -76,8 +76,18 @@ class StopAsked:
 
 
 @dataclass(frozen=True, slots=True)
+class Stall:
+    """How much of the last seconds was spent waiting, as shares: something for memory, running attempts for one of ``cores``."""
+
+    memory: float = 0.0
+    cpu: float = 0.0
+    cores: int = 1
+
+
+@dataclass(frozen=True, slots=True)
 class Measured:
-    """A sample of memory: bytes by attempt key, and bytes of the whole run."""
+    """A sample of memory: bytes by attempt key, and bytes of the whole run; now and then what waited for the machine."""
 
     rss_bytes: Mapping[int, int]
     total_bytes: int
+    stall: Stall | None = None

@@ -240,6 +240,9 @@ class Attempts(Starting):
 
     def _measured(self, sample: Measured) -> None:
         """Stop what is over its own limit; when the run as a whole is short, stop starting, then stop the youngest."""
+        if sample.stall is not None:
+            slots = sum(self.slots.values())
+            self.ready.most = self.easing.take(sample.stall, len(self.running), slots, self._now)
         for key, rss_bytes in sample.rss_bytes.items():
             task = self.running.get(key)
             if task is None:

@@ -29,6 +29,7 @@ from procflow.events import (
 from procflow.graph import TaskGraph
 from procflow.ref import Ref, Stored
 from procflow.scheduling.actions import Action, Record
+from procflow.scheduling.easing import Easing
 from procflow.scheduling.kept import Kept
 from procflow.scheduling.ready import Budget, Ready
 from procflow.scheduling.runs import MapRun, ScopeRun, TaskRun, UnitRun
@@ -60,7 +61,8 @@ class Turn:
         self.slots = dict(slots)
         self.memory_bytes = memory_bytes
         self.kept = kept
-        self.ready = Ready(Budget(slots, memory_bytes, graph.resources))
+        self.ready = Ready(Budget(slots, memory_bytes, graph.resources), graph.rates)
+        self.easing = Easing()
         self.root = ScopeRun(graph.root, None, 0, ())
         self.running: dict[int, TaskRun] = {}
         self.finished = False
