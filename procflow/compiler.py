@@ -87,6 +87,7 @@ def compile_pipeline(
         pipeline.limits.retry_budget.fraction,
         frozenset(build.secrets),
         frozenset({*pipeline.show, *pipeline.keep, *(n for _, h in hooks for u in h.members for n in u.reads)}),
+        build.rates,
     )
 
 

@@ -91,7 +91,8 @@ class TaskUnit(Unit):
     ``tolerated`` is ``on_error: continue``: its failure is recorded and its block goes on. ``inherited`` are the
     keys that the step took from the defaults of its file. ``learned_bytes`` is what it is expected to hold at most: it is
     reserved where no ``memory_bytes`` are declared, and never a limit. ``timeout_share`` (``timeout: 300%``) is of the
-    median that was learned; ``timeout_s`` is what that comes to once it is known.
+    median that was learned; ``timeout_s`` is what that comes to once it is known. ``rates`` are those of the graph that its
+    starts are counted against, besides its own ``rate``.
     """
 
     call: StepCall
@@ -104,6 +105,7 @@ class TaskUnit(Unit):
     inherited: frozenset[str] = frozenset()
     learned_bytes: int | None = None
     timeout_share: float | None = None
+    rates: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,7 +158,8 @@ class TaskGraph:
 
     ``retry_share`` bounds the retries of the run as a whole, as a share of the attempts that are over. ``files``
     are the files of ``type: pipeline`` steps by the path at which they hang in the tree: ``loc`` of a unit inside
-    begins with it. ``keep`` are values whose files stay.
+    begins with it. ``keep`` are values whose files stay. ``rates`` are shared by name: ``block:0.1`` by all that starts in a
+    block, ``rate:NAME`` by all that asks a source.
     ``secrets`` are the environment variables that hold secrets; ``params`` leaves out those that hold one.
     """
 
@@ -169,6 +172,7 @@ class TaskGraph:
     retry_share: float = 0.5
     secrets: frozenset[str] = frozenset()
     keep: frozenset[str] = frozenset()
+    rates: Mapping[str, Rate] = field(default_factory=dict)
 
 
 def walk(unit: Unit, hooks: bool = False) -> Iterator[Unit]:

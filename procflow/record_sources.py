@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, PlainValidator, WithJsonSchema
 
-from procflow.grammar import Duration, Function, Name, Text, is_name, near, refuse
+from procflow.grammar import Duration, Function, Name, RateLimit, Text, is_name, near, refuse
 from procflow.record import Conflicts, Given, Record
 
 __all__ = [
@@ -69,6 +69,7 @@ class Source(Record):
     max_connections: int | None = Field(
         None, ge=1, le=100_000, description="most queries at once, of all workers together"
     )
+    rate_limit: RateLimit | None = Field(None, description="most queries in a time, of all workers together")
     timeout: Duration | None = Field(None, description="longest time to connect, and to wait for an answer")
     options: dict[str, Any] = Field(default_factory=dict, description="passed on to the driver when it connects")
 

@@ -428,11 +428,11 @@ def test_join_counts_the_steps_that_are_left() -> None:
 
 
 @pytest.mark.parametrize("kind", ["parallel", "map"])
-def test_a_rate_on_a_block_is_refused_because_a_block_starts_nothing_itself(kind: str) -> None:
+def test_a_rate_on_a_block_is_shared_by_all_that_starts_inside(kind: str) -> None:
     keys = {"items": [1]} if kind == "map" else {}
-    assert only(block(kind, "p", step("a"), rate_limit="1/s", **keys)) == (
-        "steps[0].rate_limit", f"rate_limit has no meaning for a {kind} step (write it on the steps inside)",
-    )  # fmt: skip
+    graph = compiled(block(kind, "p", step("a"), rate_limit="1/s", **keys))
+    assert graph.rates["block:0"].per_s == 1
+    assert unit(graph, "p/a").rates == ("block:0",)
     graph = compiled({"type": "map", "name": "m", "items": [1], "function": f, "rate_limit": "1/s"})
     assert unit(graph, "m").body.rate is not None
 

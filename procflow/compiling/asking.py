@@ -38,6 +38,7 @@ _NEEDED = {"sql": "query", "duckdb": "query", "mongodb": "collection", "redis": 
 _ALIAS = {"body": "json", "form": "as"}
 BUSY = "ServiceBusy"
 """What a service raises that is busy or broken for now: 429 and 5xx."""
+BEHIND_S = 1.0
 _BUSY_RETRIES = RetrySpec(retries=4, delay_s=1.0, on=frozenset({BUSY}))
 
 
@@ -365,7 +366,7 @@ def equipped(setting: Setting, step: AnyStep, unit: TaskUnit) -> TaskUnit:
         if source is None:
             return unit
         limits = {
-            "timeout_s": _least(source.timeout_s, unit.timeout_s),
+            "timeout_s": _least(source.timeout_s, _behind(unit)),
             "asked_s": source.timeout_s,
             "most": source.max_connections,
             # An idle connection in one worker would keep another worker's query out.
@@ -374,9 +375,10 @@ def equipped(setting: Setting, step: AnyStep, unit: TaskUnit) -> TaskUnit:
             "memory_bytes": unit.memory_bytes,
         }
         resources = {**unit.resources, source.resource: 1.0} if source.resource is not None else unit.resources
-        return replace(unit, call=_limited(unit.call, limits), resources=resources)
+        rates = (*unit.rates, source.rate) if source.rate is not None else unit.rates
+        return replace(unit, call=_limited(unit.call, limits), resources=resources, rates=rates)
     if isinstance(step, Rest):
-        return replace(unit, call=_limited(unit.call, {"timeout_s": unit.timeout_s}))
+        return replace(unit, call=_limited(unit.call, {"timeout_s": _behind(unit)}))
     assert isinstance(step, UseSkill)
     bound = setting.declared.skills.get(step.skill)
     if bound is None or bound.skill.kind == "python":
@@ -385,8 +387,13 @@ def equipped(setting: Setting, step: AnyStep, unit: TaskUnit) -> TaskUnit:
     if bound.skill.kind == "llm" and retry == RetrySpec() and step.retries is None and step.retry is None:
         retry = _BUSY_RETRIES
     return replace(
-        unit, call=_limited(unit.call, {"timeout_s": _least(bound.skill.timeout, unit.timeout_s)}), retry=retry
+        unit, call=_limited(unit.call, {"timeout_s": _least(bound.skill.timeout, _behind(unit))}), retry=retry
     )
+
+
+def _behind(unit: TaskUnit) -> float | None:
+    """The clock of what was asked, a little behind that of the attempt: where its worker is stopped, a server gives up too."""
+    return None if unit.timeout_s is None else unit.timeout_s + BEHIND_S
 
 
 def _least(*clocks: float | None) -> float | None:

@@ -27,7 +27,7 @@ from procflow.compiling.surface import (
     why_off,
     written_at,
 )
-from procflow.compiling.tasks import gate_of, hidden, leaf, limited, policy, retry_of, seconds, with_files
+from procflow.compiling.tasks import gate_of, hidden, leaf, limited, paced, policy, retry_of, seconds, with_files
 from procflow.errors import Loc
 from procflow.graph import MapUnit, MergeSpec, ScopeUnit, TaskUnit, Unit
 from procflow.model import AnyStep, Block, Graph, Items, Map, Parallel, Sequence, Subpipeline
@@ -141,7 +141,7 @@ def _block(
     build: Build, setting: Setting, step: Sequence | Parallel | Graph, seat: Seat, scope: Scope, face: Face
 ) -> ScopeUnit:
     inner = setting.inside(step.executor, seat["priority"], seconds(step.timeout))
-    _no_rate(build, step, seat["loc"])
+    inner = paced(build, inner, step, seat["path"])
     block = subpipelines.Members(
         step.steps, step.type, seat["path"], seat["label"], (*seat["loc"], "steps"), step.merge in (None, "update")
     )
@@ -175,14 +175,6 @@ def _need(step: Block) -> int | None:
     return 1 if step.join == "any" else None
 
 
-def _no_rate(build: Build, step: AnyStep, loc: Loc) -> None:
-    """A rate is one of starts of tasks, and a block starts none itself."""
-    if step.rate_limit is not None:
-        build.note(
-            f"rate_limit has no meaning for a {step.type} step", (*loc, "rate_limit"), "write it on the steps inside"
-        )
-
-
 def _merge(build: Build, setting: Setting, step: AnyBlock, seat: Seat) -> tuple[MergeSpec, TaskUnit | None]:
     """How the block's results become values, and the task that does it where content matters."""
     is_map, output = isinstance(step, Map), step.output or seat["name"]
@@ -211,8 +203,9 @@ def _map(build: Build, setting: Setting, step: Map, seat: Seat, scope: Scope) ->
     inside.names.update({step.item_name: "", INDEX: ""})
     if step.function is not None:
         body: Unit = _function_body(build, setting, step, seat, Binder(build, inside, seat["loc"]))
+        if (step.rate_limit is not None or setting.rates) and step.batch is not None and step.batch > 1:
+            outer.note("a rate_limit counts items, so they can't go in batches", "batch", hint="leave it out")
     else:
-        _no_rate(build, step, seat["loc"])
         body = _steps_body(build, setting, step, seat, inside)
     merge, merger = _merge(build, setting, step, seat)
     is_block = step.function is None
@@ -233,7 +226,8 @@ def _map(build: Build, setting: Setting, step: Map, seat: Seat, scope: Scope) ->
         expand=expand,
         body=body,
         item_name=step.item_name,
-        batch=step.batch,
+        # A rate counts items, and a batch is one start.
+        batch=1 if step.rate_limit is not None or setting.rates else step.batch,
         state=setting.state,
     )
 
@@ -249,6 +243,7 @@ def _function_body(build: Build, setting: Setting, step: Map, seat: Seat, bind: 
 def _steps_body(build: Build, setting: Setting, step: Map, seat: Seat, inside: Scope) -> ScopeUnit:
     """One iteration: the steps as a sequence, whose last value is the item's result."""
     inner = setting.inside(step.executor, seat["priority"], seconds(step.timeout))
+    inner = paced(build, inner, step, seat["path"])
     block = subpipelines.Members(
         inner_steps(step), "sequence", seat["path"], seat["label"], (*seat["loc"], "steps"), True
     )

@@ -19,6 +19,7 @@ from procflow.compiling.surface import ROOTS, Surfaces
 from procflow.errors import Loc, Problem
 from procflow.graph import Places
 from procflow.model import Defaults, Pipeline
+from procflow.units import Rate
 
 __all__ = ["Binder", "Build", "Load", "LoadedFile", "Seat", "Setting", "SourceFile", "placed"]
 
@@ -70,7 +71,7 @@ class Setting:
     """What a step inherits: the defaults and folder of its file, executor and priority of its block.
 
     ``root`` is the path of the file's top in the tree, ``depth`` the number of blocks around, ``files`` those being
-    compiled, ``state`` what the steps of the file share.
+    compiled, ``state`` what the steps of the file share, ``rates`` those that starts here are counted against.
     """
 
     defaults: Defaults
@@ -86,6 +87,7 @@ class Setting:
     clocked: bool = False
     """A block around may have to be stopped."""
     state: Mapping[str, Reducer] = field(default_factory=dict)
+    rates: tuple[str, ...] = ()
 
     def inside(self, executor: str | None, priority: int, clock: float | None = None) -> Setting:
         """What the members of a block inherit; ``clock`` is its timeout."""
@@ -107,6 +109,7 @@ class Build:
     problems: list[Problem] = field(default_factory=list)
     executors: set[str] = field(default_factory=set)
     resources: dict[str, float] = field(default_factory=dict)
+    rates: dict[str, Rate] = field(default_factory=dict)
     files: dict[Loc, SourceFile] = field(default_factory=dict)
     surfaces: Surfaces = field(default_factory=Surfaces)
     secrets: set[str] = field(default_factory=set)

@@ -48,6 +48,7 @@ class BoundSource:
     resource: str | None = None
     timeout_s: float | None = None
     max_connections: int | None = None
+    rate: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,8 +259,12 @@ def _source(read: _Reader, name: str, source: Source) -> BoundSource | None:
     resource = None
     if source.max_connections is not None:
         resource = _resource(read.build, name, source, read.loc)
+    rate = None
+    if source.rate_limit is not None:
+        rate = f"rate:{name}" if not read.loc[:-2] else f"rate:{name}@{'.'.join(map(str, read.loc[:-2]))}"
+        read.build.rates[rate] = source.rate_limit
     return BoundSource(
-        name, kind, {"name": name, "kind": kind, **plain}, resource, source.timeout, source.max_connections
+        name, kind, {"name": name, "kind": kind, **plain}, resource, source.timeout, source.max_connections, rate
     )
 
 

@@ -51,7 +51,7 @@ def hooks_of(
         inside.openers = set(scope.openers)
         where, named = f"{path}.{event}" if path else event, f"{label}/{event}" if label else event
         block = Members(steps, "sequence", where, named, at)
-        units = members_of(build, replace(setting, depth=setting.depth + 1, state={}), block, inside)
+        units = members_of(build, replace(setting, depth=setting.depth + 1, state={}, rates=()), block, inside)
         found.append((event, ScopeUnit(
             index=0, name=event, path=where, label=named, loc=at, kind="sequence", members=tuple(map(_bounded, units)),
             on_error="continue", writes=None,

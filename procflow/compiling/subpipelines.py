@@ -17,7 +17,7 @@ from procflow.compiling.build import Binder, Build, LoadedFile, Seat, Setting
 from procflow.compiling.declared import declare
 from procflow.compiling.names import Facts, NoValue, Scope, did_you_mean, with_params
 from procflow.compiling.surface import Face, as_reference, deepest
-from procflow.compiling.tasks import gate_of, policy, retry_of, seconds
+from procflow.compiling.tasks import gate_of, paced, policy, retry_of, seconds
 from procflow.errors import Loc, PipelineError
 from procflow.grammar import variable_of
 from procflow.graph import MergeSpec, ScopeUnit, Unit
@@ -55,10 +55,6 @@ def subpipeline(
 ) -> ScopeUnit:
     """The unit of a ``type: pipeline`` step."""
     bind = Binder(build, scope, seat["loc"])
-    if step.rate_limit is not None:
-        bind.note(
-            "rate_limit has no meaning for a pipeline step", "rate_limit", hint="write it on the steps of the file"
-        )
     imports = _imports(step, bind)
     given = bind.constant(step.params, "a parameter of a file", "params", hint="pass values through inputs") or {}
     loaded = _loaded(build, setting, step, bind)
@@ -113,7 +109,7 @@ def _setting_of(build: Build, setting: Setting, step: Subpipeline, seat: Seat, l
     clock = own if own is not None else loaded.pipeline.limits.timeout
     inside = setting.inside(step.executor or build.override or defaults.executor, seat["priority"], clock)
     return replace(
-        inside, defaults=defaults, folder=str(loaded.source.folder), root=(*seat["loc"], "file"),
+        paced(build, inside, step, seat["path"]), defaults=defaults, folder=str(loaded.source.folder), root=(*seat["loc"], "file"),
         files=(*setting.files, str(loaded.source.path)),
         state={name: key.as_reducer() for name, key in loaded.pipeline.state.items()},
     )  # fmt: skip

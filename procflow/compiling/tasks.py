@@ -29,6 +29,7 @@ __all__ = [
     "leaf",
     "limited",
     "outputs_of",
+    "paced",
     "policy",
     "retry_of",
     "seconds",
@@ -84,6 +85,7 @@ def limited(
         timeout_share=_share(clock),
         tolerated=step.on_error == "continue",
         rate=step.rate_limit,
+        rates=setting.rates,
         call=call,
         executor=executor_of(build, setting, step),
         cpus=defaults.cpus if "cpus" in inherited and defaults.cpus is not None else step.cpus,
@@ -93,6 +95,14 @@ def limited(
         kill_grace_s=_grace(step, defaults),
         inherited=frozenset(inherited),
     )
+
+
+def paced(build: Build, inner: Setting, step: AnyStep, path: str) -> Setting:
+    """What the members of a block inherit, its rate among it: all starts inside count together."""
+    if step.rate_limit is None:
+        return inner
+    build.rates[f"block:{path}"] = step.rate_limit
+    return replace(inner, rates=(*inner.rates, f"block:{path}"))
 
 
 def hidden(build: Build, setting: Setting, step: AnyStep, seat: Seat, call: StepCall) -> TaskUnit:

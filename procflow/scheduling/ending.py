@@ -43,7 +43,7 @@ class Endings(Scopes):
             text = run.reason
         else:
             text = str(failure) if failure is not None and state == "failed" else ""
-        about = {"status": state, "reason": run.reason or text, "step": run.unit.label, "failures": text[:MOST_TEXT]}
+        about: dict[str, object] = {"status": state, "reason": run.reason or text, "step": run.unit.label, "failures": text[:MOST_TEXT]}
         if run.item:
             about["failures"] = f"item {run.item}: {text}"[:MOST_TEXT] if text else ""
         about |= {"failure_count": int(state == "failed"), "wall_s": self._took_s(run)}
@@ -85,8 +85,8 @@ class Endings(Scopes):
         while self._due and not self._hurried:
             event = self._due.pop(0)
             known = {name: ref for name, ref in self.root.values.items() if name not in self.dropped}
-            for own, unit in self.root.unit.hooks:
-                if own == event:
+            for name, unit in self.root.unit.hooks:
+                if name == event:
                     self._open_hook(unit, known, self._about_run())
             if self.hooks:
                 return

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 
 from procflow.graph import TaskUnit
 from procflow.scheduling.runs import TaskRun
+from procflow.units import Rate
 
 __all__ = ["Budget", "Ready"]
 
@@ -56,23 +57,37 @@ class Budget:
             self.resources[name] += sign * amount
 
 
+class _Rate:
+    """The last starts that a rate counts."""
+
+    __slots__ = ("rate", "starts")
+
+    def __init__(self, rate: Rate) -> None:
+        self.rate = rate
+        self.starts: deque[float] = deque(maxlen=max(1, int(rate.count)))
+
+    def free_at(self) -> float:
+        """When it allows the next start."""
+        rate, starts = self.rate, self.starts
+        if len(starts) < (starts.maxlen or 1):
+            return 0.0
+        return starts[0] + (rate.per_s if rate.count >= 1 else rate.interval_s)
+
+
 class _Shape:
-    """Waiting tasks that ask for the same."""
+    """Waiting tasks that ask for the same; their starts count against ``rates``."""
 
-    __slots__ = ("bypassed", "heap", "starts", "unit")
+    __slots__ = ("bypassed", "heap", "rates", "unit")
 
-    def __init__(self, unit: TaskUnit) -> None:
+    def __init__(self, unit: TaskUnit, rates: tuple[_Rate, ...]) -> None:
         self.unit = unit
         self.heap: list[_Entry] = []
         self.bypassed = 0
-        self.starts: deque[float] = deque(maxlen=max(1, int(unit.rate.count)) if unit.rate is not None else 1)
+        self.rates = rates
 
     def free_at(self) -> float:
-        """When the rate allows the next start."""
-        rate = self.unit.rate
-        if rate is None or len(self.starts) < (self.starts.maxlen or 1):
-            return 0.0
-        return self.starts[0] + (rate.per_s if rate.count >= 1 else rate.interval_s)
+        """When all rates allow the next start."""
+        return max((rate.free_at() for rate in self.rates), default=0.0)
 
 
 class Ready:
@@ -82,8 +97,9 @@ class Ready:
     nothing else runs, keeps others from starting meanwhile, and has the machine to itself.
     """
 
-    def __init__(self, budget: Budget) -> None:
+    def __init__(self, budget: Budget, rates: Mapping[str, Rate] | None = None) -> None:
         self.budget = budget
+        self._rates = {name: _Rate(rate) for name, rate in (rates or {}).items()}
         self.held = False
         self.most: int | None = None
         """How many may run at once under pressure; None for no such limit. One always may."""
@@ -116,10 +132,18 @@ class Ready:
         shape = self._keys.get((id(unit), wanted))
         if shape is None:
             key: object = (unit.executor, unit.cpus, wanted, tuple(sorted(unit.resources.items())))
-            if unit.rate is not None:
-                key = (key, unit.path)
-            shape = self._keys[id(unit), wanted] = self._shapes.setdefault(key, _Shape(unit))
+            rates = self._rates_of(unit)
+            if rates:
+                key = (key, *map(id, rates))
+            shape = self._keys[id(unit), wanted] = self._shapes.setdefault(key, _Shape(unit, rates))
         return shape
+
+    def _rates_of(self, unit: TaskUnit) -> tuple[_Rate, ...]:
+        """Its own rate, whichever instance of it starts, and those that it shares."""
+        own: tuple[_Rate, ...] = ()
+        if unit.rate is not None:
+            own = (self._rates.setdefault(f"step:{unit.path}", _Rate(unit.rate)),)
+        return own + tuple(self._rates[name] for name in unit.rates)
 
     def pop(self, now: float) -> TaskRun | None:
         """The next task to start, with its share of the budget taken; None when nothing fits now."""
@@ -136,8 +160,8 @@ class Ready:
         if best is None:
             return None
         task = heapq.heappop(best.heap)[2]
-        if best.unit.rate is not None:
-            best.starts.append(now)
+        for rate in best.rates:
+            rate.starts.append(now)
         return self._take(task)
 
     def _pop_alone(self) -> TaskRun:
@@ -159,8 +183,8 @@ class Ready:
                 heapq.heappop(heap)
             if not heap:
                 continue
-            if shape.unit.rate is not None and shape.free_at() > now:
-                self.wake_at = min(shape.free_at(), self.wake_at or shape.free_at())
+            if shape.rates and (free_at := shape.free_at()) > now:
+                self.wake_at = min(free_at, self.wake_at or free_at)
                 continue
             lack = self.budget.lacks(heap[0][2])
             if not lack:
@@ -188,7 +212,7 @@ class Ready:
         self.budget.change(task, +1)
         if task is self._exclusive:
             self._exclusive = None
-        if not started and task.unit.rate is not None:
-            starts = self._shape(task).starts
-            if starts:
-                starts.pop()
+        if not started and (task.unit.rate is not None or task.unit.rates):
+            for rate in self._shape(task).rates:
+                if rate.starts:
+                    rate.starts.pop()
