@@ -49,9 +49,8 @@ def best_price(line: dict[str, Any], number: int, quotes: dict[str, dict[str, fl
     if not offers:
         raise LookupError(f"nobody sells {line['article']}")
     supplier = min(offers, key=lambda name: (offers[name], name))
-    return {
-        "number": number + 1, "article": line["article"], "supplier": supplier, "amount": round(offers[supplier] * line["pieces"], 2),
-    }  # fmt: skip
+    amount = round(offers[supplier] * line["pieces"], 2)
+    return {"number": number + 1, "article": line["article"], "supplier": supplier, "amount": amount}
 
 
 def total(lines: list[dict[str, Any]]) -> dict[str, float]:

@@ -9,6 +9,7 @@ import math
 import struct
 import zlib
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ def _plasma(x: float, y: float, turn: float) -> int:
 def detail(picture: Picture) -> float:
     """How much there is to see: the mean step between neighbours in a row, from 0 to 1."""
     pixels, width = picture["pixels"], picture["width"]
-    steps = [abs(a - b) for at, (a, b) in enumerate(zip(pixels, pixels[1:], strict=False)) if (at + 1) % width]
+    steps = [abs(a - b) for at, (a, b) in enumerate(pairwise(pixels)) if (at + 1) % width]
     return sum(steps) / len(steps) / 255
 
 

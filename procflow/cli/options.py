@@ -138,7 +138,7 @@ def reading_of(dialect: str | None, bind: tuple[str, ...], bindings: str | None)
             raise click.UsageError(f"--bind {text}: write --bind name=module:function")
         if bound.setdefault(name, function) != function:
             raise click.UsageError(f"--bind {name}: given twice, as {bound[name]} and {function}")
-    reading = Reading(dialect, bound, os.path.abspath(bindings) if bindings is not None else None)
+    reading = Reading(dialect, bound, os.path.abspath(bindings) if bindings is not None else None, exact=True)
     return reading if reading else None
 
 

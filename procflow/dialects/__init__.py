@@ -70,6 +70,8 @@ class Reading:
     dialect: str | None = None
     bind: Mapping[str, Any] = field(default_factory=dict)
     file: str | None = None
+    exact: bool = False
+    """Whether a name in ``bind`` that nothing asks for is an error: on a command line it is a typing error."""
 
     def __bool__(self) -> bool:
         return bool(self.dialect or self.bind or self.file)

@@ -33,8 +33,9 @@ STEP_KEYS = frozenset({
 class Bindings:
     """Functions by name, and which of them were asked for."""
 
-    def __init__(self, given: Mapping[str, Any], of_file: Mapping[str, Any]) -> None:
+    def __init__(self, given: Mapping[str, Any], of_file: Mapping[str, Any], exact: bool = False) -> None:
         self._given = dict(given)
+        self._exact = exact
         self._of_file = dict(of_file)
         self._installed: dict[str, Any] | None = None
         self._used: set[str] = set()
@@ -43,7 +44,7 @@ class Bindings:
     def of(cls, reading: Reading, folder: Path) -> Bindings:
         """Those of the command line and of the file; raises ``PipelineError`` for what is no binding."""
         given = {name: _checked(name, bound, None) for name, bound in reading.bind.items()}
-        return cls(given, _of_file(reading.file) if reading.file is not None else {})
+        return cls(given, _of_file(reading.file) if reading.file is not None else {}, reading.exact)
 
     def find(self, name: str) -> dict[str, Any] | None:
         """The keys of a step for a name, ``function`` among them; None where it is not bound."""
@@ -60,12 +61,12 @@ class Bindings:
         return [*self._given, *self._of_file, *self._entry_points()]
 
     def unused(self) -> list[Problem]:
-        """A problem for each ``--bind`` that nothing in the document asks for; a file may serve several documents."""
+        """A problem for each ``--bind`` that nothing in the document asks for; files and programs may bind for several."""
         asked = ", ".join(sorted(self._used)) or "none"
         return [
             Problem(f"--bind {name}: nothing in the file asks for it", (), f"asked for: {asked}")
             for name in self._given
-            if name not in self._used
+            if self._exact and name not in self._used
         ]
 
     def _entry_points(self) -> dict[str, Any]:

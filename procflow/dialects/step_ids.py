@@ -259,6 +259,7 @@ class _Workflow:
         on_error = config["on_error"].choice(("stop", "continue", "collect"), "stop")
         items, body = self.reader.items(collection), config["loop_body"]
         told = most is not None or self.reader.counts
+        self.valued.update(str(last.value) for last in list(body)[-1:])
         with self.reader.loop(told):
             members = self._members(body.members(1, "at least one id of a step"), around)
         step = Made(part, type="map")

@@ -107,9 +107,10 @@ class References:
             )
             return ["params"]
         root, *path = re.sub(r"\[(\d+)\]", r".\1", inner).split(".")
-        if root == "workflow":
+        is_step = root in self.steps and path[:1] == ["output"]
+        if root == "workflow" and not is_step:
             return self._input(inner, path, part)
-        if root == "loop":
+        if root == "loop" and not is_step:
             return self._of_loop(inner, path, part)
         if root not in self.steps:
             part.fail(f"${{{inner}}}: there is no step {root!r}", near(root, self.steps) or "name a key of steps")
