@@ -33,6 +33,7 @@ __all__ = ["page", "write_page"]
 
 HERE = Path(__file__).parent
 MOST_STEPS = 40
+LEAST_SHORT = 200
 MOST_PARAMS = 100
 STATUS_WORDS = {
     "succeeded": "succeeded", "partial": "finished with tolerated failures", "failed": "failed", "timed_out": "timed out",
@@ -97,6 +98,7 @@ def _view(past: History, facts: Facts) -> dict[str, Any]:
         "curve_text": _curve_text,
         "shares": [part for part in shares(facts) if part.seconds > 0],
         "queued": _queued(facts),
+        "short": _short(facts),
         "steps": [_step_cells(step, most) for step in steps],
         "rest": _step_cells(rest, most) if rest is not None else None,
         "failures": found,
@@ -190,6 +192,14 @@ def _queued(facts: Facts) -> str:
     total, longest = found
     names = ", ".join(f"{clean(label)} {duration_text(seconds)}" for label, seconds in longest[:3])
     return f"Steps that were ready waited {duration_text(total)} for a place, together; longest: {names}."
+
+
+def _short(facts: Facts) -> str:
+    """A remark where tasks are so short that handing them out takes longer."""
+    parts = {part.key: part.share for part in shares(facts)}
+    if len(facts.tries) < LEAST_SHORT or parts["send"] + parts["receive"] < max(0.25, parts["work"]):
+        return ""
+    return "Handing tasks out took longer than their work: they are very short. Items of a map travel in batches unless batch: says 1."
 
 
 def _curve_text(curve: Curve) -> tuple[str, str]:

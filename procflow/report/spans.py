@@ -106,7 +106,10 @@ class Spans:
         self._open, self._run = {}, None
         ending = threading.Thread(target=self._provider.shutdown, name="procflow-spans", daemon=True)
         ending.start()
-        ending.join(CLOSE_S)
+        ending.join(CLOSE_S / 3)
+        if not self._trouble.first:
+            # A collector that refuses is not waited for any longer.
+            ending.join(CLOSE_S * 2 / 3)
         logger = logging.getLogger(_LIBRARY)
         logger.removeHandler(self._trouble)
         logger.propagate = self._before
@@ -114,9 +117,9 @@ class Spans:
             # Its thread may speak up later, when nobody can do anything about it.
             logger.addHandler(logging.NullHandler())
             logger.propagate = False
-            self._warn(f"not all spans were sent: the collector did not take them within {CLOSE_S:g} s")
-        elif self._trouble.first:
-            self._warn(f"not all spans were sent: {shortened(self._trouble.first)}")
+        if ending.is_alive() or self._trouble.first:
+            late = f"the collector did not take them within {CLOSE_S:g} s"
+            self._warn(f"not all spans were sent: {shortened(self._trouble.first or late)}")
 
     def _at(self, seconds: float) -> int:
         return int((self._began + seconds) * 1e9)
