@@ -22,6 +22,7 @@ from procflow.executors.footprint import Size
 from procflow.executors.payload import Payload
 from procflow.failure import lost_failure
 from procflow.machine import rss
+from procflow.working.grant import environment
 
 __all__ = ["Death", "Slot", "Stage"]
 
@@ -112,7 +113,7 @@ class Slot:
         self.base_rss_bytes = 0
         self.peak_rss_bytes = 0
         own = {WORKER_TOKEN_NAME: token, TOKEN_NAME: run_token}
-        self._start(name, {**env, **_blas(cpus), **own}, cpus, log_level, inherit, objects, own_output)
+        self._start(name, {**env, **environment(cpus), **own}, cpus, log_level, inherit, objects, own_output)
         self.size = size(self.pid)
 
     def _start(
@@ -331,12 +332,6 @@ class Slot:
         if self.attempt is not None and self.attempt.report_each:
             return next((i for i in items.indices if i not in self.reported), None)
         return None
-
-
-def _blas(cpus: int) -> dict[str, str]:
-    from procflow.working.worker import BLAS_NAMES
-
-    return {name: str(cpus) for name in BLAS_NAMES}
 
 
 def _group(pid: int) -> int:

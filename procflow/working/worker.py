@@ -26,21 +26,11 @@ from procflow.executors.channel import WorkerEnd
 from procflow.failure import failure_from
 from procflow.machine.peak import Peak
 from procflow.values import objects
+from procflow.working.grant import grant
 from procflow.working.perform import perform
 
-__all__ = ["BLAS_NAMES", "main"]
+__all__ = ["main"]
 
-BLAS_NAMES = (
-    "OMP_NUM_THREADS",
-    "OPENBLAS_NUM_THREADS",
-    "MKL_NUM_THREADS",
-    "BLIS_NUM_THREADS",
-    "VECLIB_MAXIMUM_THREADS",
-    "NUMEXPR_NUM_THREADS",
-)
-"""Environment variables that BLAS and OpenMP libraries read when they are loaded."""
-
-BLAS_LIBRARIES = (b"openblas", b"libmkl", b"libgomp", b"libiomp", b"libomp", b"libblis")
 HIGH_FD = 700
 OOM_SCORE = b"800"
 CHANNEL_LOST = 83
@@ -101,7 +91,7 @@ def _serve(channel: WorkerEnd, surroundings: Surroundings, cpus: int) -> None:
         _, key, digest, values, items, number, run_id, report_each, wanted, labels = message
         if wanted != cpus:
             cpus = wanted
-            _limit_blas(cpus)
+            grant(cpus)
         outcome = _run(channel, calls, digest, key, values, items, number, run_id, report_each, labels, peak)
         surroundings.flush()
         if not channel.alive:
@@ -163,23 +153,6 @@ def _open(folder: str | None, data: bytes) -> StepCall:
     if not isinstance(call, StepCall):
         raise TypeError(f"the parent sent a {type(call).__name__}, not a call")
     return call
-
-
-def _limit_blas(cpus: int) -> None:
-    """From now on ``cpus`` threads for each BLAS: those loaded later read the environment, the others are told."""
-    for name in BLAS_NAMES:
-        os.environ[name] = str(cpus)
-    if "numpy" not in sys.modules:
-        try:
-            with open("/proc/self/maps", "rb") as file:
-                maps = file.read()
-        except OSError:
-            return
-        if not any(library in maps for library in BLAS_LIBRARIES):
-            return
-    import threadpoolctl  # type: ignore[import-untyped]
-
-    threadpoolctl.threadpool_limits(limits=cpus)
 
 
 def _high(fd: int) -> int:
