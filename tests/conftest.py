@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,28 @@ sys.path.insert(0, str(Path(__file__).parent / "faults"))
 
 import ledger
 import pytest
+import servers
+
+
+@pytest.fixture(scope="session")
+def postgres_url() -> Iterator[str]:
+    """The URL of a real PostgreSQL server, started by the first test that needs it."""
+    with servers.postgres() as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def valkey_url() -> Iterator[str]:
+    """The URL of a real Valkey server, started by the first test that needs it."""
+    with servers.valkey() as url:
+        yield url
+
+
+@pytest.fixture
+def web() -> Iterator[servers.Web]:
+    """An HTTP server of the test's own."""
+    with servers.web() as server:
+        yield server
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

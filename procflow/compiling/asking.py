@@ -39,6 +39,7 @@ _ALIAS = {"body": "json", "form": "as"}
 BUSY = "ServiceBusy"
 """What a service raises that is busy or broken for now: 429 and 5xx."""
 BEHIND_S = 1.0
+BEHIND_S = 1.0
 _BUSY_RETRIES = RetrySpec(retries=4, delay_s=1.0, on=frozenset({BUSY}))
 
 
@@ -389,6 +390,11 @@ def equipped(setting: Setting, step: AnyStep, unit: TaskUnit) -> TaskUnit:
     return replace(
         unit, call=_limited(unit.call, {"timeout_s": _least(bound.skill.timeout, _behind(unit))}), retry=retry
     )
+
+
+def _behind(unit: TaskUnit) -> float | None:
+    """The clock of what was asked, a little behind that of the attempt: where its worker is stopped, a server gives up too."""
+    return None if unit.timeout_s is None else unit.timeout_s + BEHIND_S
 
 
 def _behind(unit: TaskUnit) -> float | None:

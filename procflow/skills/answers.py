@@ -53,7 +53,7 @@ def _fault(kind: Any, value: Any) -> str:
     if isinstance(kind, str):
         return "" if _IS[kind](value) else f"expected {kind}, got {_shown(value)}"
     try:
-        import jsonschema  # type: ignore[import-untyped]
+        import jsonschema
     except ImportError:
         raise AnswerError("a JSON Schema needs the library jsonschema: pip install 'procflow[http]'") from None
     try:

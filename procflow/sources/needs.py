@@ -127,12 +127,12 @@ def _mongo(source: Opened, timed: bool) -> str:
 
 
 def _redis(source: Opened, timed: bool) -> str:
-    from redis.connection import parse_url
+    import redis.connection
 
+    parse: Any = redis.connection.parse_url
+    url = source.url.strip()
     try:
-        parse_url(  # type: ignore[no-untyped-call]
-            source.url.replace("valkey", "redis", 1) if source.url.startswith("valkey") else source.url
-        )
+        parse(url.replace("valkey", "redis", 1) if url.startswith("valkey") else url)
     except ValueError as error:
         return f"its URL can't be used: {error}"
     return ""

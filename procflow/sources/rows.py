@@ -48,7 +48,7 @@ class Rows:
         if self.form == "rows":
             return self._rows
         if self.form == "arrow":
-            import pyarrow  # type: ignore[import-untyped]
+            import pyarrow
 
             if not self._tables:
                 return _arrow(self.columns, [])
@@ -57,7 +57,7 @@ class Rows:
             except (pyarrow.ArrowInvalid, pyarrow.ArrowTypeError) as error:
                 raise RowsError(f"a column has several types, which Arrow can't join: {error}; use as: rows") from None
         if self.form == "pandas":
-            import pandas  # type: ignore[import-untyped]
+            import pandas
 
             return pandas.DataFrame.from_records(self._rows, columns=self.columns)
         import polars

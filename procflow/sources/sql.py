@@ -34,6 +34,7 @@ _READS = re.compile(
 )
 _STREAMS = re.compile(r"\s*(SELECT|VALUES|TABLE|WITH)\b", re.I)
 _CHANGES = re.compile(r"\b(INSERT|UPDATE|DELETE|MERGE|INTO)\b", re.I)
+_CURSOR = re.compile(r'DECLARE "c_\w+" (?:\w+ )*?CURSOR (?:WITH HOLD )?FOR ')
 _IN = re.compile(r"\bIN\s*(\(?)\s*$", re.I)
 
 
@@ -165,7 +166,15 @@ def _connected(source: Opened, engine: Engine) -> Iterator[Connection]:
 def _told(error: Exception) -> str:
     """The driver's words, without the statement and its values."""
     told = getattr(error, "orig", None) or error
-    return str(told).strip() or type(told).__name__
+    lines = str(told).strip().split("\n")
+    for i, line in enumerate(lines):
+        found = _CURSOR.search(line)
+        if found is not None:
+            # The words around it are not the user's, and the mark below is under the user's.
+            lines[i] = line[: found.start()] + line[found.end() :]
+            if i + 1 < len(lines) and lines[i + 1].strip() == "^":
+                lines[i + 1] = lines[i + 1][len(found[0]) :]
+    return "\n".join(lines) or type(told).__name__
 
 
 def _ask(source: Opened, connection: Connection, parts: Sequence[Any], values: Sequence[Any], form: str) -> Any:
@@ -173,15 +182,14 @@ def _ask(source: Opened, connection: Connection, parts: Sequence[Any], values: S
     sql = str(statement)
     streams = _STREAMS.match(sql) is not None and _CHANGES.search(sql) is None
     with _clocked(source, connection):
-        result = connection.execute(
-            statement, bound, execution_options={"stream_results": streams, "max_row_buffer": BATCH}
-        )
-        if not result.returns_rows:
-            return {"affected_rows": max(0, result.rowcount)}
-        rows = Rows(form, list(result.keys()))
-        for batch in result.partitions(BATCH):
-            rows.add(batch)
-        return rows.done()
+        options: Any = {"stream_results": streams, "max_row_buffer": BATCH}
+        with connection.execute(statement, bound, execution_options=options) as result:
+            if not result.returns_rows:
+                return {"affected_rows": max(0, result.rowcount)}
+            rows = Rows(form, list(result.keys()))
+            for batch in result.partitions(BATCH):
+                rows.add(batch)
+            return rows.done()
 
 
 def _statement(parts: Sequence[Any], values: Sequence[Any], dialect: str, driver: str) -> tuple[Any, dict[str, Any]]:
