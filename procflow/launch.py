@@ -203,6 +203,7 @@ def iterate(
     """
     prepared = prepare(pipeline, **options)
     from procflow.storing.attempt_log import LogFolder
+    from procflow.storing.learned import taught_by
     from procflow.storing.store import Store
 
     graph = prepared.graph
@@ -223,7 +224,7 @@ def iterate(
         stack.callback(store.close)
         store.recover(name)
         session = stack.enter_context(open_session(prepared, folder, name, earlier))
-        session.prepared = _taught(session, folder, name)
+        session.prepared = taught_by(folder, session.prepared, name, session.prints)
         prepared, graph = session.prepared, session.prepared.graph
         if not session.same_run:
             folder.new_run(prepared.run_id)
@@ -234,7 +235,7 @@ def iterate(
         commands = any(isinstance(unit, TaskUnit) and unit.call.kind == "shell" for unit in walk(graph.root, True))
         executors = guard.open(sorted(graph.executors), prepared.workers, prepared.run_id, objects.path, commands)
         watch = stack.enter_context(Watch(open_waiter(executors), signals, guard.reaper))
-        meter = MemoryWatch(executors.values(), prepared.memory_bytes, pressure=_pressure(prepared))
+        meter = MemoryWatch(executors.values(), prepared.memory_bytes, pressure=Pressure.of(prepared.pipeline.limits.pressure, prepared.machine))
         run = Run(prepared, folder, meter)
         for observer in observers:
             if hasattr(observer, "begin"):
@@ -331,10 +332,6 @@ def _record(session: Session, lock: str, params: Mapping[str, Any], options: Map
     )
 
 
-def _pressure(prepared: Prepared) -> Pressure | None:
-    return None if prepared.pipeline.limits.pressure == "off" else Pressure(prepared.machine.cpus)
-
-
 def _scheduler(session: Session, executors: Mapping[str, Executor]) -> Scheduler:
     prepared = session.prepared
     return Scheduler(
@@ -344,17 +341,6 @@ def _scheduler(session: Session, executors: Mapping[str, Executor]) -> Scheduler
         run_id=prepared.run_id,
         kept=session.kept,
     )
-
-
-def _taught(session: Session, folder: StateFolder, lock: str) -> Prepared:
-    """The session's pipeline with what earlier runs taught about time and memory."""
-    from procflow.learning.teaching import taught
-    from procflow.storing.learned import learned
-
-    prepared = session.prepared
-    knowledge = learned(folder, prepared.graph, lock, session.prints)
-    graph, told = taught(prepared.graph, knowledge, slots=prepared.workers, memory_bytes=prepared.memory_bytes)
-    return replace(prepared, graph=graph, warnings=(*prepared.warnings, *told))
 
 
 def _clean(objects: ObjectFolder, folder: StateFolder, run_id: str) -> None:

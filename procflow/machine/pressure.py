@@ -14,6 +14,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from procflow.machine import cgroup
+from procflow.machine.resources import Machine
 from procflow.scheduling.actions import Stall
 
 __all__ = ["Pressure"]
@@ -34,6 +35,11 @@ class Pressure:
         self._proc = root / "proc"
         self._memory_file = _own(root) or self._proc / "pressure/memory"
         self._before: tuple[float, float | None, float | None, dict[int, int]] | None = None
+
+    @classmethod
+    def of(cls, wanted: str, machine: Machine) -> Pressure | None:
+        """What looks at this machine; None for ``limits: {pressure: off}``."""
+        return None if wanted == "off" else cls(machine.cpus)
 
     def read(self, pids: Collection[int], now: float) -> Stall | None:
         """The stall since the last reading, by the clock ``now``; None where it was read just before, or for the first time.

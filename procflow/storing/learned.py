@@ -9,17 +9,28 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from typing import Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from procflow.errors import StoreError
 from procflow.graph import TaskGraph, TaskUnit, walk
 from procflow.learning.known import Knowledge, gather
-from procflow.learning.teaching import places
+from procflow.learning.teaching import places, taught
 from procflow.storing.history import History
 from procflow.storing.state_folder import StateFolder
 from procflow.storing.store_begin import Print
 
-__all__ = ["learned"]
+if TYPE_CHECKING:
+    from procflow.launch import Prepared
+
+__all__ = ["learned", "taught_by"]
+
+
+def taught_by(folder: StateFolder, prepared: Prepared, lock: str, prints: Iterable[Print]) -> Prepared:
+    """A pipeline that is about to run, with what earlier runs taught; what people should know of it is in its warnings."""
+    knowledge = learned(folder, prepared.graph, lock, prints)
+    graph, told = taught(prepared.graph, knowledge, slots=prepared.workers, memory_bytes=prepared.memory_bytes)
+    return replace(prepared, graph=graph, warnings=(*prepared.warnings, *told))
 
 
 def learned(folder: StateFolder, graph: TaskGraph, lock: str | None, prints: Iterable[Print] = ()) -> Knowledge:
