@@ -235,7 +235,7 @@ def iterate(
         commands = any(isinstance(unit, TaskUnit) and unit.call.kind == "shell" for unit in walk(graph.root, True))
         executors = guard.open(sorted(graph.executors), prepared.workers, prepared.run_id, objects.path, commands)
         watch = stack.enter_context(Watch(open_waiter(executors), signals, guard.reaper))
-        meter = MemoryWatch(executors.values(), prepared.memory_bytes, pressure=Pressure.of(prepared.pipeline.limits.pressure, prepared.machine))
+        meter = MemoryWatch(executors.values(), prepared.memory_bytes, pressure=Pressure.of(prepared))
         run = Run(prepared, folder, meter)
         for observer in observers:
             if hasattr(observer, "begin"):

@@ -12,10 +12,13 @@ import os
 import re
 from collections.abc import Collection
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from procflow.machine import cgroup
-from procflow.machine.resources import Machine
 from procflow.scheduling.actions import Stall
+
+if TYPE_CHECKING:
+    from procflow.launch import Prepared
 
 __all__ = ["Pressure"]
 
@@ -37,9 +40,9 @@ class Pressure:
         self._before: tuple[float, float | None, float | None, dict[int, int]] | None = None
 
     @classmethod
-    def of(cls, wanted: str, machine: Machine) -> Pressure | None:
-        """What looks at this machine; None for ``limits: {pressure: off}``."""
-        return None if wanted == "off" else cls(machine.cpus)
+    def of(cls, prepared: Prepared) -> Pressure | None:
+        """What looks at this machine during a run; None for ``limits: {pressure: off}``."""
+        return None if prepared.pipeline.limits.pressure == "off" else cls(prepared.machine.cpus)
 
     def read(self, pids: Collection[int], now: float) -> Stall | None:
         """The stall since the last reading, by the clock ``now``; None where it was read just before, or for the first time.
