@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -87,6 +89,15 @@ def test_a_run_is_found_by_its_unique_beginning(folder: StateFolder) -> None:
         for odd in ("", "%", "../../etc", "'; DROP TABLE runs --"):
             with pytest.raises(UnknownRun):
                 past.run(odd)
+
+
+@pytest.mark.parametrize("change", ["UPDATE metrics SET value = 4", "UPDATE step_executions SET attempt = 2"])
+def test_a_metric_that_is_not_as_it_was_written_is_refused(folder: StateFolder, change: str) -> None:
+    run(folder, "r1", attempt(1, "a", metrics={"rows": 3}))
+    with closing(sqlite3.connect(folder.db)) as db, db:
+        db.execute(change)
+    with History.open(folder) as past, pytest.raises(StoreError, match="the checksum is wrong"):
+        list(past.metrics("r1"))
 
 
 def test_steps_failures_metrics_and_outputs_of_one_run(folder: StateFolder) -> None:

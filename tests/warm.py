@@ -79,6 +79,8 @@ class Warm:
 def serve() -> None:
     """The server: reads orders, forks, tells the pid, then the end."""
     warm_up()
+    # What is not a command yet can't be interrupted.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     print("warm", flush=True)
     for line in sys.stdin:
         order = json.loads(line)
@@ -104,7 +106,6 @@ def be_command(order: dict[str, object]) -> None:
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         sys.stdin = os.fdopen(0)
         sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
         sys.path[0] = ""
         from procflow import failpoints
         from procflow.cli import cli
@@ -119,6 +120,7 @@ def be_command(order: dict[str, object]) -> None:
         words = order["words"]
         assert isinstance(words, list)
         try:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
             cli.main(words, prog_name="procflow")
         except SystemExit as end:
             code = end.code if isinstance(end.code, int) else 1

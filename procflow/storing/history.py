@@ -21,6 +21,7 @@ from typing import Any
 from procflow.attempt import Failure
 from procflow.errors import ProcflowError, StoreError
 from procflow.ref import Ref
+from procflow.storing import cleaning
 from procflow.storing.state_folder import StateFolder, is_safe_id
 from procflow.storing.store_learned import Past
 from procflow.storing.store_learned import read as read_learned
@@ -284,12 +285,21 @@ class History:
 
     def metrics(self, run_id: str) -> Iterator[tuple[str, str, int, str, float]]:
         """What steps reported: label, item, attempt, name, value."""
-        sql = (
-            "SELECT s.label, s.item, s.attempt, m.name, m.value FROM metrics m JOIN step_executions s "
-            "ON s.id = m.execution_id WHERE m.execution_id BETWEEN ? AND ? ORDER BY m.rowid"
-        )
-        for row in self._rows(sql, self._range(run_id)):
-            yield (str(row[0]), str(row[1]), int(row[2]), str(row[3]), math.nan if row[4] is None else float(row[4]))
+        of_run = "WHERE execution_id BETWEEN ? AND ?"
+        attempts = {
+            row_id: place
+            for row_id, *place in self._sealed(
+                "SELECT id, label, item, attempt",
+                "step_executions",
+                f"WHERE id IN (SELECT execution_id FROM metrics {of_run})",
+                self._range(run_id),
+            )
+        }
+        for row_id, name, value in self._sealed(
+            "SELECT execution_id, name, value", "metrics", f"{of_run} ORDER BY rowid", self._range(run_id)
+        ):
+            label, item, attempt = attempts[row_id]
+            yield (str(label), str(item), int(attempt), str(name), math.nan if value is None else float(value))
 
     def log(self, row: StepRow) -> Path | None:
         """The log file of a row, None where it wrote nothing or the file is gone."""
@@ -299,6 +309,10 @@ class History:
         # Rows are ours, yet a path from a file is checked before it is opened.
         inside = path.resolve().is_relative_to(self.folder.run(row.run_id).resolve())
         return path if inside and path.is_file() else None
+
+    def marked_run(self) -> str | None:
+        """The run that made the last commit."""
+        return cleaning.marked_run(self.folder, self._db) if self._db is not None else None
 
     def learned(self, pipeline: str, lock: str | None = None) -> Past:
         """What the last runs of a pipeline (of the file with this lock) taught about time and memory; never raises."""

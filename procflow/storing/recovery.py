@@ -22,9 +22,9 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from procflow.errors import LockHeld, StoreError
-from procflow.storing import store_mark
+from procflow.storing import store_learned, store_mark
 from procflow.storing.own_files import open_own
-from procflow.storing.salvage import Row, Salvaged, salvage
+from procflow.storing.salvage import LESSONS, Row, Salvaged, salvage
 from procflow.storing.state_folder import StateFolder, is_network_mount, try_flock
 from procflow.storing.store_schema import create_database, told
 from procflow.storing.store_seal import OF_EXECUTIONS, TABLES, install, reseal
@@ -144,6 +144,7 @@ def _settle(found: Salvaged, told_of: Recovered) -> dict[str, int]:
     there = {row["id"] for row in rows["step_executions"]}
     for table in OF_EXECUTIONS:
         rows[table] = [row for row in rows[table] if row["execution_id"] in there]
+    rows[LESSONS] = [row for row in rows[LESSONS] if row["seq"] in seqs]
     done = Counter(
         row["id"] >> 32 for row in rows["step_executions"] if row["kind"] == "task" and row["status"] == "succeeded"
     )
@@ -187,6 +188,9 @@ def _write(found: Salvaged, lost: dict[str, int], new: Path, folder: StateFolder
         db.execute("BEGIN IMMEDIATE")
         for table in TABLES:
             _insert(db, table, found.rows[table])
+        if found.rows[LESSONS]:
+            store_learned.create_table(db)
+            _insert(db, LESSONS, found.rows[LESSONS])
         for run_id, number in lost.items():
             if number:
                 db.execute("UPDATE runs SET succeeded = succeeded - ? WHERE run_id = ?", (number, run_id))

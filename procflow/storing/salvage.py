@@ -22,9 +22,11 @@ from procflow.storing.store_refs import decode_ref
 from procflow.storing.store_schema import APPLICATION_ID, SCHEMA_VERSION, UNREADABLE
 from procflow.storing.store_seal import SEALED_OF_REF, TABLES, seal
 
-__all__ = ["Salvaged", "salvage"]
+__all__ = ["LESSONS", "Salvaged", "salvage"]
 
 Row = dict[str, Any]
+LESSONS = "learned"
+"""A table that not every journal has."""
 _FARTHEST = 1 << 62
 
 
@@ -50,11 +52,11 @@ def salvage(journal: Path, work: Path) -> Salvaged:
     try:
         with contextlib.closing(_open(copy, work, found)) as db:
             _look(db, found)
-            for table in TABLES:
+            for table in (*TABLES, LESSONS):
                 _read_table(db, table, found)
     except UNREADABLE as error:
         found.damage.append(str(error))
-    for table in TABLES:
+    for table in (*TABLES, LESSONS):
         found.rows.setdefault(table, [])
     return found
 
@@ -155,6 +157,8 @@ def _read_table(db: sqlite3.Connection, table: str, found: Salvaged) -> None:
     kept = found.rows.setdefault(table, [])
     bad = 0
     columns = [row[1] for row in db.execute(f"PRAGMA table_info({table})")]
+    if not columns:
+        return
     for values in _walk(db, table):
         row = dict(zip(columns, values, strict=True)) if values is not None else None
         if row is not None and _is_whole(row):

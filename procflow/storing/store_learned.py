@@ -19,7 +19,7 @@ from procflow.storing.store_refs import decode_ref
 from procflow.storing.store_schema import UNREADABLE
 from procflow.storing.store_seal import expression, seal
 
-__all__ = ["Past", "RunLessons", "read", "write"]
+__all__ = ["Past", "RunLessons", "create_table", "read", "write"]
 
 _TABLE = """
 CREATE TABLE IF NOT EXISTS learned (
@@ -70,6 +70,11 @@ class Past:
     unusable: list[str] = field(default_factory=list)
 
 
+def create_table(db: sqlite3.Connection) -> None:
+    """Make the table where there is none, within the caller's transaction."""
+    db.execute(_TABLE)
+
+
 def write(db: sqlite3.Connection, seq: int) -> None:
     """Write the row of a run that ends, within the caller's transaction.
 
@@ -79,7 +84,7 @@ def write(db: sqlite3.Connection, seq: int) -> None:
     (since,) = db.execute("SELECT coalesce(max(first_id), 0) FROM sessions WHERE run_id = ?", (run_id,)).fetchone()
     whole = f"id >= {since:d} OR seal IS {expression(db, 'step_executions')}"
     data = encoded(_learned(db, seq, run_id, whole))
-    db.execute(_TABLE)
+    create_table(db)
     row = (seq, run_id, VERSION, data)
     db.execute("INSERT OR REPLACE INTO learned VALUES (?,?,?,?,?)", (*row, seal(*row)))
 

@@ -1,4 +1,4 @@
-"""What fault tests share: a folder in memory."""
+"""What fault tests share: a folder in memory, and how a sown bug is proven to be found."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ from pathlib import Path
 
 import images
 import pytest
+from sabotage import proven
+
+__all__ = ["memory", "proven"]
 
 
 @pytest.fixture(scope="module")

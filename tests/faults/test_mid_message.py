@@ -15,14 +15,18 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import fault_steps
 import ledger
 import pytest
 from executor_contract import LONG_S, Log, attempt, finish, is_final, open_fds, step_call, value
 
+from procflow import Pipeline, Step, failpoints
 from procflow.attempt import Attempt, Lost, Outcome, Succeeded
 from procflow.call import Lookup
 from procflow.executors.processes import ProcessExecutor
 from procflow.executors.slot import Slot
+from procflow.storing.history import History
+from procflow.storing.state_folder import StateFolder
 from procflow.values import objects
 
 ROUNDS, EACH = 5, 5
@@ -177,3 +181,35 @@ def test_a_worker_killed_in_any_phase_costs_its_attempt_at_most(
     assert executor.running == 0
     assert all(isinstance(outcome, (Succeeded, Lost)) for outcome in talk.ended.values())
     assert all(log.closed == 1 for log in talk.logs)
+
+
+# -- F08: its result was received whole
+
+
+def test_a_worker_killed_once_its_result_is_received_costs_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the receipt and the commit; what was received counts, and so does what comes from the next worker."""
+    monkeypatch.setenv(ledger.VARIABLE, str(tmp_path / "ledger"))
+    names = [f"s{i}" for i in range(6)]
+    killed: list[int] = []
+
+    def kill_the_sender(name: str) -> None:
+        if name == "pool.received":
+            pid = ledger.read(tmp_path / "ledger")[-1].pid
+            os.kill(pid, signal.SIGKILL)
+            killed.append(pid)
+            ledger.count("kills of workers", 1)
+
+    steps = [Step(name, fault_steps.sibling, params={"place": name}) for name in names]
+    failpoints.arm(kill_the_sender)
+    try:
+        result = Pipeline("p", steps=steps).run(executor="processes", workers=1, state_dir=tmp_path / "state")
+    finally:
+        failpoints.arm(None)
+    assert result.status == "succeeded"
+    assert len(set(killed)) == len(names)
+    assert [result.outputs[name] for name in names] == [f"{name} is fine" for name in names]
+    ledger.check_law(ledger.read(tmp_path / "ledger"), names)
+    with History.open(StateFolder(tmp_path / "state")) as past:
+        assert {row.status for row in past.steps(result.run_id)} <= {"succeeded"}
