@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timezone
 
 from procflow.errors import StoreError
+from procflow.plaintext import counted
 from procflow.showing.shape import ORDER, Outcome, Part
 from procflow.storing.history import History, RunRow, SessionRow, StepRow
 from procflow.storing.samples import Sampled, read_graph, read_samples
@@ -145,8 +146,10 @@ def read_facts(past: History, run: RunRow, now: datetime | None = None) -> Facts
 def _assign(facts: Facts, sampled: list[Sampled]) -> None:
     """Give each session what was sampled in it: its head was written just after the session began."""
     starts = [session.started for session in facts.sessions]
-    for each in sampled:
-        place = bisect.bisect_right(starts, str(each.about.get("session", ""))) - 1
+    for number, each in enumerate(sampled):
+        # By their order, and by their times only where a session has left none.
+        told = str(each.about.get("session", ""))
+        place = number if len(sampled) == len(starts) else bisect.bisect_right(starts, told) - 1
         if place >= 0:
             facts.sessions[place].sampled = each
     for session in facts.sessions:
@@ -183,7 +186,7 @@ class _Reader:
         except StoreError as error:
             facts.missing.append(f"a part of the journal: {error}")
         if damage:
-            facts.missing.append(f"{len(damage)} rows of the journal are damaged and were left out")
+            facts.missing.append(f"{counted(len(damage), 'row')} of the journal, damaged and left out")
         self._close()
         for path, counts in self.found.items():
             outcome = facts.outcomes[path]

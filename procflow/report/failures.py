@@ -26,6 +26,7 @@ MOST_ITEMS = 12
 TRACEBACK_LINES = 40
 LOG_LINES = 15
 LINE_CHARS = 300
+LABEL_CHARS = 200
 
 
 @dataclass(slots=True)
@@ -101,7 +102,8 @@ def _by_member(row: StepRow, inside: set[str]) -> bool:
 def _group(row: StepRow, place: str, tolerated: bool) -> Group:
     message = row.message or row.reason or "no reason was given"
     return Group(
-        clean(row.label), row.path, clean(row.cause or ""), row.status, shortened(message.strip(), 500), clean(place),
+        shortened(row.label, LABEL_CHARS), row.path, clean(row.cause or ""), row.status, shortened(message.strip(), 500),
+        shortened(place, LABEL_CHARS),
         row.attempt, tolerated,
     )  # fmt: skip
 
@@ -122,7 +124,7 @@ def _tell(past: History, facts: Facts, row: StepRow, group: Group) -> None:
         return
     try:
         group.log = [_line(line) for line in last_lines(path, LOG_LINES)]
-        group.log_path = clean(short_path(path))
+        group.log_path = shortened(short_path(path), LABEL_CHARS)
     except OSError:
         group.facts.append("its log can't be read")
 
@@ -162,7 +164,7 @@ def advice(facts: Facts, found: list[Group], where: str) -> list[tuple[str, str]
     if bad:
         first = bad[0]
         told.append((_by_cause(first, facts), ""))
-        if first.log:
+        if first.log and "..." not in first.label:
             item = f" --item {shlex.quote(first.items[0])}" if first.items else ""
             look = f"procflow logs {run.run_id} {shlex.quote(first.label)}{item}{where}"
             told.append(("All that it printed:", look))

@@ -74,7 +74,7 @@ def _view(past: History, facts: Facts) -> dict[str, Any]:
     steps, rest = step_figures(facts, MOST_STEPS)
     most = max((step.work_s for step in (*steps, *([rest] if rest else []))), default=0.0)
     return {
-        "title": clean(run.pipeline),
+        "title": shortened(run.pipeline, 120),
         "run_id": clean(run.run_id),
         "status": run.status,
         "look": _LOOKS.get(run.status, "off"),
@@ -167,7 +167,7 @@ def _critical(facts: Facts, labels: list[str]) -> str:
     if not labels:
         return ""
     seconds = sum(each.end - each.start for each in facts.tries if each.critical)
-    names = [clean(label) for label in labels]
+    names = [shortened(label, 80) for label in labels]
     shown = " → ".join(names if len(names) <= 8 else [*names[:4], f"… {len(names) - 7} more …", *names[-3:]])
     length = facts.last.length
     rest = "; the rest of the time they waited for a place or for each other" if seconds < 0.9 * length else ""
@@ -190,7 +190,7 @@ def _queued(facts: Facts) -> str:
     if found is None or found[0] < 0.01:
         return ""
     total, longest = found
-    names = ", ".join(f"{clean(label)} {duration_text(seconds)}" for label, seconds in longest[:3])
+    names = ", ".join(f"{shortened(label, 80)} {duration_text(seconds)}" for label, seconds in longest[:3])
     return f"Steps that were ready waited {duration_text(total)} for a place, together; longest: {names}."
 
 
@@ -199,7 +199,7 @@ def _short(facts: Facts) -> str:
     parts = {part.key: part.share for part in shares(facts)}
     if len(facts.tries) < LEAST_SHORT or parts["send"] + parts["receive"] < max(0.25, parts["work"]):
         return ""
-    return "Handing tasks out took longer than their work: they are very short. Items of a map travel in batches unless batch: says 1."
+    return "Handing tasks out took longer than their work: they are very short. A map lets its items travel together (batch:)."
 
 
 def _curve_text(curve: Curve) -> tuple[str, str]:
