@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import signal as signals
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from reprlib import Repr
 from types import FrameType, TracebackType
 from typing import Any
@@ -18,7 +18,7 @@ from procflow import secrets, units
 from procflow.attempt import Cause, Failure
 from procflow.errors import ProcflowError
 
-__all__ = ["CommandFailed", "failure_from", "item_text", "lost_failure"]
+__all__ = ["CommandFailed", "failure_from", "item_text", "lost_failure", "on_exception", "user_frame"]
 
 MAX_MESSAGE = 10_000
 MAX_TRACEBACK = 64_000
@@ -44,8 +44,14 @@ class CommandFailed(ProcflowError):
         return self.message
 
 
+on_exception: Callable[[BaseException], None] | None = None
+"""Where a debugger waits: called with each exception of a step before it becomes data."""
+
+
 def failure_from(exc: BaseException, cause: Cause = "error", *, peak_rss_bytes: int | None = None) -> Failure:
     """The failure that tells of an exception; never raises because of it."""
+    if on_exception is not None:
+        on_exception(exc)
     command = exc if isinstance(exc, CommandFailed) else None
     message = _message(exc)
     return Failure(
@@ -197,14 +203,28 @@ def _user_frames(tb: TracebackType | None) -> Iterator[tuple[FrameType, int]]:
         tb = tb.tb_next
 
 
+def user_frame(exc: BaseException) -> FrameType | None:
+    """The deepest frame of an exception that is the user's own code, or the deepest outside procflow."""
+    last = users = None
+    for frame, _ in _user_frames(exc.__traceback__):
+        last = frame
+        if _is_own(frame.f_code.co_filename):
+            users = frame
+    return users or last
+
+
+def _is_own(file: str) -> bool:
+    installed = f"{os.sep}site-packages{os.sep}" in file or f"{os.sep}dist-packages{os.sep}" in file
+    return not installed and not file.startswith((_STDLIB, "<frozen"))
+
+
 def _user_place(exc: BaseException) -> str:
     """``file:line`` of the deepest frame outside installed packages, or of the deepest one there is."""
     last = users = ""
     for frame, line in _user_frames(exc.__traceback__):
         file = frame.f_code.co_filename
         last = f"{file}:{line}"
-        installed = f"{os.sep}site-packages{os.sep}" in file or f"{os.sep}dist-packages{os.sep}" in file
-        if not installed and not file.startswith((_STDLIB, "<frozen")):
+        if _is_own(file):
             users = last
     if not (users or last) and isinstance(exc, SyntaxError) and exc.filename:
         return f"{exc.filename}:{exc.lineno}"

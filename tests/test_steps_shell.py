@@ -189,3 +189,20 @@ def test_no_descriptor_is_left_open() -> None:
 def test_cpu_of_the_command_counts() -> None:
     ended = outcome([PYTHON, "-c", "sum(range(3_000_000))"])
     assert ended.usage.cpu_s > 0.01
+
+
+@pytest.mark.parametrize("executor", ["inline", "threads", "processes"])
+def test_what_a_command_prints_is_in_its_log_wherever_it_runs(executor: str, tmp_path: Path) -> None:
+    from procflow import load
+
+    (tmp_path / "p.yaml").write_text("""
+name: p
+steps:
+  - {type: shell, name: talk, command: "echo out; echo err >&2"}
+  - {type: shell, name: parsed, command: "echo value; echo aside >&2", parse: text}
+""")
+    result = load(tmp_path / "p.yaml").run(executor=executor, state_dir=tmp_path / "s")
+    assert result.outputs["parsed"] == "value"
+    (run,) = (tmp_path / "s" / "runs").iterdir()
+    assert sorted((run / "logs" / "talk" / "1.log").read_text().split()) == ["err", "out"]
+    assert (run / "logs" / "parsed" / "1.log").read_text().split() == ["aside"]

@@ -30,6 +30,8 @@ DISPLAYED = {
     "showing/metrics_file.py": "timestamps of the run",
     "showing/progress_json.py": "the time in a line",
     "storing/history.py": "the list of the last days",
+    "storing/cleaning.py": "how old a run is, in days",
+    "cli/status.py": "for how long a run has been going on",
     "cli/history.py": "local times of a list",
 }
 """Files that may ask the wall clock, and what for: nothing there is a duration."""

@@ -11,7 +11,6 @@ import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
-from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,11 +18,22 @@ import click
 
 from procflow import units
 from procflow.cli.output import out
+from procflow.cli.reading import (
+    duration,
+    format_option,
+    found_label,
+    found_run,
+    json_text,
+    local_time,
+    opened,
+    state_option,
+    table,
+    time_text,
+)
 from procflow.errors import StoreError
 from procflow.plaintext import clean, clean_lines, counted, shortened
 from procflow.showing.state_lines import preview, state_lines, state_values
-from procflow.storing.history import STATUSES, History, RunRow, SessionRow, StepRow, UnknownRun
-from procflow.storing.state_folder import StateFolder, locate
+from procflow.storing.history import STATUSES, History, RunRow, SessionRow, StepRow
 
 __all__ = ["history", "logs", "show"]
 
@@ -31,49 +41,27 @@ _Command = TypeVar("_Command", bound=Callable[..., Any])
 READ_BYTES = 1 << 20
 
 
-def _state_option(command: _Command) -> _Command:
-    return click.option(
-        "--state-dir",
-        metavar="DIR",
-        type=click.Path(file_okay=False),
-        help="State folder; default PROCFLOW_STATE_DIR, else .procflow here.",
-    )(command)
-
-
-def _format_option(command: _Command) -> _Command:
-    return click.option(
-        "--format", "form", type=click.Choice(["table", "json"]), default="table", help="How to print it."
-    )(command)
-
-
-def _duration(text: str) -> float:
-    try:
-        return units.duration(text)
-    except ValueError as error:
-        raise click.BadParameter(str(error)) from None
-
-
 @click.command()
-@click.option("--last", metavar="T", type=_duration, help="Only runs that started in the last 7d, 12h, 30m.")
+@click.option("--last", metavar="T", type=duration, help="Only runs that started in the last 7d, 12h, 30m.")
 @click.option("--status", type=click.Choice(STATUSES), help="Only runs that ended so.")
 @click.option("--pipeline", metavar="NAME", help="Only runs of this pipeline.")
 @click.option("--limit", metavar="N", type=click.IntRange(1), default=20, show_default=True, help="At most N runs.")
-@_format_option
-@_state_option
+@format_option
+@state_option
 def history(
     last: float | None, status: str | None, pipeline: str | None, limit: int, form: str, state_dir: str | None
 ) -> None:
     """List the runs of a state folder, newest first."""
-    with _opened(state_dir) as past:
+    with opened(state_dir) as past:
         runs = past.runs(last_s=last, status=status, pipeline=pipeline, limit=limit)
         if form == "json":
-            out(_json([asdict(run) for run in runs]))
+            out(json_text([asdict(run) for run in runs]))
         elif runs:
             rows = [
-                (r.run_id, r.pipeline, r.status, _local(r.started), _time(r.wall_s), str(_tasks(r)), _bad(r))
+                (r.run_id, r.pipeline, r.status, local_time(r.started), time_text(r.wall_s), str(_tasks(r)), _bad(r))
                 for r in runs
             ]
-            for line in _table(
+            for line in table(
                 ("RUN", "PIPELINE", "STATUS", "STARTED", "TIME", "ATTEMPTS", "FAILURES"), rows, right=(4, 5, 6)
             ):
                 out(line)
@@ -83,21 +71,21 @@ def history(
 
 @click.command()
 @click.argument("run", required=False)
-@_format_option
-@_state_option
+@format_option
+@state_option
 def show(run: str | None, form: str, state_dir: str | None) -> None:
     """Show one run and its steps: RUN is an id or its beginning; without it, or with the word last, the last run."""
-    with _opened(state_dir) as past:
-        found = _found(past, None if run == "last" else run)
+    with opened(state_dir) as past:
+        found = found_run(past, None if run == "last" else run)
         if form == "json":
-            out(_json(_whole(past, found)))
+            out(json_text(_whole(past, found)))
             return
         sessions = past.sessions(found.run_id)
         rows = list(past.steps(found.run_id))
         for line in (*_header(found), *_kept_line(found, sessions, rows), *state_lines(past, found.run_id)):
             out(line)
         out("")
-        for line in _table(_STEP_HEAD, _session_tables(sessions, rows), right=(2, 5, 6)):
+        for line in table(_STEP_HEAD, _session_tables(sessions, rows), right=(2, 5, 6)):
             out(line)
         for row in past.failures(found.run_id):
             for line in _failure_lines(past, row):
@@ -110,7 +98,7 @@ def show(run: str | None, form: str, state_dir: str | None) -> None:
 @click.option("--item", metavar="I", help="Only this item of a map (items share the log of their batch).")
 @click.option("--attempt", metavar="N", type=click.IntRange(1), help="Only this attempt.")
 @click.option("--tail", metavar="N", type=click.IntRange(1), help="Only the last N lines of each log.")
-@_state_option
+@state_option
 def logs(
     run: str | None, step: str | None, item: str | None, attempt: int | None, tail: int | None, state_dir: str | None
 ) -> None:
@@ -118,9 +106,9 @@ def logs(
 
     RUN is an id or its beginning, or the word last. STEP is a label as show prints it (fetch/sales) or the last part of one.
     """
-    with _opened(state_dir) as past:
-        found = _found(past, None if run == "last" else run)
-        label = _label(past, found, step) if step is not None else None
+    with opened(state_dir) as past:
+        found = found_run(past, None if run == "last" else run)
+        label = found_label(past, found, step) if step is not None else None
         rows = [
             row
             for row in past.steps(found.run_id, label=label)
@@ -138,33 +126,6 @@ def logs(
             if len(paths) > 1:
                 out(f"==> {clean(path.relative_to(root))} <==")
             _print_log(path, tail)
-
-
-def _opened(state_dir: str | None) -> History:
-    return History.open(StateFolder.open(locate(state_dir), create=False))
-
-
-def _found(past: History, run: str | None) -> RunRow:
-    try:
-        return past.run(run)
-    except UnknownRun as error:
-        raise click.UsageError(str(error)) from None
-
-
-def _label(past: History, run: RunRow, step: str) -> str:
-    """The one label that is meant: a whole one, or one whose last part it is."""
-    labels = past.labels(run.run_id)
-    if step in labels:
-        return step
-    ends = [label for label in labels if label.rpartition("/")[2] == step]
-    if len(ends) == 1:
-        return ends[0]
-    if ends:
-        raise click.UsageError(f"step {step!r} may be {', '.join(ends[:8])}; write the whole label")
-    names = {label.rpartition("/")[2]: label for label in labels} | {label: label for label in labels}
-    near = list(dict.fromkeys(names[n] for n in difflib.get_close_matches(step, list(names), 3)))
-    hint = f"did you mean {', '.join(near)}?" if near else f"it has {', '.join(labels[:20]) or 'none'}"
-    raise click.UsageError(f"run {run.run_id} has no step {step!r}; {hint}")
 
 
 def _nothing(past: History, run: RunRow, label: str | None, item: str | None) -> str:
@@ -229,13 +190,13 @@ def _header(run: RunRow) -> Iterator[str]:
     ended = f", exit code {run.exit_code}" if run.exit_code is not None else ""
     yield f"run       {clean(run.run_id)}  {run.status}{ended}"
     yield f"pipeline  {clean(run.pipeline)}" + (f"  ({clean(run.file)})" if run.file else "")
-    yield f"started   {_local(run.started)}  on {clean(run.host)}, pid {run.pid}" + (
+    yield f"started   {local_time(run.started)}  on {clean(run.host)}, pid {run.pid}" + (
         f", session {run.sessions}" if run.sessions > 1 else ""
     )
-    work = f", work {_time(run.work_s)}" if run.work_s else ""
+    work = f", work {time_text(run.work_s)}" if run.work_s else ""
     speedup = run.work_s / run.wall_s if run.work_s and run.wall_s else 0.0
     faster = f", {speedup:.1f} times as fast as one by one" if speedup >= 1.05 else ""
-    yield f"time      {_time(run.wall_s)}{work}{faster}  ({clean(run.executor)}, {counted(run.workers, 'worker')})"
+    yield f"time      {time_text(run.wall_s)}{work}{faster}  ({clean(run.executor)}, {counted(run.workers, 'worker')})"
     kinds = ("succeeded", "failed", "lost", "skipped", "cancelled")
     yield "attempts  " + (", ".join(f"{getattr(run, k)} {k}" for k in kinds if getattr(run, k)) or "none")
     if run.params:
@@ -265,7 +226,7 @@ def _session_tables(sessions: Sequence[SessionRow], rows: Sequence[StepRow]) -> 
     ends = [*(session.first_id for session in sessions[1:]), None]
     for session, end in zip(sessions, ends, strict=True):
         ended = session.ended or ("cut off" if end is not None else "")
-        lines.append((f"-- session {session.number}, {_local(session.started)}", *("" for _ in range(6)), ended))
+        lines.append((f"-- session {session.number}, {local_time(session.started)}", *("" for _ in range(6)), ended))
         lines += _step_table(r for r in rows if r.id >= session.first_id and (end is None or r.id < end))
     return lines
 
@@ -292,7 +253,7 @@ def _step_table(rows: Iterable[StepRow]) -> list[tuple[str, ...]]:
     for label, (items, attempts, work_s, peak) in well.items():
         memory = units.size_text(peak) if peak else ""
         why = f"{counted(int(items), 'item')} in {counted(int(attempts), 'attempt')}"
-        lines[place[label]] = (label, "*", "", "task", "succeeded", _time(work_s), memory, why)
+        lines[place[label]] = (label, "*", "", "task", "succeeded", time_text(work_s), memory, why)
     return lines
 
 
@@ -304,7 +265,7 @@ def _step_cells(row: StepRow) -> tuple[str, ...]:
     if row.tolerated:
         why = f"tolerated: {why}"
     attempt = str(row.attempt) if row.attempt else ""
-    return (row.label, row.item, attempt, row.kind, row.status, _time(row.wall_s), memory, shortened(why, 100))
+    return (row.label, row.item, attempt, row.kind, row.status, time_text(row.wall_s), memory, shortened(why, 100))
 
 
 def _failure_lines(past: History, row: StepRow) -> Iterator[str]:
@@ -326,29 +287,3 @@ def _tasks(run: RunRow) -> int:
 
 def _bad(run: RunRow) -> str:
     return str(run.failures) if run.failures is not None else ""
-
-
-def _time(seconds: float | None) -> str:
-    return units.duration_text(seconds) if seconds is not None else ""
-
-
-def _local(utc: str) -> str:
-    try:
-        return datetime.fromisoformat(utc.replace("Z", "+00:00")).astimezone().strftime("%Y-%m-%d %H:%M:%S")
-    except ValueError:
-        return clean(utc)
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence[int]) -> Iterator[str]:
-    """Columns as wide as their widest cell (the last one hangs over), those in ``right`` flush right."""
-    cells = [tuple(head), *(tuple(clean(cell) for cell in row) for row in rows)]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(head))]
-    for row in cells:
-        yield "  ".join(
-            cell.rjust(width) if i in right else cell.ljust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-
-
-def _json(value: Any) -> str:
-    return json.dumps(value, indent=2, default=str)

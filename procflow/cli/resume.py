@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from procflow.storing.journal_kept import JournalKept
     from procflow.storing.state_folder import StateFolder
 
-__all__ = ["resume", "retry"]
+__all__ = ["file_of", "resume", "retry"]
 
 
 def _options(command: Any) -> Any:
@@ -86,7 +86,7 @@ def _go_on(folder: StateFolder, row: RunRow, earlier: Earlier, given: dict[str, 
     from procflow.model import Pipeline
     from procflow.resuming.continuing import again
 
-    file = _file_of(row)
+    file = file_of(row)
     try:
         reading = Reading.of(row.options.get("reading"))
         declared = load_pipeline(file, Pipeline, reading).pipeline.params
@@ -110,7 +110,7 @@ def _go_on(folder: StateFolder, row: RunRow, earlier: Earlier, given: dict[str, 
         return refused(error, file)
 
 
-def _file_of(row: RunRow) -> str:
+def file_of(row: RunRow) -> str:
     """The run's pipeline file as seen from here."""
     from procflow.resuming.continuing import CannotContinue
 

@@ -170,6 +170,11 @@ class _Stream(io.TextIOBase):
         log.write(text.encode("utf-8", "backslashreplace"))
         return len(text)
 
+    @property
+    def own_log(self) -> AttemptLog | None:
+        """The log of the attempt that this thread runs, for the output of commands, which comes by pipes."""
+        return _logs.get(get_ident())
+
     def writelines(self, lines: Any) -> None:
         for line in lines:
             self.write(line)

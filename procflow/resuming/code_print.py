@@ -46,6 +46,26 @@ class CodePrints:
             known = self._targets[target, folder] = b"\0".join(parts)
         return known
 
+    def pieces(self, target: str, folder: str | None) -> dict[str, bytes]:
+        """What the print of ``module:name`` is made of, by name: its own module's definitions, other modules whole."""
+        name, _, attribute = target.partition(":")
+        module = self._modules.find(name, folder)
+        if module is None:
+            return {}
+        use = module.use([attribute.split(".")[0]])
+        found: dict[str, bytes] = {}
+        for bound, text in use.pieces:
+            found[bound or "statements"] = found.get(bound or "statements", b"") + text
+        waiting = list(use.modules)
+        while waiting:
+            other_name = waiting.pop()
+            other = None if f"module {other_name}" in found else self._modules.find(other_name, folder)
+            if other is not None:
+                whole = other.whole()
+                found[f"module {other_name}"] = whole.text
+                waiting += whole.modules
+        return found
+
     def callable(self, value: Any, canonical: Canonical) -> bytes:
         """The print of a function, a class, or another callable; as ``Canonical`` asks for it."""
         if isinstance(value, partial):

@@ -20,12 +20,18 @@ from procflow.resuming.canonical import ALGORITHM, Canonical, digest
 from procflow.resuming.code_print import CodePrints
 from procflow.resuming.needs import Key, Need
 
-__all__ = ["RUN_ID", "Fingerprint", "Fingerprints", "changes", "fingerprints"]
+__all__ = ["RUN_ID", "Fingerprint", "Fingerprints", "changed_pieces", "changes", "fingerprints"]
 
 RUN_ID = "\0run.id\0"
 """Stands for the id of the run, which is another one in every run."""
 SHORT = 16
 """Digits of a part's digest: enough to tell what changed; the whole has all of them."""
+PIECE = "code: "
+"""Before the names of the pieces that the part ``code`` is made of: they only say what changed, and do not count."""
+SHORT_PIECE = 8
+MOST_PIECES = 60
+MOST_TELLING = 2000
+"""A pipeline of more tasks keeps no pieces: its journal would be full of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +57,7 @@ class Fingerprints:
 def fingerprints(needs: Mapping[Key, Need], run_id: str = "") -> Fingerprints:
     """The fingerprint of everything in ``needs``."""
     printer = _Printer(run_id)
+    printer.tells_pieces = len(needs) <= MOST_TELLING
     found = {key: printer.fingerprint(need) for key, need in needs.items()}
     return Fingerprints(found, printer.mentions)
 
@@ -63,6 +70,8 @@ class _Printer:
         self._run_id = run_id
         self._code = CodePrints()
         self._known: dict[Any, str] = {}
+        self._pieces: dict[tuple[str, str | None], dict[str, str]] = {}
+        self.tells_pieces = True
 
     def fingerprint(self, need: Need) -> Fingerprint:
         canonical = Canonical(self._code.callable, self._run_id)
@@ -80,9 +89,19 @@ class _Printer:
         parts.update((name, canonical.digest(value)) for name, value in told.items() if value)
         whole = digest("".join([f"{name}={parts[name]};" for name in sorted(parts)]).encode())
         self.mentions = self.mentions or canonical.seen
-        return Fingerprint(
-            f"{ALGORITHM}:{whole}", {name: part[:SHORT] for name, part in parts.items()}, tuple(canonical.opaque)
-        )
+        short = {name: part[:SHORT] for name, part in parts.items()}
+        if "code" in parts and self.tells_pieces and isinstance(need.unit, TaskUnit):
+            short |= self._pieces_of(need.unit.call.function, need.unit.call.folder)
+        return Fingerprint(f"{ALGORITHM}:{whole}", short, tuple(canonical.opaque))
+
+    def _pieces_of(self, function: Any, folder: str | None) -> dict[str, str]:
+        if not isinstance(function, str):
+            return {}
+        key = (function, folder)
+        if key not in self._pieces:
+            found = list(self._code.pieces(function, folder).items())[:MOST_PIECES]
+            self._pieces[key] = {PIECE + name: digest(text)[:SHORT_PIECE] for name, text in found}
+        return self._pieces[key]
 
     def _shared(self, value: tuple[Any, ...], canonical: Canonical) -> str:
         if value not in self._known:
@@ -170,4 +189,13 @@ def _unplaced(value: Any, folder: str | None) -> Any:
 def changes(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
     """Names of the parts that differ, the most telling first."""
     order = ("code", "params", "inputs", "files", "options", "state", "when", "kind", "members")
-    return [name for name in dict.fromkeys((*order, *old, *new)) if old.get(name) != new.get(name)]
+    names = dict.fromkeys((*order, *old, *new))
+    return [name for name in names if old.get(name) != new.get(name) and not name.startswith(PIECE)]
+
+
+def changed_pieces(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
+    """Which functions, constants and modules of the code differ; none where that was not kept."""
+    if not any(name.startswith(PIECE) for name in old):
+        return []
+    names = dict.fromkeys((*new, *old))
+    return [name[len(PIECE) :] for name in names if name.startswith(PIECE) and old.get(name) != new.get(name)]

@@ -27,10 +27,14 @@ Node = ast.stmt | ast.expr
 
 @dataclass(frozen=True, slots=True)
 class Use:
-    """What is used of a module: normalized text of its statements, and names of the modules they import."""
+    """What is used of a module: normalized text of its statements, and names of the modules they import.
+
+    ``pieces`` are the same statements one by one, each under the name that it binds (empty where it only acts).
+    """
 
     text: bytes
     modules: tuple[str, ...]
+    pieces: tuple[tuple[str, bytes], ...] = ()
 
 
 @dataclass(slots=True)
@@ -75,7 +79,7 @@ class Module:
         self._look(node, own)
         modules = [m for found in own.imports.values() for m in found] + own.stars
         used = self._follow({name for name in own.reads if name in self._binders}, modules, own.reads, acting=False)
-        return Use(ast.dump(node).encode("utf-8", "surrogatepass") + b"\n" + used.text, used.modules)
+        return Use(ast.dump(node).encode("utf-8", "surrogatepass") + b"\n" + used.text, used.modules, used.pieces)
 
     def function(self, name: str, line: int) -> ast.AST | None:
         """The function (or the lambda) that begins in a line; None unless there is just one."""
@@ -109,6 +113,7 @@ class Module:
         """The statements in their order; of imports only the names that are used."""
         found = list(modules)
         texts = []
+        pieces = []
         for index in sorted(indices):
             statement = self._statements[index]
             found += statement.stars
@@ -116,10 +121,12 @@ class Module:
                 if names is None or name in names or name not in statement.binds:
                     found += imported
             texts.append(_text_of(statement, names))
+            if not statement.imports:
+                pieces.append((min(statement.binds, default=""), texts[-1]))
         for statement in self._statements:
             # What a star brings can't be seen, so it may be what was used.
             found += statement.stars
-        return Use(b"\n".join(texts), tuple(dict.fromkeys(found)))
+        return Use(b"\n".join(texts), tuple(dict.fromkeys(found)), tuple(pieces))
 
     def _statement(self, node: ast.stmt) -> _Statement:
         found = _Statement(node)

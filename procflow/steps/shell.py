@@ -52,10 +52,13 @@ def run(call: StepCall, values: Callable[[str], Any]) -> Any:
     codes = fill(options.get("ok_codes"), values) or (0,)
     stdin = _stdin(fill(options.get("stdin"), values))
     cwd = _folder(fill(options.get("cwd"), values), call.folder)
-    process = _start(argv, _environment(fill(options.get("env"), values)), cwd, stdin is not None, parse is not None)
+    log = getattr(sys.stderr, "own_log", None)
+    env = _environment(fill(options.get("env"), values))
+    # In this very process descriptor 1 is not the attempt's, so what comes there is passed on as well.
+    process = _start(argv, env, cwd, stdin is not None, parse is not None or log is not None)
     try:
         with _outlive_term():
-            stdout, tail = _exchange(process, stdin)
+            stdout, tail = _exchange(process, stdin, log.write if log is not None else _to_stderr, parse is not None)
     except BaseException:
         process.kill()
         process.wait()
@@ -167,8 +170,19 @@ def _start(
         raise CommandError(f"{argv[0]!r} can't be started: {exc.strerror}") from None
 
 
-def _exchange(process: subprocess.Popen[bytes], stdin: bytes | None) -> tuple[bytes, bytes]:
+def _to_stderr(data: bytes) -> None:
+    view = memoryview(data)
+    with suppress(OSError):
+        while view:
+            view = view[os.write(2, view) :]
+
+
+def _exchange(
+    process: subprocess.Popen[bytes], stdin: bytes | None, write: Callable[[bytes], None], collects: bool
+) -> tuple[bytes, bytes]:
     """Feed stdin, collect stdout, pass stderr on, until the command is over; stdout and the tail of stderr.
+
+    What does not collect passes stdout on, too, where that comes by a pipe. ``write`` takes what is passed on.
 
     A process that the command leaves in the background may hold the pipes open for ever, so the end of the command
     counts, not the end of its output.
@@ -191,10 +205,13 @@ def _exchange(process: subprocess.Popen[bytes], stdin: bytes | None) -> tuple[by
                     ready = key.fileobj
                     if process.stdin is not None and ready is process.stdin:
                         rest = _feed(selector, process.stdin, rest)
-                    elif process.stdout is not None and ready is process.stdout:
+                    elif process.stdout is not None and ready is process.stdout and collects:
                         _read(selector, process.stdout, collected)
+                    elif process.stdout is not None and ready is process.stdout:
+                        write(_read(selector, process.stdout, bytearray()))
                     elif process.stderr is not None and ready is process.stderr:
-                        _pass_on(selector, process.stderr, tail)
+                        write(_read(selector, process.stderr, tail))
+                        del tail[:-TAIL_BYTES]
                 if ended is not None and set(selector.get_map()) == {ended}:
                     break
             process.wait()
@@ -203,7 +220,9 @@ def _exchange(process: subprocess.Popen[bytes], stdin: bytes | None) -> tuple[by
                 with suppress(KeyError, ValueError):
                     selector.unregister(ended)
                 os.close(ended)
-        _drain(process, selector, collected, tail)
+        _drain(process, selector, collected, tail, write)
+    if not collects:
+        write(bytes(collected))
     return bytes(collected), bytes(tail)
 
 
@@ -221,7 +240,11 @@ def _watch_end(process: subprocess.Popen[bytes], selector: selectors.BaseSelecto
 
 
 def _drain(
-    process: subprocess.Popen[bytes], selector: selectors.BaseSelector, collected: bytearray, tail: bytearray
+    process: subprocess.Popen[bytes],
+    selector: selectors.BaseSelector,
+    collected: bytearray,
+    tail: bytearray,
+    write: Callable[[bytes], None],
 ) -> None:
     """Read what is in the pipes now, without waiting for more; bounded, since a process left behind may go on writing."""
     for _ in range(10_000):
@@ -231,7 +254,8 @@ def _drain(
         if process.stdout is not None and process.stdout in ready:
             _read(selector, process.stdout, collected)
         if process.stderr is not None and process.stderr in ready:
-            _pass_on(selector, process.stderr, tail)
+            write(_read(selector, process.stderr, tail))
+            del tail[:-TAIL_BYTES]
 
 
 def _finish(selector: selectors.BaseSelector, pipe: IO[bytes]) -> None:
@@ -262,15 +286,6 @@ def _read(selector: selectors.BaseSelector, pipe: IO[bytes], into: bytearray) ->
         _finish(selector, pipe)
     into += data
     return data
-
-
-def _pass_on(selector: selectors.BaseSelector, pipe: IO[bytes], tail: bytearray) -> None:
-    data = _read(selector, pipe, tail)
-    del tail[:-TAIL_BYTES]
-    view = memoryview(data)
-    with suppress(OSError):
-        while view:
-            view = view[os.write(2, view) :]
 
 
 def _failed(argv: list[str], code: int, tail: bytes) -> CommandFailed:

@@ -15,7 +15,7 @@ from itertools import pairwise
 from procflow.events import Role
 from procflow.graph import MapUnit, ScopeUnit
 from procflow.ref import Element, ListOf, Ref, WithState
-from procflow.resuming.fingerprint import Fingerprint, changes
+from procflow.resuming.fingerprint import Fingerprint, changed_pieces, changes
 from procflow.resuming.kept_files import Lost, find_lost
 from procflow.resuming.needs import Key, Need
 from procflow.scheduling.kept import KeptTask
@@ -89,7 +89,12 @@ class JournalKept:
             return "is new"
         if new.opaque:
             return f"holds a value of type {new.opaque[0]}, which can't be compared"
-        return f"{' and '.join(changes(old.parts, new.parts))} changed" if old.digest != new.digest else ""
+        if old.digest == new.digest:
+            return ""
+        pieces = changed_pieces(old.parts, new.parts)
+        more = f" and {len(pieces) - 5} more" if len(pieces) > 5 else ""
+        told = f" ({', '.join(pieces[:5])}{more})" if pieces else ""
+        return f"{' and '.join(changes(old.parts, new.parts))} changed{told}"
 
     # -- what the scheduler asks -------------------------------------------------------------------------------
 
@@ -314,5 +319,7 @@ def _picked(chunk: Ref, new: Sequence[tuple[int, int]]) -> Ref:
     for key, indices, ref in chunk.state:
         own = [(index, place) for place, index in enumerate(indices) if index in wanted]
         if own:
-            state.append((key, tuple(index for index, _ in own), ListOf(tuple(Element(ref, place) for _, place in own))))
+            state.append(
+                (key, tuple(index for index, _ in own), ListOf(tuple(Element(ref, place) for _, place in own)))
+            )
     return WithState(ListOf(tuple(Element(chunk.value, place) for _, place in new)), tuple(state))

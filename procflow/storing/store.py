@@ -16,12 +16,12 @@ import fcntl
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from procflow.errors import StoreError
 from procflow.events import Event
 from procflow.failpoints import fp
-from procflow.storing import store_begin, store_learned, store_mark
+from procflow.storing import cleaning, store_begin, store_learned, store_mark
 from procflow.storing.journal import Buffer, Journal, MemoryStore, NullStore
 from procflow.storing.own_files import open_own
 from procflow.storing.state_folder import StateFolder, is_network_mount, try_flock
@@ -200,6 +200,11 @@ class Store(Buffer):
         self._committed()
         if self._tail is not None:
             self._tail.clear()
+
+    def forget(self, run_ids: Iterable[str]) -> None:
+        """Take runs out of the journal, in one transaction; the caller knows that nobody needs them."""
+        with self._transaction("the runs can't be removed") as db:
+            cleaning.forget(db, run_ids)
 
     def close(self) -> None:
         """Commit what is left and close; idempotent. StoreError where that commit fails; it is closed all the same."""
