@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 from executor_contract import ExecutorContract, Log, attempt, finish, run, value
 
+from procflow.attempt import Succeeded, Usage
 from procflow.errors import ExecutorError
-from procflow.executors.threads import ThreadExecutor
+from procflow.executors.threads import ThreadExecutor, _alone
 
 
 class TestThreadExecutor(ExecutorContract):
@@ -106,8 +107,23 @@ def test_threads_that_wait_for_the_interpreter_do_no_more_work(tmp_path: Path) -
         pipeline = Pipeline("p", steps=[Parallel("all", *steps)])
         return pipeline.run(executor="threads", workers=4, state_dir=tmp_path).metrics.speedup
 
-    assert speedup(_spin) < 1.5, "one interpreter, one core"
-    assert speedup(_sleep) > 2.5, "waiting is done side by side"
+    # How far apart they are depends on who else uses the machine; the figures themselves are in the test below.
+    assert speedup(_spin) < speedup(_sleep)
+
+
+@pytest.mark.parametrize(
+    ("wall_s", "cpu_s", "process_cpu_s", "alone_s"),
+    [
+        (1.2, 0.3, 1.2, 0.3),  # three others held the interpreter all the while
+        (0.3, 0.0, 0.0, 0.3),  # it waited for something outside
+        (1.0, 0.2, 0.6, 0.52),  # half of its waiting was for the interpreter
+    ],
+)
+def test_work_is_what_an_attempt_would_have_taken_alone(
+    wall_s: float, cpu_s: float, process_cpu_s: float, alone_s: float
+) -> None:
+    outcome = _alone(Succeeded(1, usage=Usage(wall_s, cpu_s)), wall_s, process_cpu_s)
+    assert outcome.usage.alone_s == pytest.approx(alone_s)
 
 
 def _sleep(seconds: float) -> None:
