@@ -44,8 +44,10 @@ def test_a_chain_is_a_sequence_and_references_keep_their_types() -> None:
 
 
 def test_two_part_references_indexes_in_brackets_and_missing_types_are_understood() -> None:
-    steps = {"a": {"agent_name": "say", "input_mapping": {"rows": "${workflow.input.rows}"}, "next_step": "b"},
-             "b": {"agent_name": "say", "input_mapping": {"all": "${a.output}", "first": "${a.output.rows[0].x}"}}}  # fmt: skip
+    steps = {
+        "a": {"agent_name": "say", "input_mapping": {"rows": "${workflow.input.rows}"}, "next_step": "b"},
+        "b": {"agent_name": "say", "input_mapping": {"all": "${a.output}", "first": "${a.output.rows[0].x}"}},
+    }
     found = Foreign({"start_step": "a", "steps": steps}, BIND)
     assert found.outputs(rows=[{"x": 7}])["b"] == {"all": {"rows": [{"x": 7}]}, "first": 7}
 
@@ -56,12 +58,20 @@ def test_constants_that_look_like_references_of_ours_stay_text() -> None:
 
 
 def test_a_parallel_step_publishes_its_members_and_as_a_whole_where_it_is_read() -> None:
-    steps = {"p": {"type": "parallel", "parallel_steps": ["a", "b"], "max_parallelism": 1, "next_step": "c"},
-             "a": agent(v=1), "b": agent(v=2), "c": agent(one="${a.output.v}")}  # fmt: skip
+    steps = {
+        "p": {"type": "parallel", "parallel_steps": ["a", "b"], "max_parallelism": 1, "next_step": "c"},
+        "a": agent(v=1),
+        "b": agent(v=2),
+        "c": agent(one="${a.output.v}"),
+    }
     found = workflow("p", **steps)
     assert found.plain["steps"][0] | {"steps": []} == {
-        "type": "parallel", "name": "p", "max_parallelism": 1, "on_error": "finish", "steps": [],
-    }  # fmt: skip
+        "type": "parallel",
+        "name": "p",
+        "max_parallelism": 1,
+        "on_error": "finish",
+        "steps": [],
+    }
     assert found.outputs()["c"] == {"one": 1}
     steps["c"] = agent(whole="${p.output}", one="${a.output.v}")
     assert workflow("p", **steps).outputs()["c"] == {"whole": {"a": {"v": 1}, "b": {"v": 2}}, "one": 1}
@@ -96,19 +106,28 @@ def test_a_failed_member_lets_its_siblings_finish_and_fails_the_step() -> None:
 )
 def test_a_condition_chooses_a_branch_and_is_false_where_it_cannot_be_told(expression: str, holds: bool) -> None:
     found = workflow(
-        "a", a=agent(next_step="c", n="${workflow.input.n}", text="gold", list=["x", "y"]),
-        c={"type": "conditional", "condition": {"expression": expression}, "if_true_step": "yes", "if_false_step": "no"},
-        yes=agent(v="yes"), no=agent(v="no"),
-    )  # fmt: skip
+        "a",
+        a=agent(next_step="c", n="${workflow.input.n}", text="gold", list=["x", "y"]),
+        c={
+            "type": "conditional",
+            "condition": {"expression": expression},
+            "if_true_step": "yes",
+            "if_false_step": "no",
+        },
+        yes=agent(v="yes"),
+        no=agent(v="no"),
+    )
     found_outputs = found.outputs(n=5)
     assert ("yes" in found_outputs, "no" in found_outputs) == (holds, not holds)
 
 
 def test_bare_references_of_conditions_begin_with_step() -> None:
     found = workflow(
-        "step-a", step__a=agent(next_step="c", n=4),
-        c={"type": "conditional", "condition": {"expression": "$.step-a.output.n == 4"}, "if_true_step": "yes"}, yes=agent(v=1),
-    )  # fmt: skip
+        "step-a",
+        step__a=agent(next_step="c", n=4),
+        c={"type": "conditional", "condition": {"expression": "$.step-a.output.n == 4"}, "if_true_step": "yes"},
+        yes=agent(v=1),
+    )
     assert found.outputs()["yes"] == {"v": 1}
 
 
@@ -116,10 +135,14 @@ def test_bare_references_of_conditions_begin_with_step() -> None:
 def test_a_loop_is_a_map_whose_items_know_their_place(mode: str) -> None:
     config = {"collection": "${workflow.input.xs}", "loop_body": ["d", "body"], "execution_mode": mode}
     found = workflow(
-        "loop", loop={"type": "loop", "loop_config": config, "next_step": "end"}, d=agent("double", x="${loop.item}"),
-        body=agent(y="${d.output.y}", i="${loop.index}", n="${loop.total}", first="${loop.is_first}", last="${loop.is_last}"),
+        "loop",
+        loop={"type": "loop", "loop_config": config, "next_step": "end"},
+        d=agent("double", x="${loop.item}"),
+        body=agent(
+            y="${d.output.y}", i="${loop.index}", n="${loop.total}", first="${loop.is_first}", last="${loop.is_last}"
+        ),
         end=agent(rows="${loop.output.iterations}", count="${loop.output.total_count}"),
-    )  # fmt: skip
+    )
     rows = [
         {"y": 2, "i": 0, "n": 2, "first": True, "last": False},
         {"y": 4, "i": 1, "n": 2, "first": False, "last": True},
@@ -214,12 +237,25 @@ def test_a_branch_may_have_a_clock() -> None:
 def test_blocks_nest() -> None:
     found = workflow(
         "f",
-        f={"type": "fork_join", "next_step": "end", "fork_join_config": {"branches": {"x": {"steps": ["p"]}, "y": {"steps": ["l"]}}}},
-        p={"type": "parallel", "parallel_steps": ["a", "b"]}, a=agent(v=1), b=agent(v=2),
+        f={
+            "type": "fork_join",
+            "next_step": "end",
+            "fork_join_config": {"branches": {"x": {"steps": ["p"]}, "y": {"steps": ["l"]}}},
+        },
+        p={"type": "parallel", "parallel_steps": ["a", "b"]},
+        a=agent(v=1),
+        b=agent(v=2),
         l={"type": "loop", "loop_config": {"collection": [1, 2], "loop_body": ["c"], "execution_mode": "parallel"}},
-        c={"type": "conditional", "condition": {"expression": "${loop.item} > 1"}, "if_true_step": "big", "if_false_step": "small"},
-        big=agent(v="big"), small=agent(v="small"), end=agent(f="${f.output}"),
-    )  # fmt: skip
+        c={
+            "type": "conditional",
+            "condition": {"expression": "${loop.item} > 1"},
+            "if_true_step": "big",
+            "if_false_step": "small",
+        },
+        big=agent(v="big"),
+        small=agent(v="small"),
+        end=agent(f="${f.output}"),
+    )
     both = {"a": {"v": 1}, "b": {"v": 2}}
     rows = [{"v": "small"}, {"v": "big"}]
     assert found.outputs()["end"] == {"f": {"x": both, "y": {"iterations": rows, "total_count": 2}}}
@@ -228,9 +264,18 @@ def test_blocks_nest() -> None:
 def test_it_takes_as_long_as_the_same_pipeline_in_our_own_language() -> None:
     seconds = {"load": 1.0, "a": 3.0, "b1": 1.0, "b2": 4.0, "end": 1.0}
     found = workflow(
-        "load", load=agent(next_step="f"), a=agent(v=1), b1=agent(v=2), b2=agent(v=3), end=agent(),
-        f={"type": "fork_join", "next_step": "end", "fork_join_config": {"branches": {"a": {"steps": ["a"]}, "b": {"steps": ["b1", "b2"]}}}},
-    )  # fmt: skip
+        "load",
+        load=agent(next_step="f"),
+        a=agent(v=1),
+        b1=agent(v=2),
+        b2=agent(v=3),
+        end=agent(),
+        f={
+            "type": "fork_join",
+            "next_step": "end",
+            "fork_join_config": {"branches": {"a": {"steps": ["a"]}, "b": {"steps": ["b1", "b2"]}}},
+        },
+    )
     ours = own(
         """
         name: ours
@@ -260,29 +305,64 @@ def test_what_a_registry_says_of_an_agent_may_stand_in_the_bindings() -> None:
 @pytest.mark.parametrize(
     ("steps", "problem"),
     [
-        ({"a": agent(next_step="b"), "b": agent(next_step="a")}, "steps.b.next_step: steps follow each other in a circle: a -> b -> a"),
+        (
+            {"a": agent(next_step="b"), "b": agent(next_step="a")},
+            "steps.b.next_step: steps follow each other in a circle: a -> b -> a",
+        ),
         ({"a": agent(next_step="bb"), "b": agent()}, "steps.a.next_step: there is no step 'bb'"),
-        ({"a": {"type": "parallel", "parallel_steps": ["b", "x"]}, "b": agent()}, "steps.a.parallel_steps[1]: there is no step 'x'"),
-        ({"a": {"type": "parallel", "parallel_steps": ["b"]}, "b": agent()}, "steps.a.parallel_steps: has 1 of at least 2 members"),
-        ({"a": {"type": "parallel", "parallel_steps": ["b", "b"]}, "b": agent()}, "steps.a.parallel_steps[1]: 'b' is listed twice"),
-        ({"a": {"type": "parallel", "parallel_steps": ["a", "b"]}, "b": agent()}, "steps hold each other in a circle: a -> a"),
+        (
+            {"a": {"type": "parallel", "parallel_steps": ["b", "x"]}, "b": agent()},
+            "steps.a.parallel_steps[1]: there is no step 'x'",
+        ),
+        (
+            {"a": {"type": "parallel", "parallel_steps": ["b"]}, "b": agent()},
+            "steps.a.parallel_steps: has 1 of at least 2 members",
+        ),
+        (
+            {"a": {"type": "parallel", "parallel_steps": ["b", "b"]}, "b": agent()},
+            "steps.a.parallel_steps[1]: 'b' is listed twice",
+        ),
+        (
+            {"a": {"type": "parallel", "parallel_steps": ["a", "b"]}, "b": agent()},
+            "steps hold each other in a circle: a -> a",
+        ),
         ({"a": {"type": "wait_for_event"}}, "steps.a.type: procflow can't do wait_for_event"),
         ({"a": {"type": "agnt"}}, "steps.a.type: unknown step type 'agnt' (did you mean 'agent'?)"),
         ({"a": agent() | {"id": "b"}}, "steps.a.id: the id differs from its key, 'a'"),
-        ({"a": agent() | {"loop_config": {"collection": 1}}}, "steps.a.loop_config: has no meaning for this type of step (a key of type: loop)"),
+        (
+            {"a": agent() | {"loop_config": {"collection": 1}}},
+            "steps.a.loop_config: has no meaning for this type of step (a key of type: loop)",
+        ),
         ({"a": agent() | {"agent_nam": "x"}}, "steps.a.agent_nam: unknown key (did you mean 'agent_name'?)"),
         ({"a": agent(x="${b.output.y}")}, "steps.a.input_mapping.x: ${b.output.y}: there is no step 'b'"),
         ({"a": agent(x="${loop.item}")}, "steps.a.input_mapping.x: ${loop.item} stands outside of a loop"),
         ({"a": agent(x="${workflow.env.y}")}, "steps.a.input_mapping.x: ${workflow.env.y} is not known"),
-        ({"a": {"type": "conditional", "condition": {"expression": "${b.output.x} contains 'y'"}, "if_true_step": "b"}, "b": agent()},
-         "contains is taken the wrong way round"),
-        ({"a": {"type": "conditional", "condition": {"expression": "f(1)"}, "if_true_step": "b"}, "b": agent()}, "only len(x) can be called"),
+        (
+            {
+                "a": {
+                    "type": "conditional",
+                    "condition": {"expression": "${b.output.x} contains 'y'"},
+                    "if_true_step": "b",
+                },
+                "b": agent(),
+            },
+            "contains is taken the wrong way round",
+        ),
+        (
+            {"a": {"type": "conditional", "condition": {"expression": "f(1)"}, "if_true_step": "b"}, "b": agent()},
+            "only len(x) can be called",
+        ),
         ({"a": {"type": "conditional", "condition": {"expression": "1 > 0"}}}, "needs if_true_step or if_false_step"),
-        ({"a": {"type": "loop", "loop_config": {"collection": "x ${workflow.input.y}", "loop_body": ["b"]}}, "b": agent()},
-         "steps.a.loop_config.collection: a loop goes over one reference, or a list"),
+        (
+            {
+                "a": {"type": "loop", "loop_config": {"collection": "x ${workflow.input.y}", "loop_body": ["b"]}},
+                "b": agent(),
+            },
+            "steps.a.loop_config.collection: a loop goes over one reference, or a list",
+        ),
         ({"a b": agent()}, "this id can't be the name of a step"),
     ],
-)  # fmt: skip
+)
 def test_what_is_wrong_is_told_once_with_dialect_path_and_place(steps: dict[str, Any], problem: str) -> None:
     found = Foreign({"name": "w", "start_step": next(iter(steps)), "steps": steps}, BIND).problems()
     matching = [line for line in found if problem in line]

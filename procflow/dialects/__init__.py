@@ -108,6 +108,8 @@ _FOREIGN_TYPES = frozenset({
 
 def is_own(document: Mapping[str, Any]) -> bool:
     """Whether a document can only be meant in procflow's own language, mistakes included; quick."""
+    if document.get("type") == "data_pipeline":
+        return False
     if not isinstance(document.get("steps"), list) or not document.keys() <= _OWN_KEYS - {"requires", "version"}:
         return False
     return not any(

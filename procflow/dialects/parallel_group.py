@@ -263,9 +263,7 @@ class _Content:
             steps, gives = self._step(member, data.part(i), in_group=True)
             self.templates.known = dict(before)  # members can't see each other's values
             own = gives.reference[2:-1]
-            members.append(
-                steps[0] if len(steps) == 1 else Made(member, type="sequence", name=f"{own}_steps", steps=steps)
-            )
+            members.append(steps[0] if len(steps) == 1 else _as_one(member, own, steps))
             about[own] = {"step_index": i, "step_type": type_of(member).value, "model": member["model"].value}
         block = Made(part, type="parallel", name=name)
         block.put("max_parallelism", self.settings.at_once(place["max_workers"]), place["max_workers"])
