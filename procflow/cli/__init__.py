@@ -40,6 +40,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "replay": ("procflow.cli.replay:replay", "Run one attempt again in this process, with a debugger."),
     "report": ("procflow.cli.report:report", "Write a run as one HTML file."),
     "trace": ("procflow.cli.trace:trace", "Write a run as a trace for Perfetto."),
+    "bench": ("procflow.cli.bench:bench", "Find the executor that suits each step: threads or processes."),
+    "init": ("procflow.cli.init:init", "Write a commented pipeline that runs, to begin from."),
+    "doctor": ("procflow.cli.doctor:doctor", "Look at this machine as a run would."),
+    "completion": ("procflow.cli.completion:completion", "Print what makes a shell complete procflow."),
     "schema": ("procflow.cli.schema:schema", "Print the JSON Schema of pipeline files."),
 }
 """Command: where it is, and its short help."""

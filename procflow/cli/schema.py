@@ -16,7 +16,7 @@ def schema() -> None:
     Save it, and name it in the first line of a pipeline:
 
     \b
-      # yaml-language-server: $schema=./procflow.loading.schema.json
+      # yaml-language-server: $schema=./.procflow/schema.json
     """
     from procflow.loading.schema import pipeline_schema
 
