@@ -87,7 +87,9 @@ def print_plan(
     except PipelineError as error:
         return refused(error, file, "it would not run")
     known, graph, budget = _known(ready, state), ready.graph, ready.memory_bytes
-    played = simulate(graph, known, workers=ready.workers, memory_bytes=budget) if known.runs else None
+    played = None
+    if known.runs:
+        played = simulate(graph, known, workers=ready.workers, memory_bytes=budget, cores=ready.machine.cpus)
     if as_json:
         figures = _figures(ready, str(state)) | forecast.expected_data(graph, known, played)
         data = plan_data(graph, figures, lambda unit: forecast.learned_data(unit, known))

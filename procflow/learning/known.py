@@ -69,7 +69,8 @@ class Course:
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """What is known of one task from ``runs`` runs with ``attempts`` attempts, made with up to ``workers`` workers.
+    """What is known of one task from ``runs`` runs with ``attempts`` attempts, made with up to ``workers`` workers
+    on ``cores`` cores (0: not known).
 
     ``same`` says that they had the same parameters and that the task is made of the same. ``mean_s``, ``median_s`` and
     ``high_s`` are of one item (of one attempt outside batches), ``cpu_s`` is the CPU time in ``mean_s``. ``peak_bytes``
@@ -82,6 +83,7 @@ class Known:
     same: bool
     executor: str
     workers: int
+    cores: int
     items: int
     mean_s: float
     median_s: float
@@ -100,16 +102,20 @@ class Known:
         """Seconds of an item where they take longest."""
         return self.course.longest_s if self.course is not None else self.mean_s
 
-    def alone(self, wall_s: float, cpu_s: float, workers: int) -> float:
-        """Seconds that work would take beside fewer attempts than those it was measured with.
+    def seconds(self, wall_s: float, cpu_s: float, workers: int, crowd: float = 1.0) -> float:
+        """Seconds that work which took ``wall_s`` then would take on so many workers, each with a core of its own.
 
-        What a task that is busy with a core took beyond its CPU time, it waited for a core: that wait shrinks. A task
-        that mostly waits for something else waits as long as before.
+        A task that is busy with a core waited for one beyond its CPU time: that wait shrinks with fewer workers, and is gone
+        where there were more of them than cores. With ``crowd`` workers for each core it takes so many times as long. A
+        task that mostly waits for something else waits as long as ever.
         """
-        if workers >= self.workers or cpu_s < 0.5 * wall_s:
+        fair = min(1.0, self.cores / self.workers) if self.cores else 1.0
+        if cpu_s < 0.5 * wall_s * fair:
             return wall_s
-        waited = max(0.0, wall_s - cpu_s)
-        return wall_s - waited * (1 - (workers - 1) / (self.workers - 1))
+        own_s = max(cpu_s, wall_s * fair)
+        if fair == 1.0 and workers < self.workers:
+            own_s -= max(0.0, wall_s - cpu_s) * (1 - (workers - 1) / (self.workers - 1))
+        return own_s * crowd
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +179,7 @@ def _known(chosen: Sequence[tuple[Run, Key, Lesson]], same: bool) -> Known:
         same=same,
         executor=chosen[0][1][2],
         workers=max(run.workers for run, _, _ in chosen),
+        cores=min(run.lessons.cores for run, _, _ in chosen),
         items=good[0].items if good else 0,
         mean_s=mean_s,
         median_s=median([quantile(lesson.walls, 0.5) for lesson in good]) if good else 0.0,

@@ -73,10 +73,15 @@ class Lesson:
 
 @dataclass(frozen=True, slots=True)
 class Lessons:
-    """What a run taught: by label, role and executor; ``start_s`` is how long a worker took to start, 0 where none did."""
+    """What a run taught: by label, role and executor.
+
+    ``start_s`` is how long a worker took to start, 0 where none did; ``cores`` are those of the machine, 0 where that is
+    not known.
+    """
 
     by_key: Mapping[Key, Lesson]
     start_s: float = 0.0
+    cores: int = 0
 
 
 def quantile(values: Sequence[float], share: float) -> float:
@@ -91,7 +96,7 @@ def median(values: Iterable[float]) -> float:
     return found[half] if len(found) % 2 else (found[half - 1] + found[half]) / 2
 
 
-def learn(attempts: Iterable[Seen], made_of: Mapping[tuple[str, str], str] | None = None) -> Lessons:
+def learn(attempts: Iterable[Seen], made_of: Mapping[tuple[str, str], str] | None = None, cores: int = 0) -> Lessons:
     """The lessons of a run's attempts: those that succeeded, were skipped, or ran out of memory (for their peaks)."""
     groups: dict[Key, list[Seen]] = {}
     for seen in attempts:
@@ -99,7 +104,7 @@ def learn(attempts: Iterable[Seen], made_of: Mapping[tuple[str, str], str] | Non
     starts = sorted(s.outside_s for group in groups.values() for s in group if s.outside_s > START_S)
     prints = made_of or {}
     found = {key: _lesson(group, prints.get(key[:2], "")) for key, group in groups.items()}
-    return Lessons(found, quantile(starts, 0.5) if starts else 0.0)
+    return Lessons(found, quantile(starts, 0.5) if starts else 0.0, cores)
 
 
 def _lesson(group: list[Seen], made_of: str) -> Lesson:
@@ -171,7 +176,7 @@ def _spans(parts: Sequence[tuple[int, float, float]]) -> Spans:
 def encoded(lessons: Lessons) -> bytes:
     """The lessons as compressed text."""
     rows = [_row(key, lesson) for key, lesson in lessons.by_key.items()]
-    text = json.dumps([round(lessons.start_s, 4), rows], separators=(",", ":"))
+    text = json.dumps([round(lessons.start_s, 4), lessons.cores, rows], separators=(",", ":"))
     return zlib.compress(text.encode(), 1)
 
 
@@ -191,8 +196,8 @@ def decoded(data: bytes, most_bytes: int = 1 << 28) -> Lessons:
         text = opener.decompress(data, most_bytes)
         if not opener.eof:
             raise ValueError("the text of the lessons is cut off, or too long")
-        start_s, rows = json.loads(text)
-        return Lessons(dict(_read(rows)), float(start_s))
+        start_s, cores, rows = json.loads(text)
+        return Lessons(dict(_read(rows)), float(start_s), int(cores))
     except (zlib.error, TypeError, KeyError, IndexError, UnicodeDecodeError) as error:
         raise ValueError(f"the text of the lessons can't be read: {error}") from None
 

@@ -2,7 +2,7 @@
 
 The same ``Scheduler`` decides as in a run: order, places, memory, rates, batches of maps. Attempts end after the time
 that they are expected to take; values are empty. Each worker is taken to have a core of its own, so a run on 64 of them
-can be seen on a machine with two. Failures, retries and timeouts are not played.
+can be seen on a machine with two, unless it is told how many there are. Failures, retries and timeouts are not played.
 """
 
 from __future__ import annotations
@@ -61,11 +61,22 @@ class Forecast:
 
 
 def simulate(
-    graph: TaskGraph, knowledge: Knowledge, *, workers: int, memory_bytes: int | None, unknown_s: float = 1.0
+    graph: TaskGraph,
+    knowledge: Knowledge,
+    *,
+    workers: int,
+    memory_bytes: int | None,
+    cores: int | None = None,
+    unknown_s: float = 1.0,
 ) -> Forecast:
-    """Play a run through; ``graph`` as compiled, ``unknown_s`` for steps that nothing is known of."""
+    """Play a run through; ``graph`` as compiled, ``unknown_s`` for steps that nothing is known of.
+
+    ``cores`` are those that the workers share; None gives each one of its own.
+    """
     graph = taught(graph, knowledge, slots=workers, memory_bytes=memory_bytes).graph
-    return _Play(replace(graph, root=_unclocked(graph.root)), knowledge, workers, memory_bytes, unknown_s).run()
+    play = _Play(replace(graph, root=_unclocked(graph.root)), knowledge, workers, memory_bytes, unknown_s)
+    play.crowd = max(1.0, workers / cores) if cores else 1.0
+    return play.run()
 
 
 def _unclocked(root: ScopeUnit) -> ScopeUnit:
@@ -96,6 +107,7 @@ class _Play:
         self.workers, self.memory_bytes, self.unknown_s = workers, memory_bytes, unknown_s
         slots = {name: 1 if name == "inline" else workers for name in graph.executors}
         self.scheduler = Scheduler(graph, slots=slots, memory_bytes=memory_bytes, run_id="simulated")
+        self.crowd = 1.0
         self.now = self.work_s = self.parent_free_at = 0.0
         self.places = places(graph.root)
         self.maps = {u.label: u for u in walk(graph.root) if isinstance(u, MapUnit)}
@@ -208,7 +220,7 @@ class _Play:
             return self.unknown_s * (len(items.indices) if items is not None else 1)
         if known.course is None:
             count = len(items.indices) if items is not None else 1
-            return known.alone(known.mean_s * count, known.cpu_s * count, self.workers)
+            return known.seconds(known.mean_s * count, known.cpu_s * count, self.workers, self.crowd)
         if items is not None:
             size = max(1, self.sizes[label] or known.items)
             places: Iterable[tuple[int, int]] = [(i, i + 1) for i in items.indices]
@@ -221,7 +233,7 @@ class _Play:
             size = known.items
             places = [(at % size, at % size + 1)]
         found = [known.course.between(first, min(stop, size), size) for first, stop in places if first < size]
-        return known.alone(sum(w for w, _ in found), sum(c for _, c in found), self.workers)
+        return known.seconds(sum(w for w, _ in found), sum(c for _, c in found), self.workers, self.crowd)
 
 
 def _undeclared(graph: TaskGraph) -> dict[str, Ref]:

@@ -8,6 +8,7 @@ alone. What lessons mean is ``learning/``'s. Damage here costs what was learned,
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -95,7 +96,12 @@ def _learned(db: sqlite3.Connection, seq: int, run_id: str, whole: str) -> Lesso
     prints = db.execute("SELECT label, role, digest FROM fingerprints WHERE run_id = ?", (run_id,))
     made_of = {(label, role): digest[:SHORT] for label, role, digest in prints}
     rows = db.execute(_ATTEMPTS.format(whole=whole), ids)
-    return learn((Seen(*row[:9], *pages.get(row[9], ())) for row in rows if row[10]), made_of)
+    return learn((Seen(*row[:9], *pages.get(row[9], ())) for row in rows if row[10]), made_of, _cores())
+
+
+def _cores() -> int:
+    """Cores that this process may use now, 0 where the system does not tell."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 0
 
 
 def _pages(db: sqlite3.Connection, ids: tuple[int, int]) -> dict[int, tuple[int, int]]:
