@@ -102,6 +102,7 @@ class TaskUnit(Unit):
     resources: Mapping[str, float] = field(default_factory=dict)
     idle_timeout_s: float | None = None
     kill_grace_s: float = 2.0
+    grace_declared: bool = False
     inherited: frozenset[str] = frozenset()
     learned_bytes: int | None = None
     timeout_share: float | None = None
@@ -136,13 +137,15 @@ class ScopeUnit(Unit):
 class MapUnit(ScopeUnit):
     """A map. ``expand`` turns its items into pages; ``body`` is one task (run in batches) or a scope per item.
 
-    ``batch`` fixes the number of items a task, None lets the scheduler measure.
+    ``batch`` fixes the number of items a task, None lets the scheduler measure. ``reduce`` folds results while others still
+    come; the ``merger`` is then the last fold.
     """
 
     expand: TaskUnit
     body: Unit
     item_name: str
     batch: int | None = None
+    reduce: TaskUnit | None = None
 
 
 class Places(Protocol):

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -81,6 +81,10 @@ class Prepared:
     def with_graph(self, graph: TaskGraph) -> Prepared:
         """The same with another graph."""
         return replace(self, graph=graph)
+
+    def with_warnings(self, lines: Iterable[str]) -> Prepared:
+        """The same with more warnings."""
+        return replace(self, warnings=(*self.warnings, *lines))
 
 
 @dataclass(frozen=True, slots=True)

@@ -93,7 +93,7 @@ def _resources(unit: TaskUnit, graph: TaskGraph) -> Iterator[Problem]:
 def _functions(unit: TaskUnit, find_once: Find) -> Iterator[Problem]:
     """Functions named in text are looked up without importing them."""
     call = unit.call
-    own = {"merge": "merge", "split": "strategy"}.get(call.kind, "function")
+    own = {"merge": "merge", "split": "strategy", "reduce": "reduce"}.get(call.kind, "function")
     for key, name in ((own, call.function), ("score", call.options.get("score"))):
         if isinstance(name, str) and ":" in name:
             message = find_once(name, call.folder)
@@ -138,6 +138,9 @@ def _clocks(unit: TaskUnit, graph: TaskGraph) -> Iterator[Problem]:
             who, loc = _place(unit, key, graph)
             article = "an" if key == "idle_timeout" else "a"
             yield from _cannot(f"{who} has {article} {key} of {duration_text(seconds)}", loc, unit.executor, "kill")
+    if unit.grace_declared:
+        who, loc = _place(unit, "kill_grace", graph)
+        yield from _cannot(f"{who} has a kill_grace of {duration_text(unit.kill_grace_s)}", loc, unit.executor, "kill")
     if unit.timeout_share is not None:
         who, loc = _place(unit, "timeout", graph)
         percent = f"{unit.timeout_share * 100:g}%"

@@ -457,12 +457,28 @@ def test_a_name_that_means_two_steps_is_refused(place: Place) -> None:
     assert "step 'b' may be wide/b, last/b" in place.run("--only", "b", code=2).stderr
 
 
-def test_force_keeps_nothing_so_it_excludes_what_keeps(place: Place) -> None:
+def test_force_alone_is_refused_and_keeps_results_of_another_version_of_chosen_steps(place: Place) -> None:
     place.run()
     place.ran()
-    place.run("--force")
-    assert place.ran() == ALL
-    assert "--force keeps nothing" in place.run("--force", "--only", "a", code=2).stderr
+    assert "there is nothing to force" in place.run("--force", code=2).stderr
+    place.rewrite("runs", "python_version = '3.9.1'")
+    assert "--force keeps them" in place.run("--only", "end", code=2).stderr
+    assert place.ran() == []
+    place.run("--only", "end", "--force")
+    assert place.ran() == ["end"]
+
+
+def test_results_of_steps_that_have_changed_are_used_for_chosen_steps_and_that_is_said(place: Place) -> None:
+    place.run("--run-id", "r")
+    place.ran()
+    assert "have changed" not in place.run("--only", "end").stderr
+    place.edit("p.yaml", "key: first", "key: other")
+    said = place.run("--only", "end").stderr
+    (line,) = [line for line in said.splitlines() if "have changed since" in line]
+    assert "first (params)" in line
+    assert "end" not in line.partition("since")[2]
+    place.ran()
+    assert "have changed" not in place.run("--from", "first").stderr, "it runs, so nothing old of it is used"
 
 
 # -- maps of steps, conditions, merges --------------------------------------------------------------------------------

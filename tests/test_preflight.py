@@ -151,6 +151,19 @@ def test_a_timeout_is_refused_where_nothing_can_stop_a_step(executor: str) -> No
     assert checked(*steps, defaults={"timeout": "5m"}, limits={"timeout": "1h"}) == []
 
 
+@pytest.mark.parametrize("executor", ["threads", "inline"])
+def test_a_kill_grace_is_refused_where_nothing_can_stop_a_step(executor: str) -> None:
+    steps = [
+        api.Step("a", f), api.Step("b", f, kill_grace="9s"), api.Step("c", f, executor="processes", kill_grace="1s"),
+        api.Parallel("p", f, when="true"),
+    ]  # fmt: skip
+    assert [loc for loc, _ in checked(*steps, executor=executor)] == ["steps[1].kill_grace"]
+    found = checked(*steps, executor=executor, defaults={"kill_grace": "3s"})
+    assert [loc for loc, _ in found] == ["defaults.kill_grace", "steps[1].kill_grace"]
+    assert found[0][1].startswith(f"each step (defaults) has a kill_grace of 3.0 s, and executor {executor} can't stop")
+    assert checked(*steps, defaults={"kill_grace": "3s"}) == []
+
+
 def test_what_the_defaults_of_another_file_ask_for_is_told_in_that_file(tmp_path: Path) -> None:
     (tmp_path / "sub.yaml").write_text(
         "name: sub\ndefaults:\n  timeout: 1s\nsteps:\n  - {type: shell, name: a, command: ls}\n"

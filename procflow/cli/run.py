@@ -67,7 +67,11 @@ def _run_id(text: str) -> str:
     "--only", metavar="STEP", multiple=True, help="Only this step, on values of the last run; repeat for more."
 )
 @click.option("--skip", metavar="STEP", multiple=True, help="Not this step; its value of the last run is kept, if any.")
-@click.option("--force", is_flag=True, help="Keep nothing that was done before.")
+@click.option(
+    "--force",
+    is_flag=True,
+    help="With --from, --only, --skip: keep results of another version of Python or procflow, too.",
+)
 @click.option("-n", "--dry-run", is_flag=True, help="Show the plan and run nothing.")
 @watch_options
 @click.option("--run-id", metavar="ID", type=_run_id, help="Name of the run; default date, time and three letters.")
@@ -124,13 +128,16 @@ def run(
 def _earlier(start: str | None, only: tuple[str, ...], skip: tuple[str, ...], force: bool) -> Any:
     """What the run builds on: the last one of the pipeline where steps were chosen, else nothing."""
     if start is None and not only and not skip:
+        if force:
+            raise click.UsageError(
+                "a run keeps nothing that was done before, so there is nothing to force; "
+                "--force goes with --from, --only and --skip"
+            )
         return None
-    if force:
-        raise click.UsageError("--force keeps nothing, but --from, --only and --skip keep results of the last run")
     from procflow.resuming.continuing import Earlier
     from procflow.resuming.selection import Selection
 
-    return Earlier(selection=Selection(start, only, skip))
+    return Earlier(selection=Selection(start, only, skip), force=force)
 
 
 def run_file(file: str, options: dict[str, Any], watching: Watching) -> int:

@@ -71,7 +71,7 @@ def limited(
     defaults, given = setting.defaults, step.model_fields_set
     clock = step.timeout if step.timeout is not None else defaults.timeout
     inherited = {
-        key for key in ("cpus", "memory", "timeout", "idle_timeout")
+        key for key in ("cpus", "memory", "timeout", "idle_timeout", "kill_grace")
         if getattr(defaults, key) is not None and (key not in given or getattr(step, key) is None)
     }  # fmt: skip
     if setting.state and call.function is not None:
@@ -93,6 +93,7 @@ def limited(
         resources=dict(step.resources),
         idle_timeout_s=_or(step.idle_timeout, defaults.idle_timeout),
         kill_grace_s=_grace(step, defaults),
+        grace_declared=_or(step.kill_grace, defaults.kill_grace) is not None,
         inherited=frozenset(inherited),
     )
 

@@ -10,15 +10,15 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from procflow import __version__, units
 from procflow.errors import LockHeld, ProcflowError
-from procflow.resuming.fingerprint import RUN_ID, Fingerprint, fingerprints
+from procflow.resuming.fingerprint import RUN_ID, Fingerprint, changes, fingerprints
 from procflow.resuming.needs import Key, needs_of
-from procflow.resuming.selection import Selection, check_results, choose, loosened, under
+from procflow.resuming.selection import Chosen, Selection, check_results, choose, loosened, under
 from procflow.scheduling.kept import Kept
 from procflow.storing.history import History, RunRow, UnknownRun
 from procflow.storing.journal_kept import JournalKept
@@ -130,6 +130,8 @@ def open_session(prepared: Prepared, folder: StateFolder, lock_name: str, earlie
             if not earlier.same_run:
                 check_results(judged, chosen)
             session.prepared = prepared.with_graph(loosened(prepared.graph, chosen))
+            if not earlier.same_run:
+                session.prepared = session.prepared.with_warnings(_changed(judged, prints, chosen))
             session.kept = under(judged, chosen, earlier.same_run)
         if not earlier.same_run:
             session.taken = judged.taken(chosen.runs if chosen is not None else ())
@@ -137,6 +139,22 @@ def open_session(prepared: Prepared, folder: StateFolder, lock_name: str, earlie
     except BaseException:
         results.close()
         raise
+
+
+def _changed(judged: JournalKept, prints: Mapping[Key, Fingerprint], chosen: Chosen) -> Iterator[str]:
+    """One line for the steps whose earlier results are used though they were made from something else."""
+    found: dict[str, str] = {}
+    for key, new in prints.items():
+        old = judged.results.prints.get(key)
+        if key[0] in chosen.held and old is not None and old.digest != new.digest:
+            found.setdefault(key[0], " and ".join(changes(old.parts, new.parts)))
+    if found:
+        named = [f"{label} ({what})" for label, what in list(found.items())[:8]]
+        more = f" and {len(found) - 8} more" if len(found) > 8 else ""
+        yield (
+            f"results of run {judged.results.run_id} are used although these steps have changed since: "
+            f"{', '.join(named)}{more}"
+        )
 
 
 def _fingerprints(prepared: Prepared) -> Mapping[Key, Fingerprint]:
@@ -176,7 +194,7 @@ def _ended_well(row: RunRow) -> str:
 
 def _check_versions(row: RunRow, earlier: Earlier) -> None:
     """Results of another Python or another major version of procflow may not be what this one would make."""
-    way_out = "--force keeps them all the same" if not earlier.selection or earlier.same_run else "run all of it once"
+    way_out = "--force keeps them all the same"
     was, now = _minor(row.python_version), _minor(platform.python_version())
     if was != now and not earlier.force:
         raise CannotContinue(
