@@ -1,7 +1,7 @@
 """Attempt and its outcomes: what goes to an executor and what comes back.
 
-An executor gives exactly one final outcome (``Succeeded``, ``Skipped``, ``Failed``, ``Lost``) for every attempt it
-took, whatever the step did; ``Started`` and ``Progressed`` may come before. All records are plain data: no live
+An executor gives exactly one final outcome (``Succeeded``, ``Skipped``, ``Failed``, ``Lost``, or ``Returned`` for one that
+was queued and never began) for every attempt it took, whatever the step did; ``Started`` and ``Progressed`` may come before. All records are plain data: no live
 exception, no user object. Three kinds of bad end stay apart: the step *failed* (it raised), the attempt was
 *lost* (its worker died or was killed), procflow itself broke (``InternalError``, never an outcome).
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from procflow.call import StepCall
 from procflow.ref import Ref
@@ -26,6 +26,7 @@ __all__ = [
     "Lost",
     "Outcome",
     "Progressed",
+    "Returned",
     "Skipped",
     "Started",
     "Succeeded",
@@ -151,6 +152,8 @@ class Attempt:
     ``key`` is unique in the run and is what outcomes and ``kill`` name. ``number`` counts from 1. ``values`` holds a
     ref for every name that the call reads. ``items`` is set for the body of a map. ``labels`` names the items of
     enclosing maps, outermost first. ``report_each`` asks for a ``Progressed`` after every item, not only now and then.
+    ``about`` is what a worker must know to keep a result by itself (``storing/worker_tail.py``): path, label, item, number,
+    executor, role, and when the run began on the monotonic clock; empty where nobody needs that.
     """
 
     key: int
@@ -164,6 +167,7 @@ class Attempt:
     report_each: bool = False
     run_id: str = ""
     log: AttemptLog | None = None
+    about: tuple[Any, ...] = ()
 
     @property
     def item_label(self) -> str:
@@ -174,7 +178,16 @@ class Attempt:
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """The attempt's code begins now: sent only where a worker had to be started first, so that clocks are fair."""
+    """The attempt's code begins now: sent only where a worker had to be started first, or where the attempt was queued
+    behind another, so that clocks are fair. One that was queued may also end without it.
+    """
+
+    key: int
+
+
+@dataclass(frozen=True, slots=True)
+class Returned:
+    """The attempt was queued behind another and never began: it is given back, and nothing of it was run."""
 
     key: int
 
@@ -244,4 +257,4 @@ class Lost:
     culprit: int | None = None
 
 
-Outcome = Started | Progressed | Succeeded | Skipped | Failed | Lost
+Outcome = Started | Returned | Progressed | Succeeded | Skipped | Failed | Lost

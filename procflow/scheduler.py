@@ -20,11 +20,12 @@ in ``mapping.py``, the choice of the next task in ``ready.py``, the pause before
 from __future__ import annotations
 
 import heapq
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from procflow.attempt import (
     Outcome,
     Progressed,
+    Returned,
     Started,
 )
 from procflow.call import Reducer
@@ -46,7 +47,7 @@ class Scheduler(Endings):
     """The decisions of one run.
 
     ``slots`` are the cores of each executor, ``memory_bytes`` the budget for memory (None: no limit), ``kept`` the
-    results of an earlier session. ``start`` is called once, then ``handle`` until ``finished``; ``next_deadline`` says
+    results of an earlier session, ``depth`` how many attempts an executor may hold behind each that runs. ``start`` is called once, then ``handle`` until ``finished``; ``next_deadline`` says
     when to come back without an outcome.
     """
 
@@ -61,7 +62,18 @@ class Scheduler(Endings):
 
     def handle(self, outcome: Input, now: float) -> list[Action]:
         """Take one outcome; returns what to do now. An outcome of an attempt that is already over is dropped and counted."""
+        return self.handle_all((outcome,), now)
+
+    def handle_all(self, outcomes: Iterable[Input], now: float) -> list[Action]:
+        """Take what arrived together, in order; returns what to do now."""
         self._now = now
+        for outcome in outcomes:
+            self._hear(outcome)
+            if self._settling:
+                self._drain()
+        return self._turn()
+
+    def _hear(self, outcome: Input) -> None:
         if isinstance(outcome, Tick):
             pass
         elif isinstance(outcome, StopAsked):
@@ -74,15 +86,20 @@ class Scheduler(Endings):
         else:
             task = self.running.get(outcome.key)
             if task is None:
-                self.late += 1
-                return []
+                task = self.queued.get(outcome.key)
+                if task is None:
+                    self.late += 1
+                    return
+                if self._came_back(task, outcome):
+                    return
+                self._turn_came(task)
             if isinstance(outcome, Started):
                 self._set_clocks(task)
             elif isinstance(outcome, Progressed):
                 self._progressed(task, outcome)
             else:
+                assert not isinstance(outcome, Returned), "what has begun can't be given back"
                 self._ended(task, outcome)
-        return self._turn()
 
     def next_deadline(self) -> float | None:
         """When ``handle(Tick())`` must be called at the latest; None when only outcomes matter."""
@@ -101,6 +118,8 @@ class Scheduler(Endings):
         self._drain()
         if not self.finished:
             self._admit()
+            if self.depth and not self.finished:
+                self._queue_ahead()
         actions, self._actions = self._actions, []
         return actions
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 
-from procflow.attempt import Failed, Failure, Lost, Outcome, Progressed, Skipped, Started, Succeeded
+from procflow.attempt import Failed, Failure, Lost, Outcome, Progressed, Returned, Skipped, Started, Succeeded
 from procflow.events import AttemptFinished, AttemptStarted, RunFinished, StepFinished
 from procflow.graph import TaskUnit
 from procflow.ref import Inline, Ref, Stored, stored_in
@@ -18,6 +18,8 @@ from procflow.scheduling.runs import MapRun, ScopeRun, TaskRun
 from procflow.scheduling.states import FINAL, TRANSITIONS
 
 REF = Inline(b"x")
+DEPTH = 2
+"""How many attempts may be queued behind each that runs, in the world of these rules."""
 
 
 def paths(*refs: Ref | None) -> set[str]:
@@ -48,6 +50,14 @@ def check(scheduler: Scheduler, cpus: dict[str, int], memory_bytes: int | None, 
         used_cpus[task.unit.executor] += task.unit.cpus
         used_memory += task.memory_bytes or 0
         used_resources.update(task.unit.resources)
+    for key, task in scheduler.queued.items():
+        assert task.key == key
+        assert task.state == "queued"
+        assert key not in scheduler.running
+        assert task.clock is None and task.idle_clock is None, "the clocks of a queued task stand"
+        unit = task.unit
+        assert unit.cpus == 1 and not unit.resources and unit.rate is None and task.memory_bytes is None
+        assert task.scope is not None and task.scope.unit.max_parallelism is None
     budget = scheduler.ready.budget
     for name, total in cpus.items():
         assert budget.cpus[name] + used_cpus[name] == total, "cores are neither lost nor made"
@@ -64,7 +74,8 @@ def check(scheduler: Scheduler, cpus: dict[str, int], memory_bytes: int | None, 
 
 def _check_scope(scheduler: Scheduler, scope: ScopeRun) -> None:
     unit = scope.unit
-    mine = [t for t in scheduler.running.values() if t.scope is scope and t.role in ("member", "batch")]
+    out = [*scheduler.running.values(), *scheduler.queued.values()]
+    mine = [t for t in out if t.scope is scope and t.role in ("member", "batch")]
     held = [m for m in scope.members if isinstance(m, ScopeRun) and m.holds]
     if isinstance(scope, MapRun):
         held += [i for i in scope.live.values() if i.holds]
@@ -83,7 +94,7 @@ def _check_scope(scheduler: Scheduler, scope: ScopeRun) -> None:
             before = [scope.members[i] for i in member.unit.after]
             assert member.unmet == sum(1 for m in before if m.state not in FINAL)
             assert member.unmet > 0, f"{member.unit.label} waits for nothing"
-        if member.state in ("ready", "running") and isinstance(member, TaskRun):
+        if member.state in ("ready", "queued", "running") and isinstance(member, TaskRun):
             assert all(scope.members[i].state in FINAL for i in member.unit.after)
             assert all(scope.members[i].state == "succeeded" for i in member.unit.strict)
         if unit.kind == "parallel":
@@ -106,7 +117,10 @@ class World:
         self.limits = (cpus, memory_bytes, resources)
         self.now = 100.0
         self.out: dict[int, Submit] = {}
+        self.line: dict[int, list[int]] = {}
+        self.queued: dict[int, Submit] = {}
         self.dead: list[int] = []
+        self.just_over: set[int | None] = set()
         self.doomed: dict[int, Kill] = {}
         self.log: list[str] = []
         self.records: list[Record] = []
@@ -127,22 +141,48 @@ class World:
         for action in actions:
             self.log.append(repr(action))
             if isinstance(action, Submit):
-                assert action.key not in self.out, "keys are unique"
+                assert action.key not in self.out and action.key not in self.queued, "keys are unique"
                 assert action.after <= len(self.records), "a task builds on records that were made before"
                 assert not self._held(action) & self.released, "what was released is never given to a task"
-                self.out[action.key] = action
+                if action.behind:
+                    self._queue(action)
+                else:
+                    self.out[action.key] = action
+                    self.line[action.key] = []
                 if action.items is not None:
                     assert len(set(action.items.indices)) == len(action.items.indices) > 0
                     self.left[action.key] = list(action.items.indices)
             elif isinstance(action, Kill):
-                assert action.key in self.out, "only what runs is killed"
                 assert action.key not in self.doomed, "nothing is killed twice"
-                self.doomed[action.key] = action
+                if action.key not in self.just_over:
+                    assert action.key in self.out or action.key in self.queued, "only what is out is killed"
+                    self.doomed[action.key] = action
             elif isinstance(action, Release):
                 self._release(action)
             else:
                 self.records.append(action)
         check(self.scheduler, *self.limits)
+
+    def _queue(self, action: Submit) -> None:
+        """Queue the attempt behind one that runs on its executor."""
+        executor = action.unit.executor
+        heads = [key for key, head in self.out.items() if head.unit.executor == executor]
+        free = self.limits[0][executor] - sum(self.out[key].unit.cpus for key in heads)
+        assert not free, "nothing is queued while a core is free"
+        head = min(heads, key=lambda key: (len(self.line[key]), key))
+        self.line[head].append(action.key)
+        self.queued[action.key] = action
+        assert len(self.queued) <= DEPTH * len(heads)
+
+    def _back(self, key: int) -> list[Outcome]:
+        """All that is queued behind the attempt is given back."""
+        back, self.line[key] = self.line[key], []
+        for one in back:
+            del self.queued[one]
+            self.left.pop(one, None)
+            self.doomed.pop(one, None)
+            self.dead.append(one)
+        return [Returned(one) for one in back]
 
     @staticmethod
     def _held(submit: Submit) -> set[str]:
@@ -154,16 +194,18 @@ class World:
         assert len(set(names)) == len(names)
         assert not self.released & set(names), "nothing is released twice"
         assert set(names) <= self.made
-        for key, submit in self.out.items():
+        for key, submit in [*self.out.items(), *self.queued.items()]:
             assert key in self.doomed or not self._held(submit) & set(names), "no task that runs loses what it reads"
         self.released.update(names)
 
     def start(self) -> None:
         self.take(self.scheduler.start(self.now))
 
-    def send(self, outcome: object) -> None:
-        self.log.append(f"{self.now:.3f} <- {outcome!r}")
-        self.take(self.scheduler.handle(outcome, self.now))  # type: ignore[arg-type]
+    def send(self, *outcomes: object) -> None:
+        self.log.append(f"{self.now:.3f} <- {', '.join(map(repr, outcomes))}")
+        # What is told together may be over before the scheduler hears why it is not wanted.
+        self.just_over = {getattr(outcome, "key", None) for outcome in outcomes} - {*self.out, *self.queued}
+        self.take(self.scheduler.handle_all(outcomes, self.now))  # type: ignore[arg-type]
 
     def step(self, kindly: bool = False) -> None:
         """One random thing happens; ``kindly`` only lets things end well."""
@@ -175,8 +217,18 @@ class World:
             self.now = max(self.now, deadline)
             self.send(Tick())
             return
-        self.now += self.random.random() * 2
+        # Some of what happens comes so soon that tasks count as short.
+        self.now += self.random.random() * self.random.choice([0.002, 2])
         key = self.random.choice(sorted(self.out))
+        lines = [one for one in sorted(self.out) if self.line[one]]
+        if lines and not kindly and roll < 0.3:
+            self.send(*self._back(self.random.choice(lines)))
+            return
+        for ahead in [one for one in self.line[key] if one in self.doomed][:1]:
+            # What is queued and no longer wanted is taken back with all that waits there.
+            assert ahead in self.queued
+            self.send(*self._back(key))
+            return
         if not kindly and roll > 0.97 and self.dead:
             self.send(Failed(self.random.choice(self.dead), Failure("error", "Late", "late")))
             return
@@ -204,10 +256,34 @@ class World:
         return Progressed(key, good, self.value() if good else None, failed)
 
     def _end(self, key: int, outcome: Outcome) -> None:
+        """The attempt ends; the next in its line begins, or is given back, or both are over before anybody looked."""
+        outcomes: list[object] = [outcome]
+        line = self._over(key)
+        if isinstance(outcome, Lost):
+            self.line[key] = line
+            outcomes += self._back(key)
+            del self.line[key]
+        while line and not isinstance(outcome, Lost):
+            following, line = line[0], line[1:]
+            self.out[following] = self.queued.pop(following)
+            self.line[following] = line
+            if self.random.random() < 0.6:
+                outcomes.append(Started(following))
+                break
+            outcome = self._final(following, kindly=False)
+            if isinstance(outcome, Lost):
+                outcomes.append(Started(following))
+                break
+            outcomes.append(outcome)
+            line = self._over(following)
+        self.send(*outcomes)
+
+    def _over(self, key: int) -> list[int]:
+        """Forget an attempt that ended; those queued behind it."""
         del self.out[key]
         self.doomed.pop(key, None)
         self.dead.append(key)
-        self.send(outcome)
+        return self.line.pop(key)
 
     def _final(self, key: int, kindly: bool) -> Outcome:
         submit = self.out[key]
@@ -245,6 +321,7 @@ class World:
         scheduler = self.scheduler
         assert not self.out
         assert not scheduler.running
+        assert not scheduler.queued
         assert scheduler.root.state in FINAL
         events = [r.event for r in self.records]
         assert isinstance(events[-1], RunFinished)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from procflow.attempt import Cause, Items
-from procflow.events import Event
+from procflow.events import Event, Role
 from procflow.graph import TaskUnit
 from procflow.ref import Ref, Stored
 
@@ -19,6 +19,7 @@ class Submit:
 
     ``after`` is how many records must be durable first: a task starts only once what it builds on can't be lost.
     ``memory_bytes`` is what is reserved for it, which is its limit too; after an attempt that ran out it is more.
+    ``behind`` says that no core is free for it: it is to be queued behind an attempt that runs.
     """
 
     key: int
@@ -30,6 +31,8 @@ class Submit:
     labels: tuple[str, ...] = ()
     report_each: bool = False
     memory_bytes: int | None = None
+    role: Role = "member"
+    behind: bool = False
 
 
 @dataclass(slots=True)

@@ -30,7 +30,7 @@ from procflow.ref import Ref
 from procflow.scheduling import mapping, retries, states_seen
 from procflow.scheduling.actions import Kill, Measured
 from procflow.scheduling.runs import MapRun, ScopeRun, TaskRun
-from procflow.scheduling.starting import Starting
+from procflow.scheduling.queueing import Queueing
 from procflow.units import size_text
 
 __all__ = ["Attempts"]
@@ -45,7 +45,7 @@ RETRIES_MIN = 10
 """Retries that a run always allows, whatever share of its attempts they are."""
 
 
-class Attempts(Starting):
+class Attempts(Queueing):
     """The rules of outcomes."""
 
     def _progressed(self, task: TaskRun, outcome: Progressed) -> None:
@@ -92,6 +92,8 @@ class Attempts(Starting):
 
     def _ended_well(self, task: TaskRun, scope: ScopeRun, outcome: Succeeded) -> None:
         self._crashes.clear()
+        if self.depth:
+            self.ready.measured(task, outcome.usage.wall_s)
         if task.role == "batch":
             assert isinstance(scope, MapRun)
             self._batch_ended_well(task, scope, outcome)

@@ -79,7 +79,6 @@ class ItemRules(Attempts):
         size = mapping.size_of_batch(scope, self.slots[task.unit.executor])
         task.items = mapping.take(scope, size)
         if task.items is None:
-            self._give_back(task, scope, started=False)
             self._move(task, "cancelled")
             return False
         # An item that runs again has a log of its own, so its attempts are numbered on.

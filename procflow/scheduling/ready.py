@@ -17,6 +17,9 @@ from procflow.units import Rate
 
 __all__ = ["Budget", "Ready"]
 
+QUEUED_S = 0.002
+"""So much measured work may wait behind a task that runs."""
+
 BYPASS_MAX = 32
 """How often smaller tasks may pass a more urgent one that waits for cores or memory."""
 
@@ -77,9 +80,13 @@ class _Rate:
 class _Shape:
     """Waiting tasks that ask for the same; their starts count against ``rates``."""
 
-    __slots__ = ("bypassed", "heap", "rates", "unit")
+    __slots__ = ("bypassed", "heap", "plain", "rates", "unit", "wall_s")
 
-    def __init__(self, unit: TaskUnit, rates: tuple[_Rate, ...]) -> None:
+    def __init__(self, unit: TaskUnit, rates: tuple[_Rate, ...], plain: bool) -> None:
+        self.plain = plain
+        """Declares nothing but one core."""
+        self.wall_s = float("inf")
+        """How long such a task takes: what the longest of late took, forgotten by and by."""
         self.unit = unit
         self.heap: list[_Entry] = []
         self.bypassed = 0
@@ -135,7 +142,8 @@ class Ready:
             rates = self._rates_of(unit)
             if rates:
                 key = (key, *map(id, rates))
-            shape = self._keys[id(unit), wanted] = self._shapes.setdefault(key, _Shape(unit, rates))
+            plain = unit.cpus == 1 and task.memory_bytes is None and not unit.resources and not rates
+            shape = self._keys[id(unit), wanted] = self._shapes.setdefault(key, _Shape(unit, rates, plain))
         return shape
 
     def _rates_of(self, unit: TaskUnit) -> tuple[_Rate, ...]:
@@ -205,6 +213,35 @@ class Ready:
                 waiting.bypassed += 1
         best.bypassed = 0
         return best
+
+    def measured(self, task: TaskRun, wall_s: float) -> None:
+        """Such a task took so long."""
+        shape = self._shape(task)
+        known = shape.wall_s
+        shape.wall_s = wall_s if wall_s > known or known == float("inf") else known + (wall_s - known) * 0.25
+
+    def behind(self, executor: str, depth: int, lanes: int, queued: int) -> TaskRun | None:
+        """The next task to be queued behind those that run, where all cores are taken; it takes no share of the budget.
+
+        Only the most urgent task of the executor, if it asks for one core and nothing else and such tasks are short.
+        ``lanes`` is how many attempts there are to be queued behind, ``queued`` how many tasks are.
+        """
+        if self.held or self._alone or self._exclusive is not None or self.budget.cpus[executor] >= 1:
+            return None
+        first: _Shape | None = None
+        for shape in self._shapes.values():
+            heap = shape.heap
+            while heap and heap[0][2].state != "ready":
+                heapq.heappop(heap)
+            if heap and shape.unit.executor == executor and (first is None or heap[0] < first.heap[0]):
+                first = shape
+        if first is None or not first.plain or queued >= lanes * min(depth, int(QUEUED_S / (first.wall_s + 1e-6))):
+            return None
+        return heapq.heappop(first.heap)[2]
+
+    def hand_over(self, task: TaskRun) -> None:
+        """The task takes the core that the one before it has just given back."""
+        self._take(task)
 
     def untake(self, task: TaskRun, started: bool = True) -> None:
         """Give back what the task holds; ``started`` is False where it never ran, so that its rate is not charged."""

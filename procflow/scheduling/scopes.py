@@ -137,7 +137,8 @@ class Scopes(ItemRules):
                     stack.append(run)
             if current is not scope:
                 self._maybe_close(current)
-        for task in [t for t in self.running.values() if t.doomed is None and _inside(t, scope)]:
+        out = [*self.running.values(), *self.queued.values()]
+        for task in [t for t in out if t.doomed is None and _inside(t, scope)]:
             self._doom(task, "cancelled")
 
     def _end_early(self, scope: ScopeRun, ending: Any, reason: str) -> None:

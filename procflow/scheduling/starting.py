@@ -74,15 +74,20 @@ class Starting(Keeping):
                 if self.finished:
                     return
 
-    def _start(self, task: TaskRun, scope: ScopeRun) -> None:
-        """Submit the task's next attempt, unless it has no items left or a value it needs does not exist."""
+    def _start(self, task: TaskRun, scope: ScopeRun, behind: bool = False) -> None:
+        """Submit the task's next attempt, unless it has no items left or a value it needs does not exist.
+
+        ``behind``: to be queued behind another; it begins later.
+        """
         unit = task.unit
         if task.role == "batch" and not self._fill(task, scope):
+            self._never_mind(task, scope, behind)
             return
         read: dict[str, Ref] = {}
         for name in unit.reads:
             ref = scope.lookup(name)
             if ref is None:
+                self._never_mind(task, scope, behind)
                 self._starve(task, scope, name)
                 return
             read[name] = ref
@@ -95,15 +100,28 @@ class Starting(Keeping):
         self._key += 1
         task.key = self._key
         task.number += 1
+        each = task.items is not None and (unit.timeout_s is not None or unit.idle_timeout_s is not None)
+        self._actions.append(
+            Submit(
+                task.key, unit, task.number, task.after, read, task.items, task.labels, each, task.memory_bytes,
+                task.role, behind,
+            )
+        )  # fmt: skip
+        if behind:
+            self._move(task, "queued")
+            self.queued[task.key] = task
+        else:
+            self._began_now(task)
+
+    def _began_now(self, task: TaskRun) -> None:
+        """The task's attempt begins."""
+        unit = task.unit
         task.peak_bytes = 0
         task.started_at = self._now
         self._move(task, "running")
         self.running[task.key] = task
-        self._set_clocks(task)
-        each = task.items is not None and (unit.timeout_s is not None or unit.idle_timeout_s is not None)
-        self._actions.append(
-            Submit(task.key, unit, task.number, task.after, read, task.items, task.labels, each, task.memory_bytes)
-        )
+        if unit.timeout_s is not None or unit.idle_timeout_s is not None:
+            self._set_clocks(task)
         self._record(
             AttemptStarted(
                 self._at(), task.key, unit.path, unit.label, task.item_label, task.number, unit.executor, task.role,
@@ -113,7 +131,6 @@ class Starting(Keeping):
 
     def _starve(self, task: TaskRun, scope: ScopeRun, name: str) -> None:
         """A value is missing: skip the task where the step that writes it did not succeed, else it was never there."""
-        self._give_back(task, scope, started=False)
         if _may_come_from(scope, name):
             reason = f"{name!r} has no value: the step that writes it did not run or did not succeed"
             if task.role == "member":
@@ -133,6 +150,13 @@ class Starting(Keeping):
         self._count_own(scope, 1)
         self._step_finished(task, "failed")
         self._end_early(scope, "failed", message)
+
+    def _never_mind(self, task: TaskRun, scope: ScopeRun, behind: bool) -> None:
+        """The task does not start after all."""
+        if behind:
+            self._leave(scope)
+        else:
+            self._give_back(task, scope, started=False)
 
     def _set_clocks(self, task: TaskRun) -> None:
         """The attempt's clocks begin (again) now; a timer that comes too early for them is set anew."""

@@ -10,11 +10,12 @@ from typing import Literal
 
 __all__ = ["FINAL", "STATES", "TRANSITIONS", "State"]
 
-State = Literal["waiting", "ready", "running", "retrying", "succeeded", "failed", "skipped", "cancelled"]
+State = Literal["waiting", "ready", "queued", "running", "retrying", "succeeded", "failed", "skipped", "cancelled"]
 
 STATES: dict[State, str] = {
     "waiting": "members before it have not settled",
     "ready": "may start; waits for a slot, its block's limit, memory or its rate",
+    "queued": "handed to a worker that is still busy with another task; has not begun and holds no core",
     "running": "a task: an attempt is out; a block: it is open",
     "retrying": "failed, and waits outside any slot for its next attempt",
     "succeeded": "done, its outputs have values",
@@ -30,6 +31,10 @@ TRANSITIONS: dict[tuple[State, State], str] = {
     ("waiting", "skipped"): "a member it depends on did not succeed",
     ("waiting", "cancelled"): "its block ended",
     ("ready", "running"): "admitted",
+    ("ready", "queued"): "handed out ahead, behind a task that will soon be over",
+    ("queued", "running"): "the one before it ended, so it began",
+    ("queued", "ready"): "given back: its worker died, or the one before it takes long",
+    ("queued", "cancelled"): "given back: its block ended, or its items start anew in another batch",
     ("ready", "succeeded"): "it succeeded in an earlier session, and its result is kept",
     ("ready", "skipped"): "a value it reads was never produced",
     ("ready", "failed"): "a value it reads was promised and never came",

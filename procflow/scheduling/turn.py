@@ -2,7 +2,7 @@
 
 The scheduler is one class in layers, each in a file of its own, so that its rules can be read by subject:
 
-    turn  <-  releasing  <-  keeping  <-  starting  <-  attempts  <-  items  <-  scopes  <-  ending  <-  scheduler
+    turn <- releasing <- keeping <- starting <- queueing <- attempts <- items <- scopes <- ending <- scheduler
 
 A layer calls those to its left; what it needs of those to its right is declared at the end of ``Turn``.
 """
@@ -55,6 +55,7 @@ class Turn:
         memory_bytes: int | None = None,
         run_id: str = "run",
         kept: Kept | None = None,
+        depth: Mapping[str, int] | None = None,
     ) -> None:
         self.graph = graph
         self.run_id = run_id
@@ -65,6 +66,10 @@ class Turn:
         self.easing = Easing()
         self.root = ScopeRun(graph.root, None, 0, ())
         self.running: dict[int, TaskRun] = {}
+        self.queued: dict[int, TaskRun] = {}
+        """Handed out ahead and not begun; see ``queueing.py``."""
+        self.depth = {name: most for name, most in (depth or {}).items() if most}
+        """How many attempts may wait behind one that runs, for each executor that can hold any."""
         self.finished = False
         self.status: RunStatus = "succeeded"
         self.failures = 0
