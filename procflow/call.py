@@ -97,7 +97,11 @@ class StepCall:
 
     def __reduce__(self) -> tuple[type[StepCall], tuple[Any, ...]]:
         # The default of frozen dataclasses asks for the fields anew each time, which costs more than the pickle.
-        return StepCall, (
-            self.kind, self.path, self.name, self.function, self.args, self.kwargs, self.outputs, self.options, self.when,
+        return StepCall, self.parts(self.function)
+
+    def parts(self, function: str | Callable[..., Any] | None) -> tuple[Any, ...]:
+        """What ``StepCall`` is made from, with another function."""
+        return (
+            self.kind, self.path, self.name, function, self.args, self.kwargs, self.outputs, self.options, self.when,
             self.constants, self.params, self.folder, self.item_name, self.state,
         )  # fmt: skip

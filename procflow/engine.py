@@ -14,12 +14,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Protocol
+from typing import Protocol, cast
 
 from procflow.attempt import Attempt, AttemptLog, Outcome
 from procflow.errors import InternalError
 from procflow.events import Event
-from procflow.executors.base import Executor
+from procflow.executors.base import Executor, Queueing
 from procflow.failpoints import fp
 from procflow.ref import Stored
 from procflow.scheduler import Scheduler
@@ -138,8 +138,7 @@ class Engine:
             now = clock()
             if outcomes:
                 fp("engine.received")
-            for outcome in outcomes:
-                self._perform(scheduler.handle(outcome, now))
+                self._perform(scheduler.handle_all(outcomes, now))
             while self._asked and not scheduler.finished:
                 self._perform(scheduler.handle(StopAsked(self._asked.pop(0)), now))
             if self._hurried and not self._asked:
@@ -162,7 +161,7 @@ class Engine:
             deadline = self._memory.due if deadline is None else min(deadline, self._memory.due)
         if self._commit_at is not None:
             return self._commit_at if deadline is None else min(deadline, self._commit_at)
-        if deadline is None and not self.scheduler.running:
+        if deadline is None and not self.scheduler.running and not self.scheduler.queued:
             raise InternalError("nothing runs, nothing is due and the run is not over", self.scheduler.story())
         return deadline
 
@@ -192,29 +191,34 @@ class Engine:
 
     def _submit(self, submit: Submit) -> None:
         unit = submit.unit
-        log = None
+        log, item = None, ""
+        if submit.items is not None or submit.labels:
+            own = (submit.items.label,) if submit.items is not None else ()
+            item = "/".join((*submit.labels, *own))
         if self._open_log is not None:
-            own = submit.items.label if submit.items is not None else ""
-            item = "/".join((*submit.labels, own)) if own else "/".join(submit.labels)
             log = self._open_log(unit.label, item, submit.number)
         if self._memory is not None:
             self._memory.expect(submit.memory_bytes)
         fp("engine.submit")
-        self._executors[unit.executor].submit(
-            Attempt(
-                submit.key,
-                unit.call,
-                submit.number,
-                submit.values,
-                submit.items,
-                submit.labels,
-                unit.cpus,
-                submit.memory_bytes,
-                submit.report_each,
-                self.scheduler.run_id,
-                log,
-            )
+        executor = self._executors[unit.executor]
+        attempt = Attempt(
+            submit.key,
+            unit.call,
+            submit.number,
+            submit.values,
+            submit.items,
+            submit.labels,
+            unit.cpus,
+            submit.memory_bytes,
+            submit.report_each,
+            self.scheduler.run_id,
+            log,
+            (unit.path, unit.label, item, submit.number, unit.executor, submit.role, self.scheduler.began),
         )
+        if submit.behind:
+            cast(Queueing, executor).queue(attempt)
+        else:
+            executor.submit(attempt)
 
     def _settle_debt(self) -> None:
         """Make everything recorded so far durable; observers hear of it in the next turn."""

@@ -53,7 +53,7 @@ class Scheduler(Endings):
 
     def start(self, now: float) -> list[Action]:
         """Open the run; returns the first actions."""
-        self._began = self._now = now
+        self.began = self._now = now
         steps = sum(1 for unit in walk(self.graph.root) if isinstance(unit, TaskUnit))
         self._record(RunStarted(0.0, self.run_id, self.graph.name, steps))
         self._move(self.root, "ready")

@@ -57,6 +57,7 @@ def check(scheduler: Scheduler, cpus: dict[str, int], memory_bytes: int | None, 
         assert task.clock is None and task.idle_clock is None, "the clocks of a queued task stand"
         unit = task.unit
         assert unit.cpus == 1 and not unit.resources and unit.rate is None and task.memory_bytes is None
+        used_memory += task.reserved_bytes or 0
         assert task.scope is not None and task.scope.unit.max_parallelism is None
     budget = scheduler.ready.budget
     for name, total in cpus.items():

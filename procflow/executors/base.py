@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple, Protocol
 from procflow.attempt import Attempt, Cause, Outcome
 from procflow.call import StepCall
 
-__all__ = ["CAPABILITIES", "Capability", "Executor", "MemoryUse", "Metered"]
+__all__ = ["CAPABILITIES", "Capability", "Executor", "MemoryUse", "Metered", "Queueing"]
 
 Capability = Literal["kill", "memory", "threads"]
 CAPABILITIES: dict[str, str] = {
@@ -44,6 +44,22 @@ class Metered(Protocol):
 
     def shed(self) -> None:
         """Let go of memory that no attempt needs: idle workers end."""
+
+
+class Queueing(Protocol):
+    """What an executor can do beyond ``Executor`` that takes attempts ahead of time."""
+
+    depth: int
+    """How many attempts may wait behind each that runs."""
+
+    def queue(self, attempt: Attempt) -> None:
+        """Take the attempt, to be run behind one that runs now.
+
+        It ends like any other, or is given back by ``Returned`` where it has not begun: because its worker died, the one
+        before it takes long, or it is to be killed. ``Started`` says that it began, unless it ended in the same moment. The
+        core that the one before it held is its own.
+        """
+        raise NotImplementedError
 
 
 class Executor(Protocol):

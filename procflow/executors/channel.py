@@ -1,12 +1,17 @@
-"""Channel: framed messages over one private duplex socket between the parent and one worker.
+"""Channel: framed messages over one private duplex socket between the parent and one worker, and packets beside it.
 
 A frame is a fixed header (magic, crc32 of the body, length, check of both) and a body. The body is ``marshal`` of plain
 tuples: both ends are the same interpreter, it is fast, and reading it cannot run code. This file owns framing and
 buffering. It never opens what a message carries, never starts or judges a process, and its parent end never blocks.
+
+Attempts go to the worker as packets over a second socket that keeps messages apart: reading one is claiming it. The parent
+keeps a copy of the worker's end, so that it can take back what was not claimed, even from a worker that is busy, stopped or
+dead; the kernel gives each packet to one of the two. What is too large for a packet follows on the channel.
 """
 
 from __future__ import annotations
 
+import contextlib
 import marshal
 import operator
 import os
@@ -17,12 +22,14 @@ from collections import deque
 from typing import Any
 from zlib import crc32
 
-__all__ = ["MAGIC", "Inbox", "Outbox", "WorkerEnd", "exact", "frame"]
+__all__ = ["MAGIC", "PACKET_BYTES", "Inbox", "Outbox", "WorkerEnd", "exact", "frame", "packed", "unpacked"]
 
 MAGIC = b"pfC\x01"
 HEADER = struct.Struct("<4sIQI")
 HEADER_BYTES = HEADER.size
 CHUNK_BYTES = 1 << 16
+PACKET_BYTES = 1 << 14
+"""The largest packet."""
 
 Message = tuple[Any, ...]
 
@@ -34,12 +41,23 @@ _loads = marshal.loads
 
 def frame(message: Message) -> bytes:
     """The bytes of one message, a tuple of plain constants; what only looks plain (a str subclass) is made plain."""
-    try:
-        body = _dumps(message)
-    except ValueError:
-        body = _dumps(exact(message))
+    body = packed(message)
     crc, length = crc32(body), len(body)
     return _pack(MAGIC, crc, length, _check(crc, length)) + body
+
+
+def packed(message: Message) -> bytes:
+    """The message without a frame: a packet."""
+    try:
+        return _dumps(message)
+    except ValueError:
+        return _dumps(exact(message))
+
+
+def unpacked(packet: bytes) -> Message:
+    """The message of a packet that the other end made."""
+    message: Message = _loads(packet)
+    return message
 
 
 def _check(crc: int, length: int) -> int:
@@ -193,8 +211,9 @@ class WorkerEnd:
     Reading has no deadline: an idle worker waits for work, and the parent's death closes the socket.
     """
 
-    def __init__(self, fd: int) -> None:
+    def __init__(self, fd: int, packet_fd: int = -1) -> None:
         self.fd = fd
+        self.packet_fd = packet_fd
         self.inbox = Inbox()
         self._lock = threading.Lock()
         self._arrived: deque[Message] = deque()
@@ -205,6 +224,18 @@ class WorkerEnd:
     def alive(self) -> bool:
         """False in a forked child."""
         return self.fd >= 0
+
+    def claim(self) -> Message | None:
+        """The next packet; None at the end. OSError where the step closed the descriptor."""
+        while True:
+            try:
+                packet = os.read(self.packet_fd, CHUNK_BYTES)
+                return unpacked(packet) if packet else None
+            except BlockingIOError:
+                # The step made all its descriptors non-blocking.
+                poll = select.poll()
+                poll.register(self.packet_fd, select.POLLIN)
+                poll.poll(1000)
 
     def receive(self) -> Message | None:
         """The next message; None at the end of the stream. OSError where the step closed the descriptor."""
@@ -234,10 +265,10 @@ class WorkerEnd:
             return 0
 
     def _forsake(self) -> None:
-        fd, self.fd = self.fd, -1
+        fds = self.fd, self.packet_fd
+        self.fd = self.packet_fd = -1
         self._lock = threading.Lock()
-        if fd >= 0:
-            try:
-                os.close(fd)
-            except OSError:
-                return
+        for fd in fds:
+            if fd >= 0:
+                with contextlib.suppress(OSError):
+                    os.close(fd)

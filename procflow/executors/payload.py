@@ -1,4 +1,7 @@
-"""Payload: a step's call pickled once, named by its digest; and what to say where it can't be pickled.
+"""Payload: a step's call pickled, its function once for all steps that share it; and what to say where that fails.
+
+A plain function is pickled by itself, named by its digest and sent once a worker; what else a small call is made of goes with
+each attempt. A call with large constants, or whose function has a state of its own, is pickled and sent as a whole, once.
 
 This file pickles calls and remembers them. It never unpickles anything and never sends.
 """
@@ -8,6 +11,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from types import FunctionType
 from typing import Any
 
 from procflow.call import StepCall
@@ -17,15 +21,21 @@ from procflow.values import objects
 __all__ = ["Payload", "Payloads"]
 
 KEPT = 1024
+REST_BYTES = 1024
+"""What goes with each attempt is no larger."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Payload:
-    """The pickle of ``call``, its digest, and the folder that must be importable before it is opened."""
+    """``data`` is the pickle of the call's function, or of the whole call where ``rest`` is empty, and ``digest`` its name.
+
+    ``rest`` is the pickle of the call without its function. Where there is nothing to be sent before, ``digest`` is empty.
+    """
 
     call: StepCall
     digest: bytes
     data: bytes
+    rest: bytes = b""
 
     @property
     def folder(self) -> str | None:
@@ -38,6 +48,7 @@ class Payloads:
 
     def __init__(self) -> None:
         self._kept: OrderedDict[int, Payload] = OrderedDict()
+        self._functions: OrderedDict[int, tuple[object, bytes, bytes]] = OrderedDict()
 
     def of(self, call: StepCall) -> Payload:
         """The call's payload; ExecutorError naming step, argument and type where it can't be pickled."""
@@ -45,20 +56,41 @@ class Payloads:
         payload = kept.get(id(call))
         # The payload keeps its call alive, so its id can't have gone to another.
         if payload is None:
-            payload = kept[id(call)] = _payload(call)
+            try:
+                payload = kept[id(call)] = self._made(call)
+            except Exception as error:
+                raise ExecutorError(_story(call, error)) from error
             if len(kept) > KEPT:
                 kept.popitem(last=False)
         return payload
 
+    def _made(self, call: StepCall) -> Payload:
+        function = call.function
+        shared = type(function) is FunctionType
+        if shared or function is None or type(function) is str:
+            rest = _pickle(call.parts(None if shared else function))
+            if len(rest) <= REST_BYTES:
+                digest, data = self._function(function) if shared else (b"", b"")
+                return Payload(call, digest, data, rest)
+        data = _pickle(call)
+        return Payload(call, _digest(data), data)
 
-def _payload(call: StepCall) -> Payload:
+    def _function(self, function: object) -> tuple[bytes, bytes]:
+        """Digest and pickle of a function, which is kept alive so that its id can't go to another."""
+        kept = self._functions
+        found = kept.get(id(function))
+        if found is None:
+            data = _pickle(function)
+            found = kept[id(function)] = function, _digest(data), data
+            if len(kept) > KEPT:
+                kept.popitem(last=False)
+        return found[1], found[2]
+
+
+def _digest(data: bytes) -> bytes:
     import xxhash
 
-    try:
-        data = _pickle(call)
-    except Exception as error:
-        raise ExecutorError(_story(call, error)) from error
-    return Payload(call, xxhash.xxh3_128_digest(data), data)
+    return xxhash.xxh3_128_digest(data)
 
 
 def _pickle(value: object) -> bytes:

@@ -1,6 +1,7 @@
 """Wire: attempts and outcomes as plain tuples, and back.
 
-The first element of a message says what it is. To a worker: ``PAYLOAD`` (a pickled call, once) and ``RUN``. From a
+The first element of a message says what it is. To a worker: ``RUN``, ``LARGE`` (a ``RUN`` that follows on the channel) and
+``PAYLOAD`` (a pickled function or call, once). From a
 worker: ``HELLO``, ``PROGRESS``, ``RECORD`` (one of ``logging``) and the three ends ``SUCCEEDED``, ``SKIPPED``,
 ``FAILED``. ``Lost`` never travels: only the parent can know. This file never touches a descriptor and imports nothing
 heavy.
@@ -20,6 +21,7 @@ __all__ = [
     "FAILED",
     "HELLO",
     "KNOWN_CALLS",
+    "LARGE",
     "PAYLOAD",
     "PROGRESS",
     "RECORD",
@@ -36,7 +38,7 @@ __all__ = [
 KNOWN_CALLS = 256
 """How many calls a worker remembers; the oldest is forgotten first, on both sides of the channel."""
 
-PAYLOAD, RUN = 1, 2
+PAYLOAD, RUN, LARGE = 1, 2, 3
 HELLO, PROGRESS, RECORD, SUCCEEDED, SKIPPED, FAILED = 11, 12, 13, 14, 15, 16
 
 Message = tuple[Any, ...]
@@ -44,20 +46,25 @@ Message = tuple[Any, ...]
 _plain_failure: Callable[[Failure], Message] = attrgetter(*(field.name for field in fields(Failure)))
 
 
-def plain_run(attempt: Attempt, digest: bytes) -> Message:
-    """The message that starts an attempt; the call itself went before, under ``digest``."""
-    items = attempt.items
+def plain_run(attempt: Attempt, digest: bytes, rest: bytes = b"", behind: bool = False) -> Message:
+    """The message that starts an attempt. What went before under ``digest`` is its function, and ``rest`` the rest of its
+    call; without ``rest`` it is the whole call. ``behind``: the parent may not know yet how the attempt before it ended.
+    """
+    items, values = attempt.items, attempt.values
     return (
         RUN,
         attempt.key,
         digest,
-        {name: ref.plain() for name, ref in attempt.values.items()},
+        {name: ref.plain() for name, ref in values.items()} if values else {},
         None if items is None else (items.page.plain(), items.first, _plain_indices(items.indices)),
         attempt.number,
         attempt.run_id,
         attempt.report_each,
         attempt.cpus,
         attempt.labels,
+        rest,
+        attempt.about,
+        behind,
     )
 
 

@@ -216,7 +216,7 @@ class Attempts(Queueing):
         self._record(
             AttemptFinished(
                 self._at(), task.key, unit.path, unit.label, task.item_label, task.number, unit.executor, status,
-                task.started_at - self._began, usage, failure, outputs, retry_in_s, metrics, cost, count, task.role,
+                task.started_at - self.began, usage, failure, outputs, retry_in_s, metrics, cost, count, task.role,
                 outcome.indices if outcome is not None else (), outcome.pages if outcome is not None else (),
             )
         )  # fmt: skip

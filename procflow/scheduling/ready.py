@@ -53,11 +53,15 @@ class Budget:
         """Take what the task asks for (-1) or give it back (+1)."""
         unit = task.unit
         self.cpus[unit.executor] += sign * unit.cpus
+        self.change_memory(task, sign)
+        for name, amount in unit.resources.items():
+            self.resources[name] += sign * amount
+
+    def change_memory(self, task: TaskRun, sign: int) -> None:
+        """Take (-1) or give back (+1) its memory alone: all that a queued task holds."""
         wanted = task.reserved_bytes
         if wanted is not None and self.memory_bytes is not None:
             self.memory_bytes += sign * wanted
-        for name, amount in unit.resources.items():
-            self.resources[name] += sign * amount
 
 
 class _Rate:
@@ -221,12 +225,12 @@ class Ready:
         shape.wall_s = wall_s if wall_s > known or known == float("inf") else known + (wall_s - known) * 0.25
 
     def behind(self, executor: str, depth: int, lanes: int, queued: int) -> TaskRun | None:
-        """The next task to be queued behind those that run, where all cores are taken; it takes no share of the budget.
+        """The next task to be queued behind those that run, where all cores are taken; it takes its memory, but no core.
 
-        Only the most urgent task of the executor, if it asks for one core and nothing else and such tasks are short.
+        Only the most urgent task of the executor, if it declares nothing but one core and such tasks are short.
         ``lanes`` is how many attempts there are to be queued behind, ``queued`` how many tasks are.
         """
-        if self.held or self._alone or self._exclusive is not None or self.budget.cpus[executor] >= 1:
+        if self.held or self.most is not None or self._alone or self._exclusive is not None or self.budget.cpus[executor] >= 1:
             return None
         first: _Shape | None = None
         for shape in self._shapes.values():
@@ -237,10 +241,21 @@ class Ready:
                 first = shape
         if first is None or not first.plain or queued >= lanes * min(depth, int(QUEUED_S / (first.wall_s + 1e-6))):
             return None
-        return heapq.heappop(first.heap)[2]
+        task = first.heap[0][2]
+        free, wanted = self.budget.memory_bytes, task.reserved_bytes
+        if free is not None and wanted is not None and free < wanted:
+            return None
+        heapq.heappop(first.heap)
+        self.budget.change_memory(task, -1)
+        return task
+
+    def leave(self, task: TaskRun) -> None:
+        """The task is queued no more: it holds nothing."""
+        self.budget.change_memory(task, +1)
 
     def hand_over(self, task: TaskRun) -> None:
-        """The task takes the core that the one before it has just given back."""
+        """The queued task takes the core that the one before it has just given back."""
+        self.budget.change_memory(task, +1)
         self._take(task)
 
     def untake(self, task: TaskRun, started: bool = True) -> None:

@@ -154,6 +154,7 @@ class Starting(Keeping):
     def _never_mind(self, task: TaskRun, scope: ScopeRun, behind: bool) -> None:
         """The task does not start after all."""
         if behind:
+            self.ready.leave(task)
             self._leave(scope)
         else:
             self._give_back(task, scope, started=False)

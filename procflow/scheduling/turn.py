@@ -99,7 +99,8 @@ class Turn:
         self._key = 0
         self._seq = 0
         self._story: deque[tuple[str, str, str, str]] = deque(maxlen=STORY)
-        self._began = 0.0
+        self.began = 0.0
+        """When the run began, on the clock that the scheduler is given."""
         self._now = 0.0
         self._followers: dict[int, dict[int, list[int]]] = {}
 
@@ -110,7 +111,7 @@ class Turn:
         self._actions.append(Record(event))
 
     def _at(self) -> float:
-        return self._now - self._began
+        return self._now - self.began
 
     def _next_seq(self) -> int:
         self._seq += 1
