@@ -209,6 +209,7 @@ def iterate(
     from procflow.storing.attempt_log import LogFolder
     from procflow.storing.learned import taught_by
     from procflow.storing.store import Store
+    from procflow.storing.store_tail import tail_path
 
     graph = prepared.graph
     file = prepared.source.path if prepared.source is not None else None
@@ -237,7 +238,10 @@ def iterate(
         objects = make_folder(str(folder.run(prepared.run_id) / "objects"))
         _clean(objects, folder, prepared.run_id)
         commands = any(isinstance(unit, TaskUnit) and unit.call.kind == "shell" for unit in walk(graph.root, True))
-        executors = guard.open(sorted(graph.executors), prepared.workers, prepared.run_id, objects.path, commands)
+        executors = guard.open(
+            *(sorted(graph.executors), prepared.workers, prepared.run_id, objects.path, commands),
+            results=str(tail_path(folder.path, prepared.run_id)),
+        )
         watch = stack.enter_context(Watch(open_waiter(executors), signals, guard.reaper))
         meter = MemoryWatch(executors.values(), prepared.memory_bytes, pressure=Pressure.of(prepared))
         run = Run(prepared, folder, meter)
@@ -344,6 +348,7 @@ def _scheduler(session: Session, executors: Mapping[str, Executor]) -> Scheduler
         memory_bytes=prepared.memory_bytes,
         run_id=prepared.run_id,
         kept=session.kept,
+        depth={name: getattr(each, "depth", 0) for name, each in executors.items()},
     )
 
 

@@ -45,16 +45,17 @@ def open_executor(
     token: str | None = None,
     inherit: Sequence[int] = (),
     objects: str | None = None,
+    results: str | None = None,
 ) -> Executor:
     """An executor by name, with so many slots (inline always has one).
 
     ``token`` marks the processes of the run, ``inherit`` are descriptors that all its workers get. ``objects`` is the folder
-    that large values are stored in.
+    that large values are stored in, ``results`` the path beside which workers keep results that the parent may not have noted.
     """
     if name == "inline":
         made: Executor = _class(name)(objects=objects, token=token)
     elif name == "processes":
-        made = _class(name)(slots, run_id=run_id, token=token, inherit=inherit, objects=objects)
+        made = _class(name)(slots, run_id=run_id, token=token, inherit=inherit, objects=objects, results=results)
     else:
         made = _class(name)(slots, run_id=run_id, objects=objects, token=token)
     return made

@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 
-from procflow.attempt import Attempt, Cause, Lost, Outcome, Progressed, Started
+from procflow.attempt import Attempt, Cause, Lost, Outcome, Progressed, Returned, Started
 from procflow.call import StepCall
 from procflow.errors import ExecutorError
 from procflow.executors import wire
@@ -40,6 +40,10 @@ SILENT_S = 0.5
 """How long a worker that closed its channel may take to end."""
 SERVED = 100_000
 """So many attempts are remembered for whoever wants to know which worker they went to."""
+YOUNG_S = 0.005
+"""When an attempt has run for so long, what waits behind it is given back."""
+DEPTH = 7
+"""How many attempts may wait behind one."""
 DISMISS_S = 2.0
 """How long a worker that is no longer needed may take to end."""
 
@@ -52,9 +56,11 @@ class ProcessExecutor:
     that they store large values in.
     ``spawn_timeout_s`` is how long a worker may take to say hello. ``log_level`` is the lowest level of ``logging``
     records that workers send. Without ``own_output`` what steps print goes where this process prints, not to their logs.
+    ``results`` is a path to which workers add their names for the files that they keep results in, see ``worker_tail.py``.
     Linux only: it needs pidfds and /proc.
     """
 
+    depth = DEPTH if sys.platform == "linux" else 0
     name = "processes"
     capabilities: frozenset[str] = frozenset({"kill", "memory", "threads"})
 
@@ -70,6 +76,7 @@ class ProcessExecutor:
         spawn_timeout_s: float = 30.0,
         log_level: int = 20,
         own_output: bool = True,
+        results: str | None = None,
     ) -> None:
         if sys.platform != "linux":
             raise ExecutorError("executor processes needs Linux (pidfd, /proc); use executor: threads")
@@ -83,6 +90,9 @@ class ProcessExecutor:
         self._spawn_timeout_s = spawn_timeout_s
         self._log_level = log_level
         self._own_output = own_output
+        self._results = results
+        self._queued: dict[int, Slot] = {}
+        self._look_at: float | None = None
         self._payloads = Payloads()
         self._poller = Poller()
         self._all: set[Slot] = set()
@@ -109,7 +119,7 @@ class ProcessExecutor:
     @property
     def running(self) -> int:
         """How many attempts are out."""
-        return len(self._running) + len(self._waiting)
+        return len(self._running) + len(self._waiting) + len(self._queued)
 
     def fileno(self) -> int:
         """The epoll's descriptor."""
@@ -117,8 +127,8 @@ class ProcessExecutor:
 
     def deadline(self) -> float | None:
         """When ``wait`` must be called even if nothing is readable (``time.monotonic``); None where no clock runs."""
-        deadlines = [d for d in (self._ladder.deadline(), self._waiting.deadline()) if d is not None]
-        return min(deadlines, default=None)
+        deadlines = (self._ladder.deadline(), self._waiting.deadline(), self._look_at)
+        return min((d for d in deadlines if d is not None), default=None)
 
     def watch(self, fd: int) -> None:
         """From now on ``wait`` also returns, perhaps with nothing, when ``fd`` is readable; the caller empties it."""
@@ -160,9 +170,28 @@ class ProcessExecutor:
             self._running[attempt.key] = slot
             self._send(slot)
         else:
-            if self.running >= self.slots:
+            if len(self._running) + len(self._waiting) >= self.slots:
                 raise ExecutorError(f"more than {self.slots} attempts at a time")
             self._spawn(attempt, payload)
+
+    def queue(self, attempt: Attempt) -> None:
+        """Take the attempt to be run behind another, in the worker with the shortest line; see ``Queueing``."""
+        if self._closed:
+            raise ExecutorError("the executor is closed")
+        payload = self._payloads.of(attempt.call)
+        now = time.monotonic()
+        slots = [slot for slot in self._running.values() if not slot.stage]
+        young = [slot for slot in slots if slot.began > now - YOUNG_S]
+        slot = min(young or slots, key=lambda slot: len(slot.line.waiting), default=None)
+        if slot is None:
+            self._return(attempt)
+            return self._poller.wake()
+        slot.line.waiting.append((attempt, payload))
+        self._queued[attempt.key] = slot
+        if slot.ready:
+            slot.send_ahead()
+        if self._look_at is None:
+            self._look_at = now + YOUNG_S
 
     def wait(self, until: float | None) -> list[Outcome]:
         """Outcomes in order of arrival; see ``Executor.wait``. ExecutorError where workers can't be started."""
@@ -175,6 +204,8 @@ class ProcessExecutor:
             poller.handle(self._timeout(until))
             if self._ladder:
                 self._ladder.run()
+            if self._look_at is not None and time.monotonic() >= self._look_at:
+                self._look()
             if self._waiting and self._waiting.broken is None:
                 for attempt, payload in self._waiting.due():
                     self._spawn(attempt, payload)
@@ -192,14 +223,22 @@ class ProcessExecutor:
                 waiting.log.close()
             self._outcomes.append(Lost(key, lost_failure(cause)))
             return self._poller.wake()
-        slot = self._running.get(key)
+        slot = self._queued.get(key) or self._running.get(key)
         if slot is None:
             return
         if slot.ready:
             # What came before the kill counts.
             self._read_all(slot)
-            if self._running.get(key) is not slot:
-                return self._poller.wake()
+        if key in self._queued:
+            self._take_back(slot)
+            if slot.ready:
+                # If it could not be taken back it has been claimed, so the outcome of the one before it is here.
+                self._read_all(slot)
+        if self._running.get(key) is not slot:
+            return self._poller.wake()
+        if slot.line.waiting:
+            self._take_back(slot)
+            self._poller.wake()
         self._ladder.begin(slot, cause, grace_s)
 
     def close(self) -> None:
@@ -207,15 +246,20 @@ class ProcessExecutor:
         if self._closed:
             return
         self._closed = True
+        for slot in self._all:
+            slot.line.take_back()
+            for attempt, _ in slot.line.waiting:
+                if attempt.log is not None:
+                    attempt.log.close()
         end_workers(self._all)
         kill_family(0, f"{TOKEN_NAME}={self.token}")
         self._footprint.close()
-        for kept in (self._all, self._running, self._idle, self._outcomes):
+        for kept in (self._all, self._running, self._queued, self._idle, self._outcomes):
             kept.clear()
         self._poller.close()
 
     def _timeout(self, until: float | None) -> float | None:
-        deadline = self.deadline() if self._ladder or self._waiting else None
+        deadline = self.deadline() if self._look_at is not None or self._ladder or self._waiting else None
         if deadline is None or (until is not None and until < deadline):
             deadline = until
         if deadline is None:
@@ -224,10 +268,12 @@ class ProcessExecutor:
 
     # Sending and receiving
 
-    def _send(self, slot: Slot) -> None:
+    def _send(self, slot: Slot, behind: bool = False) -> None:
         try:
-            if not slot.send_attempt():
+            if not slot.send_attempt(behind):
                 self._poller.want_write(slot.channel_fd, True)
+            if slot.line.unsent:
+                slot.send_ahead()
             if len(self.served) < SERVED:
                 self.served[slot.attempt.key] = slot.pid, slot.began  # type: ignore[union-attr]
         except OSError:
@@ -266,11 +312,16 @@ class ProcessExecutor:
             slot.unread = True
             inbox.closed = True
             messages = []
+        before = slot.attempt
+        if messages and (drain or len(messages) > 1):
+            # All that was printed before the last of them was sent.
+            slot.drain_output()
         for message in messages:
-            self._take(slot, message, drain)
+            self._take(slot, message)
             if inbox.broken:
                 break
-            drain = True
+        if slot.attempt is not before and slot.attempt is not None and before is not None:
+            self._outcomes.append(Started(slot.attempt.key))
         if inbox.broken:
             self._distrust(slot, inbox.broken)
             return False
@@ -285,7 +336,7 @@ class ProcessExecutor:
         while slot.channel_fd in self._poller and self._read(slot, drain=True):
             continue
 
-    def _take(self, slot: Slot, message: wire.Message, drain: bool) -> None:
+    def _take(self, slot: Slot, message: wire.Message) -> None:
         attempt = slot.attempt
         try:
             kind = message[0]
@@ -312,15 +363,59 @@ class ProcessExecutor:
             self._ladder.kill(slot)
             return
         fp("pool.received")
-        if drain:
-            slot.drain_output()
         if slot.stage:
             self._ladder.clear(slot)
             slot.cause = None
         slot.done_cpu_s += outcome.usage.cpu_s  # type: ignore[union-attr]
-        self._release(slot)
-        self._idle.append(slot)
         self._outcomes.append(slot.size.end(outcome))  # type: ignore[arg-type]
+        self._release(slot)
+        if slot.line.waiting:
+            self._next(slot)
+        else:
+            self._idle.append(slot)
+
+    def _next(self, slot: Slot) -> None:
+        """The first attempt in the slot's line is the one that runs now."""
+        line = slot.line
+        attempt, payload = line.waiting.popleft()
+        del self._queued[attempt.key]
+        slot.attempt, slot.payload = attempt, payload
+        self._running[attempt.key] = slot
+        if line.sent:
+            line.sent -= 1
+            slot.streamed = False
+            slot.begin()
+            if len(self.served) < SERVED:
+                self.served[attempt.key] = slot.pid, slot.began
+            if line.unsent:
+                slot.send_ahead()
+        else:
+            self._send(slot, behind=True)
+
+    def _look(self) -> None:
+        """Give back what waits behind attempts that have run for long."""
+        since = time.monotonic() - YOUNG_S
+        for slot in {slot for slot in self._queued.values() if slot.began <= since}:
+            if slot.ready:
+                self._read_all(slot)
+            if slot.line.waiting and slot.began <= since:
+                self._take_back(slot)
+        self._look_at = since + 2 * YOUNG_S if self._queued else None
+
+    def _take_back(self, slot: Slot) -> None:
+        """Give back what waits in the slot's line and has not begun."""
+        unclaimed = slot.line.take_back()
+        for attempt in slot.line.forget(unclaimed):
+            del self._queued[attempt.key]
+            self._return(attempt)
+        if slot.attempt is not None and slot.attempt.key in unclaimed:
+            # Its own packet was among them.
+            self._send(slot, behind=True)
+
+    def _return(self, attempt: Attempt) -> None:
+        if attempt.log is not None:
+            attempt.log.close()
+        self._outcomes.append(Returned(attempt.key))
 
     def _release(self, slot: Slot) -> None:
         """The slot's attempt is over."""
@@ -355,6 +450,7 @@ class ProcessExecutor:
     def _distrust(self, slot: Slot, what: str) -> None:
         slot.trouble = f"its worker sent {what} and was replaced; a step must not write to descriptors it did not open"
         self._retire(slot)
+        self._empty_line(slot)
         self._ladder.kill(slot)
 
     # Workers' lives
@@ -395,6 +491,7 @@ class ProcessExecutor:
                 ),
                 objects=self._objects,
                 own_output=self._own_output,
+                results=f"{self._results}+{self._spawned}" if self._results is not None else None,
             )
         except (OSError, AssertionError) as error:
             return self._spawn_failed(attempt, payload, f"the system refused: {error}")
@@ -418,6 +515,7 @@ class ProcessExecutor:
         self._read_all(slot)
         slot.drain_output()
         self._forget(slot)
+        unclaimed = self._empty_line(slot)
         death = slot.reap()
         attempt, payload = slot.attempt, slot.payload
         if attempt is None or payload is None:
@@ -427,7 +525,8 @@ class ProcessExecutor:
                 del self._running[attempt.key]
                 self._spawn_failed(attempt, payload, slot.last_words(death))
                 return
-            if slot.unread and attempt.key not in self._resent:
+            never = attempt.key in unclaimed or (slot.unread and slot.streamed)
+            if never and attempt.key not in self._resent:
                 # It died before it began: the attempt is not to blame, once.
                 del self._running[attempt.key]
                 self._resent.add(attempt.key)
@@ -436,10 +535,24 @@ class ProcessExecutor:
         self._footprint.judge(slot, death)
         self._lose(slot, death)
 
+    def _empty_line(self, slot: Slot) -> set[int]:
+        """Give back what waits in the line of a worker that is no longer trusted; the keys of all that it did not claim."""
+        unclaimed = slot.line.take_back()
+        for attempt in slot.line.forget(unclaimed):
+            del self._queued[attempt.key]
+            self._return(attempt)
+        return unclaimed
+
     def _lose(self, slot: Slot, death: Death | None) -> None:
         outcome = slot.lost(death)
         self._release(slot)
         self._outcomes.append(outcome)
+        if slot.line.waiting:
+            # It had claimed the next one as well, and its word about the one before is not believed.
+            slot.attempt, slot.payload = slot.line.waiting.popleft()
+            del self._queued[slot.attempt.key]
+            self._running[slot.attempt.key] = slot
+            self._lose(slot, death)
 
     def _retire(self, slot: Slot) -> None:
         """Nothing more is sent to this worker or believed of it."""
@@ -457,6 +570,7 @@ class ProcessExecutor:
         """The worker was killed and does not die: its attempt is lost now, it is reaped whenever it ends."""
         self._retire(slot)
         slot.trouble = f"its worker (pid {slot.pid}) does not die: it hangs in the kernel"
+        self._empty_line(slot)
         attempt, payload = slot.attempt, slot.payload
         if attempt is None or payload is None:
             return

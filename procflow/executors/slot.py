@@ -1,7 +1,8 @@
 """Slot: one worker process with its channel, its output pipe, and the attempt that runs there.
 
 A slot lives as long as its worker. This file starts the worker, sends to it, signals it and reaps it; it never decides
-when: ``processes.py`` drives it and makes the outcomes. Nothing here blocks.
+when: ``processes.py`` drives it and makes the outcomes. Nothing here blocks. What waits behind the attempt that runs is
+``line.py``'s.
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ from typing import Literal
 
 from procflow.attempt import Attempt, Cause, Lost, Progressed, Usage
 from procflow.executors import wire
-from procflow.executors.channel import Inbox, Outbox, frame
+from procflow.executors.channel import PACKET_BYTES, Inbox, Outbox, frame, packed
 from procflow.executors.family import TOKEN_NAME, WORKER_TOKEN_NAME, family, kill_family, signal_all
 from procflow.executors.footprint import Size
+from procflow.executors.line import Line
 from procflow.executors.payload import Payload
 from procflow.failure import lost_failure
 from procflow.machine import rss
@@ -59,6 +61,7 @@ class Slot:
         "grace_s",
         "inbox",
         "known",
+        "line",
         "outbox",
         "output_fd",
         "payload",
@@ -70,6 +73,7 @@ class Slot:
         "reported",
         "size",
         "stage",
+        "streamed",
         "tail",
         "token",
         "trouble",
@@ -88,15 +92,19 @@ class Slot:
         size: Callable[[int], Size] = Size,
         objects: str | None = None,
         own_output: bool = True,
+        results: str | None = None,
     ) -> None:
         """Start a worker; OSError where the system refuses. ``size`` makes what tells its memory, from its pid.
 
         ``objects`` is the folder that it stores large values in. Without ``own_output`` it prints where this process does.
+        ``results`` is the file that it keeps results in which the parent may not have noted.
         """
         self.token = f"{WORKER_TOKEN_NAME}={token}"
         self.inbox = Inbox()
         self.outbox = Outbox()
         self.known: dict[bytes, None] = {}
+        self.line = Line()
+        self.streamed = False
         self.attempt: Attempt | None = None
         self.payload: Payload | None = None
         self.ready = False
@@ -113,7 +121,12 @@ class Slot:
         self.base_rss_bytes = 0
         self.peak_rss_bytes = 0
         own = {WORKER_TOKEN_NAME: token, TOKEN_NAME: run_token}
-        self._start(name, {**env, **environment(cpus), **own}, cpus, log_level, inherit, objects, own_output)
+        env = {**env, **environment(cpus), **own}
+        try:
+            self._start(name, env, cpus, log_level, inherit, objects, own_output, results)
+        except BaseException:
+            self.line.close()
+            raise
         self.size = size(self.pid)
 
     def _start(
@@ -125,6 +138,7 @@ class Slot:
         inherit: tuple[int, ...],
         objects: str | None,
         own_output: bool,
+        results: str | None,
     ) -> None:
         from procflow.executors.launch import WorkerProcess
         from procflow.working import worker
@@ -134,8 +148,11 @@ class Slot:
         pidfd = -1
         try:
             # Both ends below stay open in the child only: with a copy here, its death would never be seen.
-            args = (theirs.fileno(), os.getpid(), cpus, log_level, objects)
+            packets = self.line.far_fd
+            mark = self.line.mark if own_output else b""
+            args = (theirs.fileno(), packets, os.getpid(), cpus, log_level, objects, results, mark)
             output_fd = write_fd if own_output else None
+            inherit = (*inherit, packets)
             self.process = WorkerProcess(worker.main, args, name, env, theirs.fileno(), output_fd, inherit)
             self.process.start()
             self.pid: int = self.process.pid
@@ -163,28 +180,54 @@ class Slot:
                 return
             time.sleep(0.005)
 
-    def send_attempt(self) -> bool:
-        """Send the attempt, and its call if this worker does not know it; True where all of it is on its way.
+    def send_attempt(self, behind: bool = False) -> bool:
+        """Send the attempt, and its function if this worker does not know it; True where all of it is on its way.
 
-        OSError where the worker's end is gone, ExecutorError never.
+        ``behind``: it follows another whose outcome has come but may not be noted yet. OSError where the worker's end is
+        gone, ExecutorError never.
         """
         attempt, payload = self.attempt, self.payload
         assert attempt is not None
         assert payload is not None
-        digest = payload.digest
-        data = frame(wire.plain_run(attempt, digest))
-        known = self.known
-        if digest not in known:
+        digest, known, stream = payload.digest, self.known, b""
+        if digest and digest not in known:
             known[digest] = None
             if len(known) > wire.KNOWN_CALLS:
                 del known[next(iter(known))]
-            data = frame((wire.PAYLOAD, digest, payload.folder, payload.data)) + data
-        self.size.begin(attempt)
+            stream = frame((wire.PAYLOAD, digest, payload.folder, payload.data))
+        message = wire.plain_run(attempt, digest, payload.rest, behind)
+        packet = packed(message)
+        if len(packet) > PACKET_BYTES:
+            stream += frame(message)
+            packet = packed((wire.LARGE, attempt.key))
+        self.begin()
         if not self.peak_rss_bytes:
             # So that a death before the first sample has a figure, too.
             self.note_peak()
+        self.streamed = bool(stream)
+        if not behind:
+            self.line.head_sent()
+        sent = self.outbox.send(self.channel_fd, stream) if stream else True
+        self.line.send(packet)
+        return sent
+
+    def begin(self) -> None:
+        """The attempt begins now, as far as the parent can tell."""
+        assert self.attempt is not None
+        self.size.begin(self.attempt)
         self.began = time.monotonic()
-        return self.outbox.send(self.channel_fd, data)
+
+    def send_ahead(self) -> None:
+        """Send on what waits in line, as far as the worker knows it and the socket takes it."""
+        line = self.line
+        while line.unsent:
+            attempt, payload = line.waiting[line.sent]
+            if payload.digest and payload.digest not in self.known:
+                return
+            packet = packed(wire.plain_run(attempt, payload.digest, payload.rest, True))
+            if len(packet) > PACKET_BYTES or not line.send(packet):
+                return
+            line.sent += 1
 
     def record(self, message: wire.Message) -> None:
         """Give a record of ``logging`` to the attempt's log."""
@@ -206,15 +249,23 @@ class Slot:
             return False
         if not self.ready:
             self.tail = (self.tail + data)[-TAIL_BYTES:]
-        elif self.attempt is not None and self.attempt.log is not None:
-            self.attempt.log.write(data)
+            return True
+        for key, part in self.line.parted(data):
+            attempt = self.attempt
+            if key and (attempt is None or attempt.key != key):
+                attempt = self.line.find(key)
+            if part and attempt is not None and attempt.log is not None:
+                attempt.log.write(part)
         return True
 
     def drain_output(self) -> None:
         """Give all that the output pipe holds to the attempt's log."""
         for _ in range(OUTPUT_READS):
             if not self.read_output():
-                return
+                break
+        rest = self.line.remainder()
+        if rest and self.attempt is not None and self.attempt.log is not None:
+            self.attempt.log.write(rest)
 
     def signal(self, number: int) -> None:
         """Signal the worker alone."""
@@ -284,6 +335,7 @@ class Slot:
 
     def hang_up(self) -> None:
         """Close the channel: an idle worker ends at the end of its stream. Harmless when done before."""
+        self.line.hang_up()
         if self.channel_fd >= 0:
             os.close(self.channel_fd)
             self.channel_fd = -1
@@ -291,6 +343,7 @@ class Slot:
     def close(self) -> None:
         """Close the descriptors; harmless when done before."""
         self.size.close()
+        self.line.close()
         for name in ("channel_fd", "output_fd", "pidfd"):
             fd = getattr(self, name)
             if fd >= 0:

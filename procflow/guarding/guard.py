@@ -40,15 +40,28 @@ class Guard:
         return self
 
     def open(
-        self, names: Iterable[str], slots: int, run_id: str, objects: str | None = None, commands: bool = False
+        self,
+        names: Iterable[str],
+        slots: int,
+        run_id: str,
+        objects: str | None = None,
+        commands: bool = False,
+        results: str | None = None,
     ) -> dict[str, Executor]:
         """The executors by name; ``ExecutorError`` where one can't be had here.
 
-        ``objects`` is their folder for large values. ``commands`` says that some steps are commands.
+        ``objects`` is their folder for large values. ``commands`` says that some steps are commands. ``results`` is as in
+        ``open_executor``.
         """
         for name in names:
             self._executors[name] = open_executor(
-                name, slots, run_id=run_id, token=self.token, inherit=(self._lease.fileno(),), objects=objects
+                name,
+                slots,
+                run_id=run_id,
+                token=self.token,
+                inherit=(self._lease.fileno(),),
+                objects=objects,
+                results=results,
             )
         processes: Any = self._executors.get("processes")
         if processes is not None:

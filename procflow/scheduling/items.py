@@ -207,7 +207,9 @@ class ItemRules(Attempts):
                 only = range(index, index + 1)
                 mapping.done(run, only, mapping.one(ref))
                 if iteration.changes:
-                    mapping.changed(run, ((key, only, mapping.one(ref)) for key, ref in states_seen.all_of(iteration.changes)))
+                    mapping.changed(
+                        run, ((key, only, mapping.one(ref)) for key, ref in states_seen.all_of(iteration.changes))
+                    )
                     self._clash(run, states_seen.conflict_of_items(run, run.unit.state))
                 run.kept = run.kept and iteration.kept
                 if run.unit.need is not None and run.successes >= run.unit.need:

@@ -230,7 +230,13 @@ class Ready:
         Only the most urgent task of the executor, if it declares nothing but one core and such tasks are short.
         ``lanes`` is how many attempts there are to be queued behind, ``queued`` how many tasks are.
         """
-        if self.held or self.most is not None or self._alone or self._exclusive is not None or self.budget.cpus[executor] >= 1:
+        if (
+            self.held
+            or self.most is not None
+            or self._alone
+            or self._exclusive is not None
+            or self.budget.cpus[executor] >= 1
+        ):
             return None
         first: _Shape | None = None
         for shape in self._shapes.values():

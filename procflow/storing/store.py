@@ -29,7 +29,7 @@ from procflow.storing.store_begin import ID_BITS, Print, RunRecord, Taken, utc_n
 from procflow.storing.store_rows import PLAIN_COLUMNS, Rows
 from procflow.storing.store_schema import COLUMNS, connect_writer, create_database, told
 from procflow.storing.store_seal import reseal, sealed
-from procflow.storing.store_tail import Tail, read_tail, tail_path, tails
+from procflow.storing.store_tail import Tail, read_tail, remove, tail_path, tails
 
 __all__ = ["ID_BITS", "Journal", "MemoryStore", "NullStore", "Print", "RunRecord", "Store", "Taken", "utc_now"]
 
@@ -133,7 +133,7 @@ class Store(Buffer):
         with self._transaction("what a killed run had received can't be recorded") as db:
             found = store_begin.unfinished(db, run_id)
         if found is None:
-            path.unlink(missing_ok=True)
+            remove(path)
             return 0
         if found.lock != lock:
             return 0
@@ -147,7 +147,7 @@ class Store(Buffer):
                 saved += 1
         self.commit()
         self._rows = None
-        path.unlink(missing_ok=True)
+        remove(path)
         return saved
 
     def record(self, event: Event) -> None:

@@ -7,17 +7,13 @@ the next session finds a tail, its records become rows before anything else happ
 
 The page cache survives the process, so the tail is never synced: against power loss there is the transaction. Records
 carry length and checksum, bodies are ``marshal`` of plain data; a torn last record is dropped. Only what ended well is
-worth keeping: everything else runs again anyway.
+worth keeping: everything else runs again anyway. Workers keep files of the same kind beside it (``worker_tail.py``).
 """
 
 from __future__ import annotations
 
 import contextlib
-import marshal
 import os
-import struct
-import zlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +21,11 @@ from procflow.attempt import Usage
 from procflow.events import AttemptFinished, Event, ItemsDone
 from procflow.ref import from_plain
 from procflow.storing.own_files import open_own
+from procflow.storing.tail_record import bodies, record
 
-__all__ = ["Tail", "read_tail", "tail_path", "tails"]
+__all__ = ["Tail", "read_tail", "remove", "tail_path", "tails"]
 
 FOLDER = "tails"
-_HEAD = struct.Struct("<II")
 
 
 class Tail:
@@ -47,9 +43,9 @@ class Tail:
         """Take an event if it is a result; it is written by the next ``note``."""
         if type(event) is AttemptFinished:
             if event.status == "succeeded" or event.status == "skipped":
-                self._waiting.append(_record(_finished(event)))
+                self._waiting.append(record(_finished(event)))
         elif type(event) is ItemsDone:
-            self._waiting.append(_record(_items(event)))
+            self._waiting.append(record(_items(event)))
 
     def note(self) -> None:
         """Write what waits; from here on a kill can't lose it. Raises OSError."""
@@ -77,13 +73,7 @@ class Tail:
         fd, self._fd = self._fd, -1
         os.close(fd)
         if empty:
-            with contextlib.suppress(OSError):
-                self.path.unlink()
-
-
-def _record(body: tuple[Any, ...]) -> bytes:
-    data = marshal.dumps(body)
-    return _HEAD.pack(len(data), zlib.crc32(data)) + data
+            remove(self.path)
 
 
 def _finished(e: AttemptFinished) -> tuple[Any, ...]:
@@ -114,20 +104,29 @@ def _indices(plain: tuple[int, ...]) -> range | tuple[int, ...]:
 
 
 def read_tail(path: Path) -> list[AttemptFinished | ItemsDone]:
-    """The events of a tail in order, up to a torn record."""
-    data = path.read_bytes()
-    return [_event(body) for body in _bodies(data)]
+    """The events of a tail and of those that workers kept beside it, each once, in order, up to a torn record."""
+    events: dict[tuple[Any, ...], AttemptFinished | ItemsDone] = {}
+    for one in (path, *beside(path)):
+        with contextlib.suppress(FileNotFoundError):
+            for event in map(_event, bodies(one.read_bytes())):
+                finished = type(event) is AttemptFinished
+                events.setdefault((event.key,) if finished else (event.key, event.indices), event)
+    return list(events.values())
 
 
-def _bodies(data: bytes) -> Iterator[tuple[Any, ...]]:
-    at = 0
-    while at + _HEAD.size <= len(data):
-        length, crc = _HEAD.unpack_from(data, at)
-        body = data[at + _HEAD.size : at + _HEAD.size + length]
-        if len(body) < length or zlib.crc32(body) != crc:
-            return
-        yield marshal.loads(body)
-        at += _HEAD.size + length
+def beside(path: Path) -> list[Path]:
+    """The files that workers have left beside a tail."""
+    try:
+        return sorted(other for other in path.parent.iterdir() if other.name.startswith(f"{path.name}+"))
+    except FileNotFoundError:
+        return []
+
+
+def remove(path: Path) -> None:
+    """Remove a tail with all that lies beside it."""
+    for one in (path, *beside(path)):
+        with contextlib.suppress(OSError):
+            one.unlink()
 
 
 def _event(body: tuple[Any, ...]) -> AttemptFinished | ItemsDone:
@@ -166,6 +165,7 @@ def tail_path(state_folder: Path, run_id: str) -> Path:
 def tails(state_folder: Path) -> list[str]:
     """Ids of runs that left a tail."""
     try:
-        return sorted(entry.name for entry in os.scandir(state_folder / FOLDER) if entry.stat().st_size)
+        found = {entry.name.partition("+")[0] for entry in os.scandir(state_folder / FOLDER) if entry.stat().st_size}
+        return sorted(found)
     except FileNotFoundError:
         return []

@@ -25,6 +25,7 @@ from procflow.executors import wire
 from procflow.executors.channel import WorkerEnd
 from procflow.failure import failure_from
 from procflow.machine.peak import Peak
+from procflow.storing.worker_tail import WorkerTail
 from procflow.values import objects
 from procflow.working.grant import grant
 from procflow.working.perform import perform
@@ -39,21 +40,32 @@ PR_SET_PDEATHSIG = 1
 HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGALRM)
 
 
-def main(channel_fd: int, parent_pid: int, cpus: int, log_level: int, folder: str | None = None) -> None:
+def main(
+    channel_fd: int,
+    packet_fd: int,
+    parent_pid: int,
+    cpus: int,
+    log_level: int,
+    folder: str | None = None,
+    results: str | None = None,
+    mark: bytes = b"",
+) -> None:
     """Serve the parent until it closes the channel. Called in a fresh process whose stdout is the output pipe.
 
-    ``folder`` is where large values are stored; without one they go through the channel.
+    ``folder`` is where large values are stored; without one they go through the channel. ``results`` is where a result is
+    kept before an attempt begins that was queued behind it, ``mark`` what is written to the output pipe then.
     """
     _belong_to(parent_pid)
     objects.FOLDER.set(folder)
     surroundings = Surroundings()
-    channel = WorkerEnd(_high(channel_fd))
+    channel = WorkerEnd(_high(channel_fd), _high(packet_fd))
     os.close(channel_fd)
+    os.close(packet_fd)
     _capture_logging(channel, log_level)
     usage = resource.getrusage(resource.RUSAGE_SELF)
     channel.send((wire.HELLO, os.getpid(), usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024))
     try:
-        _serve(channel, surroundings, cpus)
+        _serve(channel, surroundings, cpus, results, mark)
     except OSError:
         # In a forked child, or where the step closed the channel: nobody listens any more.
         surroundings.flush()
@@ -77,22 +89,25 @@ def _belong_to(parent_pid: int) -> None:
         return
 
 
-def _serve(channel: WorkerEnd, surroundings: Surroundings, cpus: int) -> None:
-    calls: dict[bytes, tuple[str | None, bytes] | StepCall] = {}
+def _serve(channel: WorkerEnd, surroundings: Surroundings, cpus: int, results: str | None, mark: bytes) -> None:
+    calls = Calls(channel)
     peak = Peak()
-    while (message := channel.receive()) is not None:
-        if message[0] == wire.PAYLOAD:
-            _, digest, folder, data = message
-            calls[digest] = (folder, data)
-            if len(calls) > wire.KNOWN_CALLS:
-                # The parent forgets in the same order, so it knows what is still here.
-                del calls[next(iter(calls))]
-            continue
-        _, key, digest, values, items, number, run_id, report_each, wanted, labels = message
+    tail = WorkerTail(results) if results is not None else None
+    last: tuple[tuple[Any, ...], wire.Message] | None = None
+    while (message := channel.claim()) is not None:
+        if message[0] == wire.LARGE:
+            message = calls.read(wire.RUN)
+        _, key, digest, values, items, number, run_id, report_each, wanted, labels, rest, about, behind = message
+        if behind:
+            # The parent may not have noted the last outcome: its own death must not cost more than what runs.
+            if tail is not None and last is not None:
+                tail.keep(*last)
+            if mark:
+                surroundings.mark(mark, key)
         if wanted != cpus:
             cpus = wanted
             grant(cpus)
-        outcome = _run(channel, calls, digest, key, values, items, number, run_id, report_each, labels, peak)
+        outcome = _run(channel, calls, digest, rest, key, values, items, number, run_id, report_each, labels, peak)
         surroundings.flush()
         if not channel.alive:
             os._exit(0)
@@ -101,15 +116,59 @@ def _serve(channel: WorkerEnd, surroundings: Surroundings, cpus: int) -> None:
         except Exception as error:
             message = wire.plain_outcome(Failed(key, failure_from(error)))
         channel.send(message)
+        last = (about, message)
         # While the parent is busy with the outcome.
         surroundings.restore()
         peak.reset()
 
 
+class Calls:
+    """The calls and functions that the parent has sent. It forgets in the same order, so it knows what is still here."""
+
+    def __init__(self, channel: WorkerEnd) -> None:
+        self._channel = channel
+        self._sent: dict[bytes, Any] = {}
+        self._made: dict[tuple[bytes, bytes], StepCall] = {}
+
+    def find(self, digest: bytes, rest: bytes) -> StepCall:
+        """The call of an attempt; raises whatever unpickling it raises."""
+        made = self._made.get((digest, rest))
+        if made is None:
+            if digest and digest not in self._sent:
+                while self.read(wire.PAYLOAD)[1] != digest:
+                    continue
+            sent = self._sent[digest] if digest else None
+            if type(sent) is tuple:
+                sent = self._sent[digest] = _open(*sent)
+            made = sent
+            if rest:
+                parts = pickle.loads(rest)
+                made = StepCall(*parts[:3], sent, *parts[4:]) if digest else StepCall(*parts)
+            if not isinstance(made, StepCall):
+                raise TypeError(f"the parent sent a {type(made).__name__}, not a call")
+            if len(self._made) >= wire.KNOWN_CALLS:
+                self._made.clear()
+            self._made[digest, rest] = made
+        return made
+
+    def read(self, kind: int) -> wire.Message:
+        """The next message of this kind on the channel; payloads on the way are remembered."""
+        while (message := self._channel.receive()) is not None:
+            if message[0] == wire.PAYLOAD:
+                _, digest, folder, data = message
+                self._sent[digest] = (folder, data)
+                if len(self._sent) > wire.KNOWN_CALLS:
+                    del self._sent[next(iter(self._sent))]
+            if message[0] == kind:
+                return message
+        raise OSError("the channel was closed")
+
+
 def _run(
     channel: WorkerEnd,
-    calls: dict[bytes, Any],
+    calls: Calls,
     digest: bytes,
+    rest: bytes,
     key: int,
     values: dict[str, Any],
     items: tuple[Any, ...] | None,
@@ -124,12 +183,9 @@ def _run(
 
     began = time.monotonic()
     try:
-        call = calls[digest]
-        if type(call) is tuple:
-            call = calls[digest] = _open(*call)
         return perform(
-            call,
-            wire.values_from(values),
+            calls.find(digest, rest),
+            wire.values_from(values) if values else {},
             items=wire.items_from(items),
             number=number,
             run_id=run_id,
@@ -146,13 +202,10 @@ def _run(
         return Failed(key, failure_from(error), Usage(time.monotonic() - began))
 
 
-def _open(folder: str | None, data: bytes) -> StepCall:
+def _open(folder: str | None, data: bytes) -> Any:
     if folder is not None and folder not in sys.path:
         sys.path.insert(0, folder)
-    call = pickle.loads(data)
-    if not isinstance(call, StepCall):
-        raise TypeError(f"the parent sent a {type(call).__name__}, not a call")
-    return call
+    return pickle.loads(data)
 
 
 def _high(fd: int) -> int:
@@ -185,6 +238,10 @@ class Surroundings:
         if fd == 0:
             return open(0, encoding="utf-8", errors="backslashreplace", closefd=False)
         return open(fd, "w", encoding="utf-8", errors="backslashreplace", buffering=1, closefd=False)
+
+    def mark(self, mark: bytes, key: int) -> None:
+        """Say in the output pipe that what comes now is printed by the attempt with this key."""
+        os.write(self._fds[1], mark + key.to_bytes(8, "little"))
 
     def flush(self) -> None:
         """Put what Python still buffers into the pipe."""
