@@ -255,3 +255,12 @@ def touch_and_share_memory(path: str) -> None:
     block = shared_memory.SharedMemory(create=True, size=1 << 16)
     Path(path).write_text(block.name)
     time.sleep(60)
+
+
+def touch(path: str) -> None:
+    Path(path).touch()
+
+
+def touch_and_wait(path: str, go: str) -> None:
+    Path(path).touch()
+    wait_for(go)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import operator
 import os
 import random
 import signal
@@ -11,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -452,7 +454,7 @@ def test_workers_start_only_as_attempts_need_them() -> None:
         assert len(children() - before) == 1
 
 
-def test_a_call_is_sent_once_to_a_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_function_is_sent_once_to_a_worker_whatever_the_calls(monkeypatch: pytest.MonkeyPatch) -> None:
     sent: list[bytes] = []
     send = Outbox.send
 
@@ -462,17 +464,19 @@ def test_a_call_is_sent_once_to_a_worker(monkeypatch: pytest.MonkeyPatch) -> Non
 
     monkeypatch.setattr(Outbox, "send", recording)
     with ProcessExecutor(1) as executor:
-        call = step_call("double", 1)
-        for key in range(1, 5):
+        calls = [step_call(lambda x: x + 1, 1)]
+        calls += [step_call(calls[0].function, k) for k in range(3)]
+        for key, call in enumerate(calls, 1):
             executor.submit(Attempt(key, call))
-            finish(executor)
-        data = executor._payloads.of(call).data
-    assert [data in frames for frames in sent] == [True, False, False, False]
+            assert value(finish(executor)[-1]) == call.args[0] + 1
+        data = {executor._payloads.of(call).data for call in calls}
+    assert len(data) == 1
+    assert [data.pop() in frames for frames in sent] == [True]
 
 
 def test_more_calls_than_a_worker_remembers_all_run() -> None:
     with ProcessExecutor(1) as executor:
-        calls = [step_call("double", k) for k in range(600)]
+        calls = [step_call(partial(operator.mul, k), 2) for k in range(600)]
         order = [*range(600), *range(600)]
         for key, k in enumerate(order):
             executor.submit(Attempt(key, calls[k]))

@@ -214,6 +214,9 @@ class WorkerEnd:
     def __init__(self, fd: int, packet_fd: int = -1) -> None:
         self.fd = fd
         self.packet_fd = packet_fd
+        self._poll = select.poll()
+        if packet_fd >= 0:
+            self._poll.register(packet_fd, select.POLLIN)
         self.inbox = Inbox()
         self._lock = threading.Lock()
         self._arrived: deque[Message] = deque()
@@ -232,10 +235,8 @@ class WorkerEnd:
                 packet = os.read(self.packet_fd, CHUNK_BYTES)
                 return unpacked(packet) if packet else None
             except BlockingIOError:
-                # The step made all its descriptors non-blocking.
-                poll = select.poll()
-                poll.register(self.packet_fd, select.POLLIN)
-                poll.poll(1000)
+                # Never by a read that waits: one that is killed as it wakes up would take the packet with it.
+                self._poll.poll()
 
     def receive(self) -> Message | None:
         """The next message; None at the end of the stream. OSError where the step closed the descriptor."""

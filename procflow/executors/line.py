@@ -22,6 +22,7 @@ from procflow.executors.payload import Payload
 __all__ = ["MARK_BYTES", "Line"]
 
 MARK_BYTES = 16
+"""How many bytes say that another attempt begins; its key follows."""
 KEY_BYTES = 8
 FIRST = b"\x1e"
 SOCKET_BYTES = 1 << 19
@@ -40,6 +41,7 @@ class Line:
         self._near, self._far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._near.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BYTES)
         self._near.setblocking(False)
+        self._far.setblocking(False)
         self._writer = 0
         self._rest = b""
 
@@ -66,7 +68,7 @@ class Line:
         keys: set[int] = set()
         while self._near.fileno() >= 0:
             try:
-                packet = self._far.recv(CHUNK_BYTES, socket.MSG_DONTWAIT)
+                packet = self._far.recv(CHUNK_BYTES)
             except BlockingIOError:
                 break
             keys.add(unpacked(packet)[1])

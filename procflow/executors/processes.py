@@ -180,7 +180,7 @@ class ProcessExecutor:
             raise ExecutorError("the executor is closed")
         payload = self._payloads.of(attempt.call)
         now = time.monotonic()
-        slots = [slot for slot in self._running.values() if not slot.stage]
+        slots = [slot for slot in self._running.values() if slot.stage in ("", "spawn")]
         young = [slot for slot in slots if slot.began > now - YOUNG_S]
         slot = min(young or slots, key=lambda slot: len(slot.line.waiting), default=None)
         if slot is None:

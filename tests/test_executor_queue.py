@@ -1,0 +1,242 @@
+"""Attempts queued behind others in a worker: they begin in order, cost nothing where they don't, and print to their own logs."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from executor_contract import LONG_S, Log, attempt, finish, is_final, step_call, value
+
+from procflow.attempt import Attempt, Failed, Lost, Outcome, Returned, Started, Succeeded
+from procflow.executors import processes
+from procflow.executors.processes import ProcessExecutor
+from procflow.values import objects
+
+
+@pytest.fixture
+def executor(monkeypatch: pytest.MonkeyPatch) -> Iterator[ProcessExecutor]:
+    """One warm worker; what waits is given back only when the test wants it."""
+    monkeypatch.setattr(processes, "YOUNG_S", 10 * LONG_S)
+    with ProcessExecutor(1) as started:
+        started.submit(attempt(1000, "double", 1))
+        finish(started)
+        yield started
+
+
+def lost(outcome: Outcome) -> Lost:
+    assert isinstance(outcome, Lost), outcome
+    return outcome
+
+
+def log_of(one: Attempt) -> Log:
+    assert isinstance(one.log, Log)
+    return one.log
+
+
+def mark(folder: Path, key: int) -> Attempt:
+    return attempt(key, "touch", str(folder / f"began-{key}"))
+
+
+def began(folder: Path) -> set[int]:
+    return {int(path.name.removeprefix("began-")) for path in folder.glob("began-*")}
+
+
+def until(executor: ProcessExecutor, condition: Callable[[], bool]) -> list[Outcome]:
+    outcomes: list[Outcome] = []
+    end = time.monotonic() + LONG_S
+    while not condition():
+        assert time.monotonic() < end
+        outcomes += executor.wait(time.monotonic() + 0.01)
+    return outcomes
+
+
+def hold(executor: ProcessExecutor, folder: Path) -> Callable[[], None]:
+    """An attempt with the key 1 runs until the function is called."""
+    go = folder / "go"
+    executor.submit(attempt(1, "touch_and_wait", str(folder / "began-1"), str(go)))
+    until(executor, lambda: 1 in began(folder))
+    return go.touch
+
+
+def ends(outcomes: list[Outcome]) -> dict[int, type]:
+    finals = [outcome for outcome in outcomes if is_final(outcome)]
+    assert len({outcome.key for outcome in finals}) == len(finals), "every attempt ends once"
+    return {outcome.key: type(outcome) for outcome in finals}
+
+
+def test_queued_attempts_run_in_order_and_each_prints_to_its_own_log(executor: ProcessExecutor) -> None:
+    attempts = [attempt(key, "shout", f"word-{key}") for key in range(1, 9)]
+    executor.submit(attempts[0])
+    for one in attempts[1:]:
+        executor.queue(one)
+    assert executor.running == 8
+    outcomes = finish(executor, 8)
+    finals = [outcome for outcome in outcomes if is_final(outcome)]
+    assert [outcome.key for outcome in finals] == list(range(1, 9))
+    for one, outcome in zip(attempts, finals, strict=True):
+        word = value(outcome)
+        log = log_of(one)
+        assert sorted(log.data.decode().split("\n")) == ["", f"err {word}", f"out {word}"]
+        assert [record[2] for record in log.records] == [f"logged {word}"]
+        assert log.closed == 1
+    assert executor.running == 0
+
+
+def test_a_queued_attempt_begins_when_the_one_before_it_has_ended(executor: ProcessExecutor, tmp_path: Path) -> None:
+    release = hold(executor, tmp_path)
+    executor.queue(attempt(2, "sleep", 0.5))
+    assert executor.wait(time.monotonic() + 0.1) == []
+    release()
+    outcomes = finish(executor)
+    assert [type(outcome) for outcome in outcomes] == [Succeeded, Started]
+    assert outcomes[1].key == 2
+    (second,) = finish(executor)
+    assert isinstance(second, Succeeded)
+    assert second.usage.wall_s < 5
+
+
+def test_what_waits_behind_a_long_attempt_is_given_back_and_never_begins(
+    executor: ProcessExecutor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processes, "YOUNG_S", 0.02)
+    release = hold(executor, tmp_path)
+    waiting = [mark(tmp_path, key) for key in (2, 3)]
+    for one in waiting:
+        executor.queue(one)
+    assert ends(finish(executor, 2)) == {2: Returned, 3: Returned}
+    assert [log_of(one).closed for one in waiting] == [1, 1]
+    release()
+    assert ends(finish(executor)) == {1: Succeeded}
+    assert value(finish_one(executor, attempt(4, "double", 4))) == 8
+    assert began(tmp_path) == {1}
+
+
+def finish_one(executor: ProcessExecutor, one: Attempt) -> Outcome:
+    executor.submit(one)
+    return finish(executor)[-1]
+
+
+def test_a_worker_that_is_killed_costs_what_runs_and_gives_back_what_waits(
+    executor: ProcessExecutor, tmp_path: Path
+) -> None:
+    hold(executor, tmp_path)
+    waiting = [mark(tmp_path, key) for key in (2, 3, 4)]
+    for one in waiting:
+        executor.queue(one)
+    os.kill(executor._running[1].pid, signal.SIGKILL)
+    outcomes = finish(executor, 4)
+    assert ends(outcomes) == {1: Lost, 2: Returned, 3: Returned, 4: Returned}
+    assert [log_of(one).closed for one in waiting] == [1, 1, 1]
+    assert began(tmp_path) == {1}
+    assert executor.running == 0
+
+
+def test_an_attempt_that_kills_its_worker_costs_no_other(executor: ProcessExecutor, tmp_path: Path) -> None:
+    executor.submit(mark(tmp_path, 1))
+    executor.queue(mark(tmp_path, 2))
+    executor.queue(attempt(3, "die_by", int(signal.SIGKILL)))
+    executor.queue(mark(tmp_path, 4))
+    outcomes = finish(executor, 4)
+    assert ends(outcomes) == {1: Succeeded, 2: Succeeded, 3: Lost, 4: Returned}
+    assert lost(next(o for o in outcomes if isinstance(o, Lost))).failure.signal == signal.SIGKILL
+    assert began(tmp_path) == {1, 2}
+
+
+def test_a_queued_attempt_that_is_to_be_killed_is_given_back(executor: ProcessExecutor, tmp_path: Path) -> None:
+    release = hold(executor, tmp_path)
+    executor.queue(mark(tmp_path, 2))
+    executor.queue(mark(tmp_path, 3))
+    executor.kill(3, "cancelled", 1.0)
+    assert ends(finish(executor, 2)) == {2: Returned, 3: Returned}
+    executor.kill(3, "cancelled", 1.0)
+    release()
+    assert ends(finish(executor)) == {1: Succeeded}
+    assert began(tmp_path) == {1}
+
+
+def test_killing_what_runs_gives_back_what_waits(executor: ProcessExecutor, tmp_path: Path) -> None:
+    hold(executor, tmp_path)
+    executor.queue(mark(tmp_path, 2))
+    executor.kill(1, "timeout", 0.2)
+    outcomes = finish(executor, 2)
+    assert ends(outcomes) == {1: Lost, 2: Returned}
+    assert lost(next(o for o in outcomes if isinstance(o, Lost))).failure.cause == "timeout"
+    assert began(tmp_path) == {1}
+
+
+def test_a_kill_of_an_attempt_that_has_begun_meanwhile_stops_it(executor: ProcessExecutor, tmp_path: Path) -> None:
+    executor.submit(mark(tmp_path, 1))
+    executor.queue(attempt(2, "touch_and_wait", str(tmp_path / "began-2"), str(tmp_path / "never")))
+    # Nobody listens, so as far as the parent knows the second one still waits.
+    end = time.monotonic() + LONG_S
+    while 2 not in began(tmp_path):
+        assert time.monotonic() < end
+        time.sleep(0.005)
+    executor.kill(2, "cancelled", 0.5)
+    assert ends(finish(executor, 2)) == {1: Succeeded, 2: Lost}
+
+
+def test_a_stopped_worker_gives_back_what_waits_and_runs_what_it_had_once(
+    executor: ProcessExecutor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processes, "YOUNG_S", 0.02)
+    (slot,) = executor._idle
+    os.kill(slot.pid, signal.SIGSTOP)
+    first = mark(tmp_path, 1)
+    executor.submit(first)
+    executor.queue(mark(tmp_path, 2))
+    assert ends(finish(executor)) == {2: Returned}
+    os.kill(slot.pid, signal.SIGCONT)
+    assert ends(finish(executor)) == {1: Succeeded}
+    assert began(tmp_path) == {1}
+    assert log_of(first).closed == 1
+
+
+def test_what_is_too_large_or_unknown_to_the_worker_follows_when_its_turn_comes(executor: ProcessExecutor) -> None:
+    factor = 3
+    data = bytes(1 << 20)
+    executor.submit(attempt(1, "double", 1))
+    executor.queue(attempt(2, lambda x: x * factor, 2))
+    executor.queue(Attempt(3, step_call("echo", objects_lookup()), values={"x": objects.pack(data)}, log=Log()))
+    executor.queue(attempt(4, "double", 4))
+    found = {outcome.key: value(outcome) for outcome in finish(executor, 4) if isinstance(outcome, Succeeded)}
+    assert found == {1: 2, 2: 6, 3: data, 4: 8}
+
+
+def objects_lookup() -> Any:
+    from procflow.call import Lookup
+
+    return Lookup("x")
+
+
+def test_attempts_that_fail_or_leave_things_behind_hurt_no_other(executor: ProcessExecutor) -> None:
+    names = ["fail", "replace_stdout", "double", "close_fds", "double"]
+    arguments: list[tuple[Any, ...]] = [("no",), (), (1,), (), (2,)]
+    attempts = [attempt(key, name, *args) for key, (name, args) in enumerate(zip(names, arguments, strict=True), 1)]
+    executor.submit(attempts[0])
+    for one in attempts[1:]:
+        executor.queue(one)
+    assert list(ends(finish(executor, 5)).values()) == [Failed, Succeeded, Succeeded, Succeeded, Succeeded]
+
+
+def test_closing_leaves_what_waits_unbegun_and_closes_its_logs(tmp_path: Path) -> None:
+    with ProcessExecutor(1) as executor:
+        hold(executor, tmp_path)
+        waiting = [mark(tmp_path, key) for key in (2, 3)]
+        for one in waiting:
+            executor.queue(one)
+    assert [log_of(one).closed for one in waiting] == [1, 1]
+    assert began(tmp_path) == {1}
+
+
+def test_the_line_of_a_worker_that_starts_waits_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "YOUNG_S", 10 * LONG_S)
+    with ProcessExecutor(1) as executor:
+        executor.submit(attempt(1, "double", 1))
+        executor.queue(attempt(2, "double", 2))
+        assert ends(finish(executor, 2)) == {1: Succeeded, 2: Succeeded}
