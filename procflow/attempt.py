@@ -1,9 +1,10 @@
 """Attempt and its outcomes: what goes to an executor and what comes back.
 
-An executor gives exactly one final outcome (``Succeeded``, ``Skipped``, ``Failed``, ``Lost``, or ``Returned`` for one that
-was queued and never began) for every attempt it took, whatever the step did; ``Started`` and ``Progressed`` may come before. All records are plain data: no live
-exception, no user object. Three kinds of bad end stay apart: the step *failed* (it raised), the attempt was
-*lost* (its worker died or was killed), procflow itself broke (``InternalError``, never an outcome).
+An executor gives exactly one final outcome (``Succeeded``, ``Skipped``, ``Failed``, ``Lost``, or ``Returned`` for one
+that was queued and never began) for every attempt it took, whatever the step did; ``Started`` and ``Progressed`` may
+come before. All records are plain data: no live exception, no user object. Three kinds of bad end stay apart: the
+step *failed* (it raised), the attempt was *lost* (its worker died or was killed), procflow itself broke
+(``InternalError``, never an outcome).
 """
 
 from __future__ import annotations

@@ -54,11 +54,12 @@ def check(scheduler: Scheduler, cpus: dict[str, int], memory_bytes: int | None, 
         assert task.key == key
         assert task.state == "queued"
         assert key not in scheduler.running
-        assert task.clock is None and task.idle_clock is None, "the clocks of a queued task stand"
+        assert (task.clock, task.idle_clock) == (None, None), "the clocks of a queued task stand"
         unit = task.unit
-        assert unit.cpus == 1 and not unit.resources and unit.rate is None and task.memory_bytes is None
+        assert (unit.cpus, unit.resources, unit.rate, task.memory_bytes) == (1, {}, None, None)
         used_memory += task.reserved_bytes or 0
-        assert task.scope is not None and task.scope.unit.max_parallelism is None
+        assert task.scope is not None
+        assert task.scope.unit.max_parallelism is None
     budget = scheduler.ready.budget
     for name, total in cpus.items():
         assert budget.cpus[name] + used_cpus[name] == total, "cores are neither lost nor made"
@@ -142,7 +143,7 @@ class World:
         for action in actions:
             self.log.append(repr(action))
             if isinstance(action, Submit):
-                assert action.key not in self.out and action.key not in self.queued, "keys are unique"
+                assert action.key not in {*self.out, *self.queued}, "keys are unique"
                 assert action.after <= len(self.records), "a task builds on records that were made before"
                 assert not self._held(action) & self.released, "what was released is never given to a task"
                 if action.behind:

@@ -29,8 +29,8 @@ from procflow.graph import Unit
 from procflow.ref import Ref
 from procflow.scheduling import mapping, retries, states_seen
 from procflow.scheduling.actions import Kill, Measured
-from procflow.scheduling.runs import MapRun, ScopeRun, TaskRun
 from procflow.scheduling.queueing import Queueing
+from procflow.scheduling.runs import MapRun, ScopeRun, TaskRun
 from procflow.units import size_text
 
 __all__ = ["Attempts"]

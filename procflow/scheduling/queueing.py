@@ -1,10 +1,11 @@
 """Queueing: short tasks are handed out ahead, so that no worker waits for the parent between two of them. Pure.
 
-Where all cores of an executor are taken and its tasks have measured short, the most urgent ones are handed to it all the
-same, to be queued behind those that run. A queued task has not begun: it holds a place in its block and the memory that was learned of
-it, but no core; its clocks stand, nothing is recorded of it. It begins when the executor says so (``Started``), or its end says that it did:
-then it takes the core that the one before it gave back in the same turn. If its worker dies, or the one before it takes
-long, it is given back (``Returned``): it is ready as before, and no attempt was made.
+Where all cores of an executor are taken and its tasks have measured short, the most urgent ones are handed to it all
+the same, to be queued behind those that run. A queued task has not begun: it holds a place in its block and the
+memory that was learned of it, but no core; its clocks stand, nothing is recorded of it. It begins when the executor
+says so (``Started``), or its end says that it did: then it takes the core that the one before it gave back in the
+same turn. If its worker dies, or the one before it takes long, it is given back (``Returned``): it is ready as
+before, and no attempt was made.
 
 Only tasks that declare nothing but one core are queued, only behind attempts that began a moment ago, never past a
 more urgent task that waits for more, and no more of them than take ``ready.QUEUED_S`` together.

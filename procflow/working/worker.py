@@ -143,7 +143,7 @@ class Calls:
             made = sent
             if rest:
                 parts = pickle.loads(rest)
-                made = StepCall(*parts[:3], sent, *parts[4:]) if digest else StepCall(*parts)
+                made = StepCall(*(*parts[:3], sent, *parts[4:]) if digest else parts)
             if not isinstance(made, StepCall):
                 raise TypeError(f"the parent sent a {type(made).__name__}, not a call")
             if len(self._made) >= wire.KNOWN_CALLS:
