@@ -173,7 +173,7 @@ def test_the_last_lines_are_those_of_the_whole_file(tmp_path: Path, text: bytes,
 def test_a_log_on_a_terminal_shows_its_control_characters(folder: StateFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder.logs(RUN) / "fetch__sales" / "1.log").write_bytes(b"\x1b[2Jgone \xff\tz\r\n")
     shown = []
-    monkeypatch.setattr("procflow.cli.history.out", shown.append)
+    monkeypatch.setattr("procflow.cli.logs.out", shown.append)
     monkeypatch.setattr("procflow.cli.logs._on_terminal", lambda: True)
     invoke("logs", "last", "sales")
     assert shown == ["\\x1b[2Jgone \\xff    z"]
