@@ -166,8 +166,8 @@ def cut_url(tree: Any, names: Names, *key: str | int) -> Cut:
         return cut
     for part in parsed.parts if isinstance(parsed, Text) else (parsed,):
         if isinstance(part, Lookup):
-            cut.parts.append(names.bind(str(part), *key))
+            value = names.bind(str(part), *key)
+            cut.parts.append(value if isinstance(value, (Lookup, Text)) else str(value))
         else:
             cut.add(in_text(part), *key)
-    cut.parts = [part if isinstance(part, (int, str, Lookup)) else str(part) for part in cut.parts]
     return cut
