@@ -70,6 +70,11 @@ class Reply:
             raise Refused(f"{what}: the answer is not JSON ({error}): {quoted(self)}") from None
 
 
+def ping(source: Opened) -> None:
+    """Ask for nothing but an answer, whatever it is. Raises ``SourceDown`` and ``SourceSlow``."""
+    send("HEAD", source.url, what=str(source), timeout_s=source.connect_s)
+
+
 def quoted(reply: Reply) -> str:
     """The beginning of an answer, for a message."""
     text = masked(reply.text.strip())
