@@ -137,9 +137,6 @@ def samples(started: str, attempts: list[tuple[int, int, int, int]], until: floa
     }
     packed = encoded([number for row in attempts for number in row])
     line = {"samples": [[0.0, 1000, 0.0], [4.0, 300 << 20, 6.0], [until, 5000, until]], "attempts": packed}
-        "samples": [[0.0, 1000, 0.0], [4.0, 300 << 20, 6.0], [until, 5000, until]],
-        "attempts": encoded([n for row in attempts for n in row]),
-    }
     return json.dumps(head) + "\n" + json.dumps(line) + "\n"
 
 

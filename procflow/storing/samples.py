@@ -30,11 +30,11 @@ from procflow.events import AttemptFinished, Event, RunFinished
 from procflow.machine import rss
 from procflow.scheduling.actions import Measured
 from procflow.secrets import masked
-from procflow.showing.shape import Part, plain_of, shape_from
+from procflow.showing.shape import Part, part_of, plain_of, shape_from
 from procflow.storing.own_files import open_own
 from procflow.storing.store_begin import utc_now
 
-__all__ = ["GRAPH", "NAME", "Sampled", "Samples", "about_machine", "encoded", "packages", "read_graph", "read_samples"]
+__all__ = ["GRAPH", "NAME", "Sampled", "Samples", "encoded", "packages", "read_graph", "read_samples", "sampled"]
 
 NAME, GRAPH = "samples.jsonl", "graph.json"
 WRITE_S = 1.0
@@ -256,6 +256,19 @@ def _cpu_of(pid: int) -> float:
     except OSError:
         return 0.0
     return sum(map(int, fields[11:15])) * _TICK_S if len(fields) > 14 else 0.0
+
+
+@contextlib.contextmanager
+def sampled(
+    prepared: Any, folder: Path, meter: Meter, executors: Iterable[Any], clock: Callable[[], float]
+) -> Iterator[Samples]:
+    """Samples of a run that was prepared (``launch.Prepared``), open while it goes on."""
+    about = about_machine(prepared.machine, prepared.memory_bytes, prepared.workers)
+    samples = Samples(folder, meter, executors, shape=part_of(prepared.graph), about=about, clock=clock)
+    try:
+        yield samples
+    finally:
+        samples.close()
 
 
 def packages() -> list[str]:
