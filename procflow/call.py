@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 __all__ = ["INDEX", "ITEM", "SECRETS", "Kind", "Lookup", "Reducer", "StepCall", "Text"]
 
-Kind = Literal["transform", "shell", "merge", "split", "expand", "gate", "pooled", "fold", "query", "skill", "rest"]
+Kind = Literal["transform", "shell", "merge", "split", "expand", "gate", "pooled", "fold", "reduce", "query", "skill", "rest"]
 
 ITEM = "item"
 """The name under which a map's body reads its item, unless the map says ``as:``."""

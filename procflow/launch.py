@@ -15,7 +15,6 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Se
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from procflow import model, secrets
@@ -36,15 +35,15 @@ from procflow.machine.resources import Machine, budget, probe, warnings
 from procflow.machine.resources import workers as workers_of
 from procflow.preflight import check
 from procflow.result import Recorder, RunResult
+from procflow.report.spans import sending
 from procflow.resuming.continuing import asked, open_session
 from procflow.scheduler import Scheduler
 from procflow.secrets import MaskedWaiter
-from procflow.showing.shape import part_of
 from procflow.skills.installed import Installed
 from procflow.sources.kept import close_run
 from procflow.storing.failures_file import FailuresFile
 from procflow.storing.journal_objects import files_of_run
-from procflow.storing.samples import Samples, about_machine
+from procflow.storing.samples import sampled
 from procflow.storing.state_folder import StateFolder, fresh_run_id, locate, lock_name
 from procflow.units import Share
 from procflow.values.lazy_state import LazyState
@@ -214,7 +213,7 @@ def iterate(
     graph = prepared.graph
     file = prepared.source.path if prepared.source is not None else None
     with ExitStack() as stack:
-        observers = (*observers, *stack.enter_context(_spans()))
+        observers = (*observers, *stack.enter_context(sending(os.environ, log.warning)))
         mask = stack.enter_context(secrets.known({name: os.environ[name] for name in graph.secrets}))
         folder = StateFolder.open(locate(state_dir, file))
         name = lock_name(file, pipeline.name)
@@ -251,7 +250,7 @@ def iterate(
         run_folder = folder.open_run(prepared.run_id)
         recorder, failures = Recorder(prepared.workers, graph), FailuresFile(run_folder)
         stack.callback(failures.close)
-        samples = stack.enter_context(_samples(prepared, run_folder, meter, executors, watch.clock))
+        samples = stack.enter_context(sampled(prepared, run_folder, meter, executors.values(), watch.clock))
         logs = LogFolder(run_folder, on_line=_lines_to(observers), mask=mask)
         scheduler = _scheduler(session, executors)
         engine = Engine(
@@ -286,36 +285,6 @@ def _tell_of_troubles(engine: Engine, prepared: Prepared) -> None:
         log.warning(short, least, prepared.workers)
     for observer, error in engine.failed_observers:
         log.warning("%s failed and was left out: %s: %s", type(observer).__name__, type(error).__name__, error)
-
-
-@contextmanager
-def _spans() -> Iterator[Sequence[Observer]]:
-    """What sends the run to OpenTelemetry, where an endpoint is configured; the library is imported only then."""
-    names = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
-    if not any(os.environ.get(name, "").strip() for name in names):
-        yield ()
-        return
-    from procflow.report.spans import open_spans
-
-    spans = open_spans(os.environ, log.warning)
-    try:
-        yield () if spans is None else (spans,)
-    finally:
-        if spans is not None:
-            spans.close()
-
-
-@contextmanager
-def _samples(
-    prepared: Prepared, folder: Path, meter: MemoryWatch, executors: Mapping[str, Executor], clock: Callable[[], float]
-) -> Iterator[Samples]:
-    """What reports will want to know besides the journal, written while the run goes on."""
-    about = about_machine(prepared.machine, prepared.memory_bytes, prepared.workers)
-    samples = Samples(folder, meter, executors.values(), shape=part_of(prepared.graph), about=about, clock=clock)
-    try:
-        yield samples
-    finally:
-        samples.close()
 
 
 def _record(session: Session, lock: str, params: Mapping[str, Any], options: Mapping[str, Any]) -> RunRecord:

@@ -302,6 +302,8 @@ class Map(Block):
     function: Function | None = Field(None, description="called with each item, then inputs and params")
     steps: tuple[AnyStep, ...] | None = Field(None, min_length=1, strict=False, description="steps for each item")
     batch: int | None = Field(None, ge=1, le=1_000_000, description="items in one task; default measured")
+    reduce: Function | None = Field(None, description="module:name of the value so far and a result: folds in item order")
+    initial: Any = Field(None, description="with reduce, the value before the first result")
 
     model_config = ConfigDict(populate_by_name=True)
     refused: ClassVar[Mapping[str, str]] = {"outputs": _BLOCK_REFUSED["outputs"]}
@@ -316,6 +318,10 @@ class Map(Block):
         elif steps is not None:
             refused = {k: v for k, v in _BLOCK_REFUSED.items() if k not in cls.refused}
             yield from cls.not_honoured(given, refused | {"batch": "only a function is called in batches"})
+        if given.get("reduce") is not None and given.get("merge") is not None:
+            yield "merge", "reduce makes one value of the results, so there is nothing to merge: keep one of them"
+        if "initial" in given and given.get("reduce") is None:
+            yield "initial", "works only with reduce"
         if "as" in given and "item_name" in given:
             yield "item_name", "as and item_name are the same: keep as"
 

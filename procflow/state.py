@@ -19,10 +19,12 @@ from typing import Any, NoReturn
 from procflow.call import Reducer
 from procflow.errors import ProcflowError
 
-__all__ = ["MARK", "REDUCERS", "State", "StateError", "fold", "initial_value", "leaves"]
+__all__ = ["MARK", "REDUCERS", "SO_FAR", "WAITING", "State", "StateError", "fold", "initial_value", "leaves"]
 
 MARK = "@"
 """Changes of the state ``totals`` travel under the name ``@totals``, which no value can have."""
+SO_FAR, WAITING = "@so_far", "@waiting"
+"""Names under which the fold of a map reads the value so far and the results that come next."""
 REDUCERS = ("append", "add", "union", "merge", "replace")
 MAX_DEPTH = 100
 

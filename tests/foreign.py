@@ -11,7 +11,8 @@ from procflow.api import Pipeline
 from procflow.dialects import Reading
 from procflow.dialects.translating import Translated, translate
 from procflow.errors import PipelineError
-from procflow.loader import load_pipeline, load_text, read_tree
+from procflow.loader import _in_own_words, _validated, load_pipeline, load_text, read_tree
+from procflow.model import Pipeline as Record
 from procflow.result import RunResult
 from procflow.testing import Act, Script, run_fake
 
@@ -51,6 +52,10 @@ class Foreign:
             return [str(problem) for problem in error.problems]
         return []
 
+    def record(self) -> Record:
+        """The validated pipeline, with the places of its mistakes as ``load_pipeline`` tells them."""
+        return _validated(*_in_own_words(*read_tree(self.text, self.name, FOLDER), self.reading), Record).pipeline
+
     def pipeline(self, folder: Path) -> Pipeline:
         """The pipeline as ``load`` gives it, from a file."""
         file = folder / self.name
@@ -60,12 +65,7 @@ class Foreign:
 
     def run(self, script: Script | None = None, slots: int = 8, **params: Any) -> RunResult:
         """Run it in fake time; helper steps of procflow's take none."""
-        tree, source = read_tree(self.text, self.name, FOLDER)
-        found = translate(tree, source, self.reading)
-        assert found is not None
-        from procflow.model import Pipeline as Record
-
-        return run_fake(Record.model_validate(found.plain), script=script, slots=slots, params=params)
+        return run_fake(self.record(), script=script, slots=slots, params=params)
 
     def outputs(self, **params: Any) -> dict[str, Any]:
         result = self.run(**params)

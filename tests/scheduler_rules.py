@@ -13,7 +13,7 @@ from procflow.events import AttemptFinished, AttemptStarted, RunFinished, StepFi
 from procflow.graph import TaskUnit
 from procflow.ref import Inline, Ref, Stored, stored_in
 from procflow.scheduler import Scheduler
-from procflow.scheduling.actions import Action, Kill, Measured, Record, Release, StopAsked, Submit, Tick
+from procflow.scheduling.actions import Action, Kill, Measured, Record, Release, Stall, StopAsked, Submit, Tick
 from procflow.scheduling.runs import MapRun, ScopeRun, TaskRun
 from procflow.scheduling.states import FINAL, TRANSITIONS
 
@@ -48,7 +48,7 @@ def check(scheduler: Scheduler, cpus: dict[str, int], memory_bytes: int | None, 
         assert task.key == key
         assert task.state == "running"
         used_cpus[task.unit.executor] += task.unit.cpus
-        used_memory += task.memory_bytes or 0
+        used_memory += task.reserved_bytes or 0
         used_resources.update(task.unit.resources)
     for key, task in scheduler.queued.items():
         assert task.key == key
@@ -246,7 +246,9 @@ class World:
     def _measure(self) -> None:
         """A random sample of memory: some over their limits, sometimes the run as a whole short."""
         rss = {key: self.random.choice([10**8, 2 * 10**9, 4 * 10**9]) for key in self.out}
-        self.send(Measured(rss, self.random.choice([10**9, sum(rss.values()), 3_900_000_000])))
+        stall = Stall(self.random.choice([0.0, 0.5]), self.random.choice([0.0, 0.9]), 2)
+        some = self.random.choice([None, stall])
+        self.send(Measured(rss, self.random.choice([10**9, sum(rss.values()), 3_900_000_000]), some))
 
     def _partial(self, key: int) -> Outcome:
         left = self.left.get(key)

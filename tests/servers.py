@@ -216,7 +216,7 @@ class _Handler(BaseHTTPRequestHandler):
             "method": self.command,
             "path": path,
             "query": query,
-            "headers": dict(self.headers.items()),
+            "headers": {name.lower(): value for name, value in self.headers.items()},
             "body": body,
         }
         self.server.asked.append({**asked, "at": time.monotonic()})

@@ -276,3 +276,30 @@ def test_nothing_of_a_removed_run_is_left_in_any_table(folder: Path) -> None:
     db.close()
     with History.open(StateFolder.open(".procflow", create=False)) as past:
         assert past.learned("p") is not None
+
+
+def test_logs_can_be_followed_to_the_end_of_the_run(folder: Path) -> None:
+    go = folder / "go"
+    wait = f"echo early >&2; while [ ! -e {go} ]; do sleep 0.05; done; echo late >&2"
+    write(
+        {"type": "shell", "name": "talk", "command": wait},
+        {"type": "shell", "name": "then", "command": "echo last >&2"},
+    )
+    env = {**os.environ, "PYTHONPATH": ROOT}
+    command = [sys.executable, "-m", "procflow"]
+    with subprocess.Popen([*command, "run", "p.yaml", "-q"], env=env) as live:
+        try:
+            deadline = time.monotonic() + LONG_S
+            while not list(folder.glob(".procflow/runs/*/logs/talk/1.log")):
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+            follow = subprocess.Popen([*command, "logs", "last", "-f"], env=env, stdout=subprocess.PIPE, text=True)
+            with follow:
+                assert follow.stdout is not None
+                assert [follow.stdout.readline() for _ in range(2)] == ["==> logs/talk/1.log <==\n", "early\n"]
+                go.touch()
+                assert follow.stdout.read() == "late\n==> logs/then/1.log <==\nlast\n"
+                assert follow.wait(LONG_S) == 0
+        finally:
+            go.touch()
+            live.wait(LONG_S)

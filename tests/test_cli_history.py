@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 from procflow import events as ev
 from procflow.attempt import Failure, Usage
 from procflow.cli import cli
-from procflow.cli.history import _last_lines
+from procflow.cli.logs import _last_lines
 from procflow.storing.state_folder import StateFolder
 from procflow.storing.store import RunRecord, Store
 from procflow.units import duration_text
@@ -173,8 +173,8 @@ def test_the_last_lines_are_those_of_the_whole_file(tmp_path: Path, text: bytes,
 def test_a_log_on_a_terminal_shows_its_control_characters(folder: StateFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder.logs(RUN) / "fetch__sales" / "1.log").write_bytes(b"\x1b[2Jgone \xff\tz\r\n")
     shown = []
-    monkeypatch.setattr("procflow.cli.history.out", shown.append)
-    monkeypatch.setattr("procflow.cli.history._on_terminal", lambda: True)
+    monkeypatch.setattr("procflow.cli.logs.out", shown.append)
+    monkeypatch.setattr("procflow.cli.logs._on_terminal", lambda: True)
     invoke("logs", "last", "sales")
     assert shown == ["\\x1b[2Jgone \\xff    z"]
 

@@ -315,6 +315,13 @@ def test_a_skipped_block_leaves_out_all_it_holds(day: int) -> None:
     assert outputs["merged"] == ({"x": 1, "y": 2, "day": 1} if day == 1 else {"day": 2})
 
 
+def test_what_is_promised_and_what_may_be_there_is_shown() -> None:
+    found = skill(
+        call("one", "x"), call("two", "y"), call("one", "z"), produces=["x"], optional_produces=["y", "absent"]
+    )
+    assert found.plain["show"] == ["x", "y"]
+
+
 def test_what_the_skill_promises_must_be_made() -> None:
     found = skill(call("one", "x", run_if=when("day", "equals", 1)), requires=["day"], produces=["x"])
     assert found.plain["show"] == ["x"]

@@ -1,4 +1,4 @@
-"""Content pipelines: the four shapes of a group, strategies, splitting and merging, the implicit way of data, and what is refused."""
+"""Content pipelines: the shapes of a group, strategies, splitting and merging, the way of data, and what is refused."""
 
 from __future__ import annotations
 
@@ -350,6 +350,7 @@ def test_one_by_one_holds_for_groups() -> None:
         ({"steps": [step(params={"x": "{{random}}"})]}, "steps[0].params.x: {{random}} would give another result"),
         ({"steps": [step(params={"x": "{{user.name}}"})]}, "steps[0].params.x: {{user.name}} means nothing here"),
         ({"steps": [step(params={"model": "n"})]}, "steps[0].params.model: the step names another model"),
+        ({"steps": [step("split_input", None, into=2, retry_count=3)]}, "steps[0].retry_count: unknown key"),
         ({"steps": [step("split_input", None)]}, "steps[0]: into how many parts?"),
         (
             {"steps": [step("split_input", None, into=3), step("parallel_group", None, steps=[step(), step()])]},

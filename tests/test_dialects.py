@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 from foreign import Foreign
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from procflow import PipelineError, load
@@ -314,6 +314,76 @@ def test_what_can_not_be_is_a_usage_error(
     code, _, said = told(capsys, *arguments)
     assert code == 2
     assert message in said
+
+
+# -- junk --------------------------------------------------------------------------------------------------------------
+
+JUNK = [
+    None, True, 0, -1, 1.5, "", "x", "a b", "${x}", "{{x}}", "${a.output}", "${loop.item}", "params", "item", 10**30,
+    [], {}, [1], ["x"], [[]],
+    [None], {"x": 1}, {"steps": []},
+]  # fmt: skip
+KEYS = [
+    "steps",
+    "type",
+    "name",
+    "output",
+    "run_if",
+    "inputs",
+    "params",
+    "next_step",
+    "loop_config",
+    "id",
+    "enabled",
+    "x",
+]
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    members = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [found for key, member in members for found in ((*path, key), *places(member, (*path, key)))]
+
+
+def spoiled(document: Any, data: st.DataObject) -> Any:
+    """The document with a value replaced, removed or added."""
+    made = json.loads(json.dumps(document))
+    for _ in range(data.draw(st.integers(1, 3))):
+        path = data.draw(st.sampled_from(places(made) or [()]))
+        at = made
+        for key in path[:-1]:
+            at = at[key]
+        what = data.draw(st.sampled_from(["put", "put", "remove", "add"]))
+        junk = json.loads(json.dumps(data.draw(st.sampled_from(JUNK))))
+        if path and what == "put":
+            at[path[-1]] = junk
+        elif path and what == "remove":
+            del at[path[-1]]
+        elif isinstance(at, dict):
+            at[data.draw(st.sampled_from(KEYS))] = junk
+        elif isinstance(at, list):
+            at.append(junk)
+    return made
+
+
+REAL = {
+    "step-ids": json.loads((EXAMPLES / "suppliers.json").read_text()),
+    "parallel-group": yaml.safe_load((EXAMPLES / "variants.yaml").read_text()),
+    "agent-builder": yaml.safe_load((EXAMPLES / "sales.md").read_text().split("---")[1]),
+}
+BOUND = [yaml.safe_load(file.read_text()) for file in EXAMPLES.glob("*.bindings.yaml")]
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.sampled_from(sorted(REAL)), st.data())
+def test_a_spoiled_document_is_read_or_refused_with_places(name: str, data: st.DataObject) -> None:
+    found = Foreign(spoiled(REAL[name], data), {key: to for each in BOUND for key, to in each.items()}, name)
+    refusal = None
+    try:
+        assert found.record().steps
+        yaml_text(found.plain)
+    except PipelineError as error:
+        refusal = error
+    assert refusal is None or all(problem.place is not None for problem in refusal.problems), refusal
 
 
 # -- examples ----------------------------------------------------------------------------------------------------------

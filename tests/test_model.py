@@ -17,6 +17,9 @@ HUGE = 10**400
 FN = "nightly:step"
 LEAVES: dict[str, dict[str, Any]] = {
     "transform": {"type": "transform", "function": FN},
+    "query": {"type": "query", "source": "db", "query": "SELECT {a}", "as": "arrow"},
+    "skill": {"type": "skill", "skill": "rate"},
+    "rest": {"type": "rest", "url": "https://host/{id}", "json": {"a": "{b}"}, "as": "response", "method": "PUT"},
     "shell": {"type": "shell", "command": ["true"]},
     "merge": {"type": "merge", "inputs": ["a", "b"]},
     "split": {"type": "split", "inputs": ["rows"], "into": 4},

@@ -30,7 +30,7 @@ from procflow.report.page import page
 from procflow.report.plots import curves, ticks, timeline
 from procflow.showing.shape import part_of, plain_of
 from procflow.storing.history import History
-from procflow.storing.samples import GRAPH, NAME
+from procflow.storing.samples import GRAPH, NAME, encoded
 from procflow.storing.state_folder import StateFolder
 from procflow.storing.store import RunRecord, Store, utc_now
 
@@ -135,7 +135,8 @@ def samples(started: str, attempts: list[tuple[int, int, int, int]], until: floa
         "packages": ["numpy 2.0"],
         "platform": "Linux",
     }
-    line = {"samples": [[0.0, 1000, 0.0], [4.0, 300 << 20, 6.0], [until, 5000, until]], "attempts": attempts}
+    packed = encoded([number for row in attempts for number in row])
+    line = {"samples": [[0.0, 1000, 0.0], [4.0, 300 << 20, 6.0], [until, 5000, until]], "attempts": packed}
     return json.dumps(head) + "\n" + json.dumps(line) + "\n"
 
 

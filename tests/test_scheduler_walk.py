@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from typing import Any
+from zlib import crc32
 
 import pytest
 from hypothesis import given, note, settings
@@ -12,6 +14,8 @@ from scheduler_rules import DEPTH, World, moves
 
 from procflow import model
 from procflow.compiler import compile_pipeline
+from procflow.graph import TaskUnit
+from procflow.learning.teaching import changed_tasks
 from procflow.scheduler import Scheduler
 from procflow.scheduling.actions import StopAsked
 from procflow.scheduling.states import TRANSITIONS
@@ -130,8 +134,15 @@ def outline(steps: tuple[Any, ...], indent: str = "") -> str:
     return "\n".join(lines)
 
 
+def learned(task: TaskUnit) -> TaskUnit:
+    """With what earlier runs might have taught of its memory: nothing, little, half of the budget, all of it."""
+    return replace(task, learned_bytes=[None, 10**8, 2 * 10**9, 4 * 10**9][crc32(task.label.encode()) % 4])
+
+
 def world_of(pipeline: model.Pipeline, seed: int, slots: int) -> World:
     graph = compile_pipeline(pipeline)
+    if seed % 2:
+        graph = replace(graph, root=changed_tasks(graph.root, learned))
     cpus = dict.fromkeys(graph.executors, slots)
     memory = 4_000_000_000
     scheduler = Scheduler(graph, slots=cpus, memory_bytes=memory, run_id="walk", depth=dict.fromkeys(cpus, DEPTH))

@@ -28,6 +28,14 @@ GOOD: dict[str, dict[str, Any]] = {
         "on_error": "continue",
         "tolerate": "2%",
         "show": "a",
+        "sources": {"a": "sqlite:///a.db", "b": {"url": "https://h", "headers": {"X": "y"}, "max_connections": 2, "timeout": "5s"}},
+        "skills": {
+            "a": {
+                "kind": "llm", "base_url": "https://h", "model": "m", "prompt": "{x}", "requires": ["x"],
+                "produces": {"y": "string"},
+            },
+            "b": {"kind": "rest", "url": "https://h", "json": {"a": 1}, "produces": {"z": {"type": "integer", "minimum": 1}}},
+        },
         "steps": [
             {
                 "type": "parallel", "name": "a", "max_parallelism": 2, "join": 1, "merge": "best_quality", "score": "m:f",
@@ -57,6 +65,13 @@ BAD: dict[str, dict[str, Any]] = {
         "steps": [{"type": "parallel", "steps": [{"function": "m:f", "on_error": "no"}]}],
     },
     "bad resource": {"name": "p", "limits": {"resources": {"d b": 1}}, "steps": [{"function": "m:f"}]},
+    "bad kind of source": {"name": "p", "sources": {"a": {"url": "x", "kind": "sqll"}}, "steps": [{"function": "m:f"}]},
+    "bad form of rows": {"name": "p", "steps": [{"type": "query", "source": "a", "query": "x", "as": "arow"}]},
+    "bad type of an output": {
+        "name": "p",
+        "skills": {"a": {"kind": "python", "function": "m:f", "produces": {"y": "text"}}},
+        "steps": [{"function": "m:f"}],
+    },
     "bad merge": {"name": "p", "steps": [{"type": "merge", "inputs": ["a"], "merge": "updat"}]},
 }
 

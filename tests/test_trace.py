@@ -19,7 +19,7 @@ from procflow.cli import cli
 from procflow.report.facts import Facts, Session, Try, read_facts
 from procflow.report.trace import events, write_trace
 from procflow.storing.history import History, RunRow
-from procflow.storing.samples import NAME
+from procflow.storing.samples import NAME, encoded
 from procflow.storing.state_folder import StateFolder
 from procflow.storing.store import RunRecord, Store, utc_now
 
@@ -52,7 +52,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StateFolder:
             store.record(event)
     line = {
         "samples": [[0.0, 1000, 0.0], [1.0, 2000, 1.5], [3.0, 500, 4.0]],
-        "attempts": [(1, 1, 20_000, 30_000), (2, 2, 10, 20), (3, 3, 10, 20)],
+        "attempts": encoded([1, 1, 20_000, 30_000, 2, 2, 10, 20, 3, 3, 10, 20]),
     }
     (folder.run(RUN) / NAME).write_text(
         json.dumps({"session": utc_now(), "workers": 2}) + "\n" + json.dumps(line) + "\n"

@@ -31,7 +31,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "recover": ("procflow.cli.recover:recover", "Save what can be read of a damaged journal."),
     "history": ("procflow.cli.history:history", "List the runs of a state folder."),
     "show": ("procflow.cli.history:show", "Show one run and its steps."),
-    "logs": ("procflow.cli.history:logs", "Print the logs of a run or of one step."),
+    "logs": ("procflow.cli.logs:logs", "Print the logs of a run or of one step."),
     "status": ("procflow.cli.status:status", "Say where a run stands."),
     "failures": ("procflow.cli.status:failures", "List what failed in a run."),
     "why": ("procflow.cli.why:why", "Say why a step would run again, and what has changed."),

@@ -1,4 +1,4 @@
-"""``procflow history``, ``show`` and ``logs``: what ran, how it went, and what it printed.
+"""``procflow history`` and ``show``: what ran and how it went.
 
 This file owns how the journal looks as text and as JSON. It only reads: it never writes to a state folder, and it works while a run
 is going on. Tables are plain text, so that they can be piped and mailed.
@@ -6,12 +6,9 @@ is going on. Tables are plain text, so that they can be piped and mailed.
 
 from __future__ import annotations
 
-import difflib
 import json
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -21,7 +18,6 @@ from procflow.cli.output import out
 from procflow.cli.reading import (
     duration,
     format_option,
-    found_label,
     found_run,
     json_text,
     local_time,
@@ -30,15 +26,13 @@ from procflow.cli.reading import (
     table,
     time_text,
 )
-from procflow.errors import StoreError
 from procflow.plaintext import clean, clean_lines, counted, shortened
 from procflow.showing.state_lines import preview, state_lines, state_values
 from procflow.storing.history import STATUSES, History, RunRow, SessionRow, StepRow
 
-__all__ = ["history", "logs", "show"]
+__all__ = ["history", "show"]
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
-READ_BYTES = 1 << 20
 
 
 @click.command()
@@ -90,87 +84,6 @@ def show(run: str | None, form: str, state_dir: str | None) -> None:
         for row in past.failures(found.run_id):
             for line in _failure_lines(past, row):
                 out(line)
-
-
-@click.command()
-@click.argument("run", required=False)
-@click.argument("step", required=False)
-@click.option("--item", metavar="I", help="Only this item of a map (items share the log of their batch).")
-@click.option("--attempt", metavar="N", type=click.IntRange(1), help="Only this attempt.")
-@click.option("--tail", metavar="N", type=click.IntRange(1), help="Only the last N lines of each log.")
-@state_option
-def logs(
-    run: str | None, step: str | None, item: str | None, attempt: int | None, tail: int | None, state_dir: str | None
-) -> None:
-    """Print the logs of a run, or of one of its steps.
-
-    RUN is an id or its beginning, or the word last. STEP is a label as show prints it (fetch/sales) or the last part of one.
-    """
-    with opened(state_dir) as past:
-        found = found_run(past, None if run == "last" else run)
-        label = found_label(past, found, step) if step is not None else None
-        rows = [
-            row
-            for row in past.steps(found.run_id, label=label)
-            if (item is None or row.covers(item)) and (attempt is None or row.attempt == attempt)
-        ]
-        if not rows and (item is not None or attempt is not None):
-            raise click.UsageError(_nothing(past, found, label, item))
-        # Tasks that gate or merge a block share its label, and so its log.
-        paths = dict.fromkeys(path for path in map(past.log, rows) if path is not None)
-        if not paths:
-            what = f"step {label}" if label is not None else f"run {found.run_id}"
-            click.echo(f"{clean(what)} wrote no log", err=True)
-        root = past.folder.run(found.run_id)
-        for path in paths:
-            if len(paths) > 1:
-                out(f"==> {clean(path.relative_to(root))} <==")
-            _print_log(path, tail)
-
-
-def _nothing(past: History, run: RunRow, label: str | None, item: str | None) -> str:
-    rows = list(past.steps(run.run_id, label=label))
-    if item is not None and not any(row.covers(item) for row in rows):
-        items = list(dict.fromkeys(row.item for row in rows if row.item))
-        near = difflib.get_close_matches(item, items, 3) or items[:10]
-        return f"there is no item {item!r}; " + (f"items are {', '.join(near)}" if near else "this step has no items")
-    tries = sorted({str(row.attempt) for row in rows if row.attempt and (item is None or row.covers(item))})
-    return f"there is no such attempt; there are {', '.join(tries[:20]) or 'none'}"
-
-
-def _print_log(path: Path, tail: int | None) -> None:
-    """As it is to a file or a pipe (bytes that are not UTF-8 spelled out); to a terminal with control characters spelled out."""
-    try:
-        lines: Iterable[bytes] = _last_lines(path, tail) if tail is not None else _chunks(path)
-        terminal = _on_terminal()
-        for line in lines:
-            text = line.decode("utf-8", "backslashreplace")
-            out("\n".join(clean_lines(text)) if terminal else text.removesuffix("\n"))
-    except OSError as error:
-        raise StoreError(f"{path}: can't be read: {error.strerror or error}") from error
-
-
-def _on_terminal() -> bool:
-    return sys.stdout.isatty()
-
-
-def _chunks(path: Path) -> Iterator[bytes]:
-    """Lines, none longer than ``READ_BYTES``: a log may be one line of many megabytes."""
-    with open(path, "rb") as file:
-        while line := file.readline(READ_BYTES):
-            yield line
-
-
-def _last_lines(path: Path, count: int) -> list[bytes]:
-    """The last lines of a file, read from its end."""
-    with open(path, "rb") as file:
-        at = file.seek(0, 2)
-        data = b""
-        while at > 0 and data.rstrip(b"\n").count(b"\n") < count:
-            size = min(at, 65536)
-            at = file.seek(at - size)
-            data = file.read(size) + data
-    return data.splitlines(keepends=True)[-count:]
 
 
 def _whole(past: History, run: RunRow) -> dict[str, Any]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -14,6 +15,9 @@ from procflow.errors import PipelineError, Problem, dotted
 from procflow.plaintext import clean, counted
 from procflow.units import Share
 
+if TYPE_CHECKING:
+    from procflow.launch import Prepared
+
 __all__ = ["validate"]
 
 
@@ -22,6 +26,7 @@ __all__ = ["validate"]
 @param_options
 @limit_options
 @dialect_options
+@click.option("--deep", is_flag=True, help="Import the functions, check what they take, and connect to the sources.")
 @click.option("--json", "as_json", is_flag=True, help="Print the outcome as a JSON object.")
 def validate(
     file: str,
@@ -35,11 +40,12 @@ def validate(
     dialect: str | None,
     bind: tuple[str, ...],
     bindings: str | None,
+    deep: bool,
     as_json: bool,
 ) -> int:
     """Check the pipeline in FILE: its text, names and references, functions, and limits of this machine.
 
-    Nothing is run and no module of yours is imported. All problems are listed at once.
+    Nothing is run, and no module of yours is imported unless with --deep. All problems are listed at once.
     """
     from procflow.launch import prepare
     from procflow.loader import load_pipeline
@@ -58,6 +64,8 @@ def validate(
             executor=executor,
             timeout=timeout,
         )
+        if deep:
+            _check_deep(ready)
     except PipelineError as error:
         if as_json:
             out(json.dumps({"file": file, "ok": False, "problems": [_plain(p) for p in error.problems]}, indent=2))
@@ -73,6 +81,17 @@ def validate(
     else:
         out(f"{clean(file)}: ok, {counted(steps, 'step')}")
     return 0
+
+
+def _check_deep(ready: Prepared) -> None:
+    """Raises ``PipelineError`` with what only imports and connections show."""
+    from procflow import secrets
+    from procflow.checking.deep import deep_check
+
+    with secrets.known({name: os.environ[name] for name in ready.graph.secrets}):
+        problems = deep_check(ready.graph)
+    if problems:
+        raise PipelineError(ready.source.locate(problems) if ready.source is not None else problems)
 
 
 def _plain(problem: Problem) -> dict[str, Any]:

@@ -6,18 +6,16 @@ What workers get are texts cut at the places of values, and argument trees for t
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from procflow.call import Lookup, StepCall, Text
-from procflow.compiling import template
-from procflow.compiling.bindings import BindingError, Bound, composed, in_sql, in_text, settled
+from procflow.call import StepCall
+from procflow.compiling.bindings import Bound, settled
 from procflow.compiling.build import Binder, Setting
 from procflow.compiling.declared import BoundSkill, BoundSource, Declared, asked_for, produced
-from procflow.compiling.names import NoValue, did_you_mean
-from procflow.compiling.surface import ROOTS, input_tree
+from procflow.compiling.names import did_you_mean
+from procflow.compiling.naming import Cut, Names, cut_sql, cut_url
 from procflow.errors import Loc
 from procflow.graph import RetrySpec, TaskUnit
 from procflow.model import AnyStep, Query, Rest, UseSkill
@@ -27,7 +25,6 @@ if TYPE_CHECKING:
 
 __all__ = ["call_of", "equipped", "waits"]
 
-_IDENTIFIER = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 _OWN_KEYS = {
     "sql": ("query",), "duckdb": ("query",), "redis": ("command",), "rest": ("query", "method", "headers", "body", "rows"),
     "mongodb": (
@@ -39,7 +36,6 @@ _ALIAS = {"body": "json", "form": "as"}
 BUSY = "ServiceBusy"
 """What a service raises that is busy or broken for now: 429 and 5xx."""
 BEHIND_S = 1.0
-BEHIND_S = 1.0
 _BUSY_RETRIES = RetrySpec(retries=4, delay_s=1.0, on=frozenset({BUSY}))
 
 
@@ -50,137 +46,6 @@ def call_of(step: Query | UseSkill | Rest, common: Common, bind: Binder, declare
     if isinstance(step, Rest):
         return _rest(step, common, bind)
     return _skill(step, common, bind, declared)
-
-
-@dataclass(slots=True)
-class _Names:
-    """What ``{name}`` means in one step; ``used`` are the params and inputs that were asked for."""
-
-    bind: Binder
-    params: dict[str, Any]
-    inputs: dict[str, Any]
-    used: set[str] = field(default_factory=set)
-
-    @classmethod
-    def of(cls, step: AnyStep, bind: Binder) -> _Names:
-        tree = bind(input_tree(step.inputs), "inputs")
-        if isinstance(step.inputs, dict):
-            return cls(bind, bind(step.params, "params") or {}, tree or {})
-        named = zip(step.inputs, tree or (), strict=False)
-        return cls(bind, bind(step.params, "params") or {}, {str(name): value for name, value in named})
-
-    def __call__(self, place: Bound, *key: str | int) -> Any:
-        """The value's tree; None, and a problem, where there is none."""
-        lookup = template.parse_reference(place.name)
-        for known in (self.params, self.inputs):
-            if lookup.name in known:
-                self.used.add(lookup.name)
-                return self._followed(known[lookup.name], lookup, key)
-        scope, facts = self.bind.scope, self.bind.scope.facts
-        if lookup.name not in ROOTS and not scope.has(lookup.name) and lookup.name in {*facts.params, *facts.unset}:
-            lookup = Lookup("params", (lookup.name, *lookup.path))
-        try:
-            return scope.resolve(lookup)
-        except NoValue as missing:
-            near = did_you_mean(lookup.name, [*self.params, *self.inputs, *facts.params])
-            self.bind.note(f"{place}: {missing.message}", *key, hint=near or missing.hint)
-            return None
-
-    def _followed(self, tree: Any, lookup: Lookup, key: tuple[str | int, ...]) -> Any:
-        for i, part in enumerate(lookup.path):
-            if isinstance(tree, Lookup):
-                return Lookup(tree.name, (*tree.path, *lookup.path[i:]))
-            try:
-                tree = template.follow(tree, (part,), lookup)
-            except template.ReferenceFailed as failed:
-                self.bind.note(str(failed), *key)
-                return None
-        return tree
-
-    def check_used(self, step: AnyStep) -> None:
-        """A problem for each param and input that nothing reads."""
-        for key, given in (("params", self.params), ("inputs", self.inputs)):
-            for i, name in enumerate(given):
-                if name not in self.used:
-                    at = i if key == "inputs" and not isinstance(step.inputs, dict) else name
-                    self.bind.note(
-                        f"{name!r} is not used", key, at, hint=f"write {{{name}}} where it belongs, or remove it"
-                    )
-
-    def text(self, tree: Any, key: str, *at: str | int, whole: bool = False) -> Any:
-        """A declared tree with values for places and references."""
-        try:
-            return composed(
-                template.parse(tree),
-                lambda place, loc: self(place, key, *at, *loc),
-                lambda lookup, loc: self.bind(str(lookup), key, *at, *loc),
-                whole,
-            )
-        except (BindingError, template.TemplateError) as error:
-            self.bind.note(error.message, key, *at, *error.loc, hint=getattr(error, "hint", ""))
-            return None
-
-
-@dataclass(slots=True)
-class _Cut:
-    """A text cut at its places: ``parts`` are texts and numbers of ``values``; a place named twice is one value."""
-
-    names: _Names
-    parts: list[Any] = field(default_factory=list)
-    values: list[Any] = field(default_factory=list)
-    known: dict[str, int] = field(default_factory=dict)
-
-    def add(self, pieces: list[Any], *key: str | int) -> None:
-        for piece in pieces:
-            if not isinstance(piece, Bound):
-                self.parts.append(piece)
-                continue
-            if piece.name not in self.known:
-                self.known[piece.name] = len(self.values)
-                self.values.append(self.names(piece, *key))
-            self.parts.append(self.known[piece.name])
-
-
-def _sql(text: str, names: _Names) -> _Cut:
-    """SQL: ``${...}`` may only stand for a name that is known before the run; values are bound."""
-    cut = _Cut(names)
-
-    def identifier(value: Any) -> str:
-        if not isinstance(value, str) or _IDENTIFIER.fullmatch(value) is None:
-            names.bind.note(
-                f"{str(value)[:60]!r} would be pasted into the query, and only the name of a table or column may be",
-                "query", hint="write {name} for a bound value",
-            )  # fmt: skip
-        return str(value)
-
-    bound = names.bind(text, "query", text=identifier)
-    if any(template.lookups(bound)):
-        found = next(str(lookup) for _, lookup in template.lookups(bound))
-        plain = "{" + found[2:-1] + "}"
-        names.bind.note(f"{found} would be pasted into the query", "query", hint=f"write {plain} for a bound value")
-        return cut
-    try:
-        cut.add(in_sql(bound if isinstance(bound, str) else ""), "query")
-    except BindingError as error:
-        names.bind.note(error.message, "query", hint=error.hint)
-    return cut
-
-
-def _url(tree: Any, names: _Names, *key: str | int) -> _Cut:
-    """A URL or path: values of ``{name}`` will be encoded, those of ``${name}`` stand as they are."""
-    cut = _Cut(names)
-    try:
-        parsed = template.parse(tree)
-    except template.TemplateError as error:
-        names.bind.note(str(error), *key)
-        return cut
-    for part in parsed.parts if isinstance(parsed, Text) else (parsed,):
-        if isinstance(part, Lookup):
-            cut.parts.append(names.bind(str(part), *key))
-        else:
-            cut.add(in_text(part), *key)
-    cut.parts = [part if isinstance(part, (int, str, Lookup)) else str(part) for part in cut.parts]
-    return cut
 
 
 # -- query -----------------------------------------------------------------------------------------------------
@@ -198,23 +63,24 @@ def _source(step: Query, bind: Binder, declared: Declared) -> BoundSource | None
 
 def _query(step: Query, common: Common, bind: Binder, declared: Declared) -> StepCall:
     source = _source(step, bind, declared)
-    names = _Names.of(step, bind)
+    names = Names.of(step, bind)
     if source is None:
         return StepCall("query", **common)
     if source.kind == "redis" and step.query is not None and step.command is None:
         step = step.model_copy(update={"command": step.query, "query": None})
     _fitting(step, source, bind)
     options: dict[str, Any] = {"source": dict(source.spec), "form": step.form}
-    cut = _Cut(names)
+    cut = Cut(names)
     if source.kind in ("sql", "duckdb"):
-        cut = _sql(step.query or "", names)
+        cut = cut_sql(step.query or "", names)
     elif source.kind == "rest":
-        cut = _url(step.query or "", names, "query")
+        cut = cut_url(step.query or "", names, "query")
         options |= {"method": step.method, "rows": step.rows, "headers": _headers(step.headers, names)}
         options["json"] = names.text(step.body, "json")
     elif source.kind == "redis":
         options["command"] = names.text(_words(step.command, bind), "command")
     else:
+        names.plain = True
         for key in (
             "collection",
             "filter",
@@ -267,7 +133,7 @@ def _words(command: Any, bind: Binder) -> list[Any]:
         return []
 
 
-def _headers(headers: Mapping[str, str], names: _Names) -> dict[str, Any]:
+def _headers(headers: Mapping[str, str], names: Names) -> dict[str, Any]:
     return {key: names.text(text, "headers", key) for key, text in headers.items()}
 
 
@@ -275,8 +141,8 @@ def _headers(headers: Mapping[str, str], names: _Names) -> dict[str, Any]:
 
 
 def _rest(step: Rest, common: Common, bind: Binder) -> StepCall:
-    names = _Names.of(step, bind)
-    cut = _url(step.url, names, "url")
+    names = Names.of(step, bind)
+    cut = cut_url(step.url, names, "url")
     options = {
         "parts": tuple(cut.parts), "method": step.method, "headers": _headers(step.headers, names), "form": step.form,
         "json": names.text(step.body, "json"), "text": names.text(step.text, "text"), "ok_codes": step.ok_codes,
@@ -290,7 +156,7 @@ def _rest(step: Rest, common: Common, bind: Binder) -> StepCall:
 
 def _skill(step: UseSkill, common: Common, bind: Binder, declared: Declared) -> StepCall:
     bound = declared.skills.get(step.skill)
-    names = _Names.of(step, bind)
+    names = Names.of(step, bind)
     if bound is None:
         if f"skill {step.skill}" not in declared.broken:
             near = did_you_mean(step.skill, (*declared.skills, *declared.installed))
@@ -319,7 +185,7 @@ def _skill(step: UseSkill, common: Common, bind: Binder, declared: Declared) -> 
     return StepCall("skill", function=function, kwargs=given, options=options, params=names.params, **common)
 
 
-def _of_kind(bound: BoundSkill, names: _Names) -> dict[str, Any]:
+def _of_kind(bound: BoundSkill, names: Names) -> dict[str, Any]:
     skill = bound.skill
 
     def found(place: Bound, loc: Loc) -> Any:
@@ -328,7 +194,7 @@ def _of_kind(bound: BoundSkill, names: _Names) -> dict[str, Any]:
     spec = {key: settled(tree, found) for key, tree in bound.spec.items() if key != "url"}
     if skill.kind == "rest":
         url = bound.spec.get("url")
-        cut = _Cut(names)
+        cut = Cut(names)
         cut.add(list(getattr(url, "parts", (url,))), "skill")
         return {
             **spec,
@@ -390,11 +256,6 @@ def equipped(setting: Setting, step: AnyStep, unit: TaskUnit) -> TaskUnit:
     return replace(
         unit, call=_limited(unit.call, {"timeout_s": _least(bound.skill.timeout, _behind(unit))}), retry=retry
     )
-
-
-def _behind(unit: TaskUnit) -> float | None:
-    """The clock of what was asked, a little behind that of the attempt: where its worker is stopped, a server gives up too."""
-    return None if unit.timeout_s is None else unit.timeout_s + BEHIND_S
 
 
 def _behind(unit: TaskUnit) -> float | None:

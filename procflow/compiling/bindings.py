@@ -15,7 +15,18 @@ from typing import Any
 from procflow.call import Lookup, Text
 from procflow.errors import Loc, ProcflowError
 
-__all__ = ["BindingError", "Bound", "Mixed", "composed", "in_sql", "in_text", "joined", "places", "settled"]
+__all__ = [
+    "BindingError",
+    "Bound",
+    "Mixed",
+    "composed",
+    "in_sql",
+    "in_text",
+    "joined",
+    "left_open",
+    "places",
+    "settled",
+]
 
 _REFERENCE = r"[^\W\d][\w-]*(?:\.[\w-]+)*"
 _BRACED = re.compile(rf"\{{\{{\s*({_REFERENCE})\s*\}}\}}|\{{\s*({_REFERENCE})\s*\}}")
@@ -120,20 +131,30 @@ class Mixed:
 
 
 def places(tree: Any, loc: Loc = ()) -> Iterator[tuple[Loc, Bound]]:
-    """Every place for a value in a tree that ``template.parse`` or ``composed`` made, with where it is."""
+    """Every place for a value in the texts of a declared tree, with where it is."""
     if isinstance(tree, str):
         yield from ((loc, piece) for piece in in_text(tree) if isinstance(piece, Bound))
-    elif isinstance(tree, Bound):
+    yield from _inside(tree, loc, places)
+
+
+def left_open(tree: Any, loc: Loc = ()) -> Iterator[tuple[Loc, Bound]]:
+    """Every place that ``composed`` has left open; texts in its tree are texts."""
+    if isinstance(tree, Bound):
         yield loc, tree
-    elif isinstance(tree, (Text, Mixed)):
-        for part in tree.parts:
-            yield from places(part, loc)
-    elif isinstance(tree, dict):
+    elif isinstance(tree, Mixed):
+        yield from ((loc, part) for part in tree.parts if isinstance(part, Bound))
+    yield from _inside(tree, loc, left_open)
+
+
+def _inside(
+    tree: Any, loc: Loc, find: Callable[[Any, Loc], Iterator[tuple[Loc, Bound]]]
+) -> Iterator[tuple[Loc, Bound]]:
+    if isinstance(tree, dict):
         for key, member in tree.items():
-            yield from places(member, (*loc, str(key)))
+            yield from find(member, (*loc, str(key)))
     elif isinstance(tree, (list, tuple)):
         for i, member in enumerate(tree):
-            yield from places(member, (*loc, i))
+            yield from find(member, (*loc, i))
 
 
 Find = Callable[[Any, Loc], Any]

@@ -31,6 +31,7 @@ from procflow.compiling.tasks import gate_of, hidden, leaf, limited, paced, poli
 from procflow.errors import Loc
 from procflow.graph import MapUnit, MergeSpec, ScopeUnit, TaskUnit, Unit
 from procflow.model import AnyStep, Block, Graph, Items, Map, Parallel, Sequence, Subpipeline
+from procflow.state import SO_FAR
 
 __all__ = ["members"]
 
@@ -207,7 +208,9 @@ def _map(build: Build, setting: Setting, step: Map, seat: Seat, scope: Scope) ->
             outer.note("a rate_limit counts items, so they can't go in batches", "batch", hint="leave it out")
     else:
         body = _steps_body(build, setting, step, seat, inside)
-    merge, merger = _merge(build, setting, step, seat)
+    merge, merger, fold = (*_merge(build, setting, step, seat), None)
+    if step.reduce is not None:
+        merge, merger, fold = _reduced(build, setting, step, seat, outer)
     is_block = step.function is None
     return MapUnit(
         **seat,
@@ -222,6 +225,7 @@ def _map(build: Build, setting: Setting, step: Map, seat: Seat, scope: Scope) ->
         need=_need(step),
         merge=merge,
         merger=merger,
+        reduce=fold,
         gate=gate_of(build, setting, step, seat, scope),
         expand=expand,
         body=body,
@@ -230,6 +234,20 @@ def _map(build: Build, setting: Setting, step: Map, seat: Seat, scope: Scope) ->
         batch=1 if step.rate_limit is not None or setting.rates else step.batch,
         state=setting.state,
     )
+
+
+def _reduced(
+    build: Build, setting: Setting, step: Map, seat: Seat, bind: Binder
+) -> tuple[MergeSpec, TaskUnit, TaskUnit]:
+    """How results become one value: the fold that ends the map, and the one that runs meanwhile."""
+    output = step.output or seat["name"]
+    options = {"initial": bind(step.initial, "initial"), "has_initial": "initial" in step.model_fields_set}
+    call = StepCall(
+        "reduce", seat["path"], seat["name"], function=step.reduce, outputs=(output,), options=options,
+        folder=setting.folder,
+    )  # fmt: skip
+    last = hidden(build, setting, step, seat, call)
+    return MergeSpec("task", output), last, replace(last, call=replace(call, outputs=(SO_FAR,)))
 
 
 def _function_body(build: Build, setting: Setting, step: Map, seat: Seat, bind: Binder) -> TaskUnit:

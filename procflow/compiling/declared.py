@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from procflow.call import Lookup, Text
 from procflow.compiling import template
-from procflow.compiling.bindings import BindingError, composed, places
+from procflow.compiling.bindings import BindingError, composed, left_open
 from procflow.compiling.names import Facts, NoValue, Scope, did_you_mean
 from procflow.compiling.surface import ROOTS, Surfaces, inner_steps
 from procflow.errors import Loc
@@ -128,7 +128,7 @@ def produced(skill: Skill) -> tuple[str, ...]:
 
 def asked_for(bound: BoundSkill) -> tuple[str, ...]:
     """The names that a skill needs values for: those it requires, and the places in its texts."""
-    roots = (place.name.partition(".")[0] for _, place in places(dict(bound.spec)))
+    roots = (place.name.partition(".")[0] for _, place in left_open(dict(bound.spec)))
     return tuple(dict.fromkeys([*bound.skill.requires, *(root for root in roots if root not in ROOTS)]))
 
 
@@ -292,7 +292,7 @@ def _skill(read: _Reader, name: str, skill: Skill, loc: Loc | None) -> BoundSkil
         "options": read(skill.options, "options"),
     }
     if skill.requires:
-        for (key, *at), place in places(texts):
+        for (key, *at), place in left_open(texts):
             root = place.name.partition(".")[0]
             if root not in skill.requires and root not in ROOTS:
                 hint = did_you_mean(root, skill.requires)

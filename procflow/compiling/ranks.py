@@ -122,7 +122,8 @@ def _scope(scope: ScopeUnit, expected: Expected, weights: Mapping[int, float], p
         body = _unit(scope.body, expected, weights, paths, tail)
         first = total if expected.hidden is not None else total + HIDDEN_S
         expand = replace(scope.expand, rank=first)
-        return replace(scope, body=body, expand=expand, rank=first, gate=gate, merger=merger)
+        reduce = _task(scope.reduce, first)
+        return replace(scope, body=body, expand=expand, rank=first, gate=gate, merger=merger, reduce=reduce)
     own = paths[id(scope)]
     members = tuple(
         _unit(member, expected, weights, paths, own[member.index] - weights[id(member)] + tail)

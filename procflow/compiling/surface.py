@@ -235,6 +235,8 @@ def _trees(step: AnyStep) -> Iterator[tuple[Loc, Any]]:
             yield ("items",), step.items
         elif getattr(step.items, "glob", None):
             yield ("items", "glob"), step.items.glob
+        if step.initial is not None:
+            yield ("initial",), step.initial
     if isinstance(step, Subpipeline):
         yield ("file",), step.file
 

@@ -44,7 +44,6 @@ _SKILL_KEYS = (
     "executor",
     "action",
     "hitl_enabled",
-    "version",
 )
 _ACTION_KEYS = ("type", "steps", "source", "credential_ref", "db_config_file", "timeout", "retry")
 _RUNTIME = "procflow.dialects.runtime"
@@ -137,9 +136,11 @@ class _Skill:
             presence = known.values.get(key)
             if presence is not None and presence.flag:
                 unsure[key] = f"${{{presence.flag}}}"
-        made.put("show", shown, listed)
         for part in self.root["optional_produces"].members():
-            part.text(required=True)
+            key = part.text(required=True)
+            if key in known.values and not known.values[key].flag and known.value_of(key) not in shown:
+                shown.append(known.value_of(key))
+        made.put("show", shown, listed)
         if not unsure:
             return []
         step = Made(listed, type="transform", name=self.pool.step_name("check_produces"))
@@ -312,6 +313,9 @@ class _Skill:
         yield Made(part, type="parallel", name=name).put("steps", members, part["steps"])
 
     def _conditional(self, part: Part, known: Known, name: str, index: str) -> Iterator[Made]:
+        for key in ("inputs", "output"):
+            if key in part:
+                part[key].fail("a conditional step has none: its branches read and write", on_key=True)
         condition = part["condition"]
         if not condition.mapping(required=True):
             return

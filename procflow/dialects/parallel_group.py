@@ -36,6 +36,8 @@ _STEP_KEYS = (
     "type", "step_type", "name", "description", "model", "params", "config", "enabled", "retry_count", "input_from", "for_each",
     "output_filename", "timeout",
 )  # fmt: skip
+_OWN_KEYS = ("type", "step_type", "name", "description", "enabled", "input_from", "params")
+"""Of steps that call no function of the user's."""
 _GROUP_KEYS = ("merge_strategy", "max_workers", "fail_fast", "timeout", "score")
 _ROOT_KEYS = (
     "name", "pipeline_name", "description", "version", "prompt", "input_type", "input_video", "input_image", "steps", "output_dir",
@@ -235,7 +237,7 @@ class _Content:
 
     def _group(self, part: Part, name: str, data: Data) -> tuple[list[Made], Data]:
         place = {key: found(part, key) for key in _GROUP_KEYS}
-        part.only((*_STEP_KEYS, *_GROUP_KEYS, "steps", "parallel_config"))
+        part.only((*_OWN_KEYS, *_GROUP_KEYS, "model", "retry_count", "steps", "parallel_config"))
         params = part["params"]
         if params.mapping():
             params.only((*_GROUP_KEYS, "parallel_steps", "steps"))
@@ -303,7 +305,8 @@ class _Content:
 
     def _split(self, part: Part, name: str, data: Data, members: int) -> tuple[list[Made], Data]:
         keys = ("strategy", "into")
-        part.only((*_STEP_KEYS, *keys))
+        part.only((*_OWN_KEYS, *keys))
+        part["params"].only(keys)
         place = {key: found(part, key) for key in keys}
         into = place["into"].whole(least=1) or members
         if not into:
@@ -319,7 +322,8 @@ class _Content:
 
     def _merge_results(self, part: Part, name: str, data: Data) -> tuple[list[Made], Data]:
         keys = ("merge_strategy", "strategy", "score")
-        part.only((*_STEP_KEYS, *keys))
+        part.only((*_OWN_KEYS, *keys))
+        part["params"].only(keys)
         place = {key: found(part, key) for key in keys}
         written = place["merge_strategy"] if place["merge_strategy"].is_there else place["strategy"]
         strategy = self._strategy(written, "merge_outputs")
@@ -334,7 +338,8 @@ class _Content:
     def _batch(self, part: Part, name: str, data: Data) -> tuple[list[Made], Data]:
         """Batches of the value, a map over them, and a merge of what it gives."""
         keys = ("batch_size", "max_workers", "merge_strategy", "score", "steps", "step")
-        part.only((*_STEP_KEYS, *keys))
+        part.only((*_OWN_KEYS, *keys))
+        part["params"].only(keys)
         place = {key: found(part, key) for key in keys}
         cut = Made(part, type="transform", name=f"{name}_batches", function=f"{_RUNTIME}:batches", inputs=[data.plain])
         cut.set("params", {"size": place["batch_size"].whole(1, least=1, required=True)}, place["batch_size"])

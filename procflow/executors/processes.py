@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 
 SILENT_S = 0.5
 """How long a worker that closed its channel may take to end."""
-SERVED = 100_000
+SERVED = 20_000
 """So many attempts are remembered for whoever wants to know which worker they went to."""
 YOUNG_S = 0.005
 """When an attempt has run for so long, what waits behind it is given back."""

@@ -23,7 +23,7 @@ from procflow.report.failures import advice, groups
 from procflow.report.figures import StepFigures, cores_used, shares, step_figures
 from procflow.report.plots import Curve, curves, ticks, timeline
 from procflow.showing.drawing import SHARED, STATUS_MARKS, svg
-from procflow.showing.layout import MOST_MEMBERS, MOST_TILES
+from procflow.showing.layout import MOST_MEMBERS, MOST_TILES, NARROW_W
 from procflow.showing.shape import MOST, Part
 from procflow.storing.history import History, RunRow
 from procflow.storing.state_folder import locate
@@ -55,7 +55,7 @@ def page(past: History, run: RunRow, now: datetime | None = None) -> str:
     facts = read_facts(past, run, now)
     view = _view(past, facts)
     view["css"] = Markup(SHARED + (HERE / "page.css").read_text("utf-8"))
-    for name in ("graph",):
+    for name in ("graph", "narrow"):
         view[name] = Markup(view[name])
     for plot in (view["timeline"], *view["curves"]):
         if plot is not None:
@@ -70,6 +70,7 @@ def _view(past: History, facts: Facts) -> dict[str, Any]:
     lanes = give_lanes(facts)
     critical = mark_critical(facts)
     found = groups(past, facts)
+    shape = facts.graph if facts.graph is not None else _flat(facts)
     where = "" if past.folder.path == locate() else f" --state-dir {shlex.quote(clean(past.folder.path))}"
     steps, rest = step_figures(facts, MOST_STEPS)
     most = max((step.work_s for step in (*steps, *([rest] if rest else []))), default=0.0)
@@ -85,7 +86,8 @@ def _view(past: History, facts: Facts) -> dict[str, Any]:
         "advice": advice(facts, found, where),
         "not_run": _named(facts.not_run, 12),
         "missing": [shortened(text, 400) for text in facts.missing],
-        "graph": svg(facts.graph if facts.graph is not None else _flat(facts), facts.outcomes, alone=False),
+        "graph": svg(shape, facts.outcomes, alone=False),
+        "narrow": svg(shape, facts.outcomes, alone=False, row_w=NARROW_W, arrow="narrow"),
         "arrows": facts.graph is not None,
         "squares": _squares(facts.graph),
         "timeline": timeline(facts, lanes),
@@ -251,7 +253,11 @@ def _environment(facts: Facts) -> list[tuple[str, str]]:
         ("File", run.file or ""),
         (
             "Asked for",
-            ", ".join(f"{key}={_json(value)}" for key, value in run.options.items() if value not in (None, [], {})),
+            ", ".join(
+                f"{key}={_json(value)}"
+                for key, value in run.options.items()
+                if key not in ("given", "lost") and value is not None
+            ),
         ),
         ("Process", str(run.pid)),
     ]

@@ -116,7 +116,9 @@ def _colours(facts: Facts) -> tuple[dict[str, int], list[tuple[int, str]]]:
     first = {each.label: each.start for each in reversed(facts.tries)}
     chosen.sort(key=lambda label: first[label])
     colours = {label: i + 1 for i, label in enumerate(chosen)}
-    legend = [(colour, shortened(label, 60)) for label, colour in colours.items()]
+    short = {label: label.rpartition("/")[2] for label in chosen}
+    unique = len(set(short.values())) == len(short)
+    legend = [(colour, shortened(short[label] if unique else label, 60)) for label, colour in colours.items()]
     if len(work) > len(chosen):
         legend.append((0, f"{len(work) - len(chosen):,} other steps"))
     return colours, legend

@@ -12,14 +12,15 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from procflow.attempt import Failure
 from procflow.events import AttemptFinished, BlockFinished, BlockStarted, Event, RunFinished, RunStarted, StepFinished
 from procflow.plaintext import shortened
 
-__all__ = ["Spans", "open_spans"]
+__all__ = ["Spans", "open_spans", "sending"]
 
 CLOSE_S = 3.0
 MOST_SPANS = 5000
@@ -27,6 +28,18 @@ MOST_SPANS = 5000
 MOST_BAD = 1000
 MOST_TEXT = 8000
 _LIBRARY = "opentelemetry"
+
+
+@contextmanager
+def sending(environ: Mapping[str, str], warn: Callable[[str], None]) -> Iterator[tuple[Any, ...]]:
+    """The observers that send a run to OpenTelemetry, open while it goes on; none where no endpoint is configured."""
+    names = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
+    spans = open_spans(environ, warn) if any(environ.get(name, "").strip() for name in names) else None
+    try:
+        yield () if spans is None else (spans,)
+    finally:
+        if spans is not None:
+            spans.close()
 
 
 def open_spans(environ: Mapping[str, str], warn: Callable[[str], None]) -> Spans | None:

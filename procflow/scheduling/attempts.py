@@ -118,6 +118,9 @@ class Attempts(Queueing):
         if task.role == "gate":
             self._begin(scope, self.records)
         elif task.role == "merger":
+            if task.unit.call.kind == "reduce" and isinstance(scope, MapRun) and task.unit is scope.unit.reduce:
+                self._folded(scope, outputs)
+                return
             if task.unit.call.kind == "fold":
                 self.folded = {name[1:]: ref for name, ref in outputs.items()}
             else:

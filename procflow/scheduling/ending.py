@@ -43,7 +43,8 @@ class Endings(Scopes):
             text = run.reason
         else:
             text = str(failure) if failure is not None and state == "failed" else ""
-        about: dict[str, object] = {"status": state, "reason": run.reason or text, "step": run.unit.label, "failures": text[:MOST_TEXT]}
+        about: dict[str, object] = {"status": state, "reason": run.reason or text, "step": run.unit.label}
+        about["failures"] = text[:MOST_TEXT]
         if run.item:
             about["failures"] = f"item {run.item}: {text}"[:MOST_TEXT] if text else ""
         about |= {"failure_count": int(state == "failed"), "wall_s": self._took_s(run)}

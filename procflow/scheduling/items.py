@@ -23,18 +23,20 @@ from procflow.events import (
 from procflow.graph import ScopeUnit, TaskUnit
 from procflow.ref import Element, Inline, Ref
 from procflow.scheduling import mapping, merge, states_seen
-from procflow.scheduling.attempts import Attempts
+from procflow.scheduling.folding import Fold, Folding, is_crowded
 from procflow.scheduling.runs import MapRun, ScopeRun, TaskRun, instantiate
 
 __all__ = ["ItemRules"]
 
 
-class ItemRules(Attempts):
+class ItemRules(Folding):
     """The rules of what happens to items."""
 
     def _begin_items(self, run: MapRun) -> None:
         """The items are known (or the map runs again): start what may start."""
         self._announce(run, run.size)
+        if run.unit.reduce is not None and run.fold is None:
+            run.fold = Fold()
         if run.attempt > 1:
             mapping.start_over(run)
         elif self.kept is not None:
@@ -45,7 +47,7 @@ class ItemRules(Attempts):
 
     def _feed(self, run: MapRun) -> None:
         """Keep one batch waiting for its start, or a bounded number of iterations open."""
-        if run.ending is not None or run.state != "running":
+        if run.ending is not None or run.state != "running" or is_crowded(run):
             return
         body = run.unit.body
         if isinstance(body, TaskUnit):
@@ -57,7 +59,7 @@ class ItemRules(Attempts):
             return
         assert isinstance(body, ScopeUnit)
         limit = run.unit.max_parallelism or max(4, 2 * sum(self.slots.values()))
-        while run.active < limit and mapping.has_work(run) and run.ending is None:
+        while run.active < limit and mapping.has_work(run) and run.ending is None and not is_crowded(run):
             items = mapping.take(run, 1)
             assert items is not None
             index = items.indices[0]
@@ -123,6 +125,7 @@ class ItemRules(Attempts):
         self._move(task, "succeeded")
         mapping.measure(run, len(task.items.indices), outcome.usage.wall_s or self._now - task.started_at)
         self._absorb(task, run, outcome)
+        self._fold(run)
         rest = mapping.remaining(task.items, task.reported or set())
         if rest:
             raise InternalError(f"{run.unit.label}: the executor reported no result for items {rest[:5]}")
@@ -187,6 +190,8 @@ class ItemRules(Attempts):
         label = "/".join((*run.labels, str(index)))
         run.failures[index] = failure
         run.failed += 1
+        if run.fold is not None and unit.on_error == "continue":
+            run.fold.settle((index,))
         self._count_own(run, 1)
         self._record(StepFinished(self._at(), unit.path, unit.label, label, "failed", attempts, (), failure, "", False))
         self._judge(run, f"item {index}")
@@ -219,6 +224,8 @@ class ItemRules(Attempts):
                 assert failure is not None
                 run.failures[index] = failure
                 run.failed += 1
+                if run.fold is not None and run.unit.on_error == "continue":
+                    run.fold.settle((index,))
                 # Its steps were counted as they failed; if the map runs again they are forgotten with the iteration.
                 run.own_failures += _failed_below(iteration)
                 self._judge(run, f"item {index}")
@@ -226,6 +233,7 @@ class ItemRules(Attempts):
             self._record(
                 StepProgress(self._at(), unit.path, unit.label, run.item, run.successes + len(run.failures), run.size)
             )
+        self._fold(run)
         self._feed(run)
         self._maybe_close(run)
 

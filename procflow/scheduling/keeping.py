@@ -24,6 +24,8 @@ class Keeping(Releasing):
         found = kept.task(task.unit.path, task.item, task.role) if task.role != "batch" else None
         if found is None or not self._unchanged(task, scope):
             return False
+        if task.unit.call.kind == "reduce" and not set(task.unit.call.outputs) <= found.outputs.keys():
+            return False  # a fold on the way
         for ref in [*found.outputs.values(), *(page for page, _ in found.pages)]:
             self._kept_refs[id(ref)] = ref
         task.kept = True

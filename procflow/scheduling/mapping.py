@@ -102,7 +102,9 @@ def again(run: MapRun, indices: Sequence[int]) -> None:
 
 
 def start_over(run: MapRun) -> None:
-    """The map runs again: every item that has no value yet may start."""
+    """The map runs again: every item that has no value yet may start; all of them where some are folded already."""
+    if run.fold is not None and run.fold.so_far is not None:
+        run.chunks, run.changed, run.successes, run.fold = [], None, 0, type(run.fold)()
     finished = {index for indices, _ in run.chunks for index in indices}
     run.again = [index for index in range(run.size) if index not in finished]
     run.cursor = run.size
@@ -115,6 +117,8 @@ def done(run: MapRun, indices: Indices, chunk: Ref | None) -> None:
     if type(chunk) is WithState:
         changed(run, chunk.state)
         chunk = chunk.value
+    if indices and chunk is not None and run.fold is not None:
+        run.fold.add(indices, chunk)
     if indices and chunk is not None:
         run.chunks.append((indices, chunk))
         run.successes += len(indices)

@@ -54,6 +54,8 @@ class Releasing(Turn):
         if isinstance(scope, MapRun):
             made += (ref for _, _, ref in scope.pages)
             made += (ref for _, ref in scope.chunks)
+            if scope.fold is not None:
+                made += [*scope.fold.files, *([scope.fold.so_far] if scope.fold.so_far is not None else ())]
         found = _files(made)
         if not found:
             return

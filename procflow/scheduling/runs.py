@@ -7,7 +7,7 @@ Only the scheduler changes these. They hold state and small questions about it; 
 from __future__ import annotations
 
 import heapq
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from procflow.attempt import Cause, Failure, Items
 from procflow.graph import MapUnit, ScopeUnit, TaskUnit, Unit
@@ -15,8 +15,12 @@ from procflow.ref import Ref
 from procflow.scheduling.states import FINAL, State
 from procflow.units import Share
 
-__all__ = ["MapRun", "Role", "ScopeRun", "TaskRun", "UnitRun", "instantiate"]
+if TYPE_CHECKING:
+    from procflow.scheduling.folding import Fold
 
+__all__ = ["Indices", "MapRun", "Role", "ScopeRun", "TaskRun", "UnitRun", "instantiate"]
+
+Indices = range | tuple[int, ...]
 Role = Literal["member", "gate", "expand", "merger", "batch"]
 
 
@@ -214,12 +218,12 @@ class MapRun(ScopeRun):
     are the open iterations by item. ``losses`` counts how often an item was among those that may have taken a
     worker down. ``memory_bytes`` is what a batch reserves after one ran out of memory; ``pressed`` makes the next
     batch run alone. ``unclean`` says that an iteration settled and was not clean. ``changed`` are the changes of the state
-    by key, with the items that made them.
+    by key, with the items that made them. ``fold`` says how far they are reduced, None where they are not.
     """
 
     __slots__ = (
-        "again", "alone", "changed", "charges", "chunks", "cursor", "expanded", "failures", "head", "item_s", "live", "losses",
-        "measured", "memory_bytes", "page", "pages", "pressed", "size", "unclean",
+        "again", "alone", "changed", "charges", "chunks", "cursor", "expanded", "failures", "fold", "head", "item_s", "live",
+        "losses", "measured", "memory_bytes", "page", "pages", "pressed", "size", "unclean",
     )  # fmt: skip
 
     unit: MapUnit
@@ -244,7 +248,8 @@ class MapRun(ScopeRun):
         self.item_s = 0.0
         self.measured = 0
         self.unclean = False
-        self.changed: dict[str, list[tuple[range | tuple[int, ...], Ref]]] | None = None
+        self.changed: dict[str, list[tuple[Indices, Ref]]] | None = None
+        self.fold: Fold | None = None
 
     @property
     def total(self) -> int:

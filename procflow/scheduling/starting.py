@@ -93,7 +93,9 @@ class Starting(Keeping):
             read[name] = ref
         if unit.call.state:
             read.update(states_seen.snapshot(task))
-        if task.role == "merger" and unit.call.kind != "fold":
+        if unit.call.kind == "reduce":
+            read.update(self._fold_values(task))
+        elif task.role == "merger" and unit.call.kind != "fold":
             read["results"] = values.for_merger(scope)
         if task.number == 0 and self.kept is not None:
             task.number = self.kept.attempts(unit.path, task.item_label)

@@ -2,7 +2,7 @@
 
 The scheduler is one class in layers, each in a file of its own, so that its rules can be read by subject:
 
-    turn <- releasing <- keeping <- starting <- queueing <- attempts <- items <- scopes <- ending <- scheduler
+    turn <- releasing <- keeping <- starting <- queueing <- attempts <- folding <- items <- scopes <- ending <- scheduler
 
 A layer calls those to its left; what it needs of those to its right is declared at the end of ``Turn``.
 """
@@ -157,6 +157,14 @@ class Turn:
 
     def _fill(self, task: TaskRun, scope: ScopeRun) -> bool:
         """Give a batch its items as it starts."""
+        raise NotImplementedError
+
+    def _folded(self, run: MapRun, outputs: Mapping[str, Ref]) -> None:
+        """Some results of a map were folded while others still come."""
+        raise NotImplementedError
+
+    def _fold_values(self, task: TaskRun) -> Mapping[str, Ref]:
+        """What a fold reads."""
         raise NotImplementedError
 
     def _absorb(self, task: TaskRun, run: MapRun, outcome: Progressed | Succeeded) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from html import escape
 
 from procflow.plaintext import clean, counted
-from procflow.showing.layout import HEAD, PAD, TILE, Arrow, Box, lay_out
+from procflow.showing.layout import HEAD, PAD, ROW_W, TILE, Arrow, Box, lay_out
 from procflow.showing.shape import ORDER, Outcome, Part, status_of
 from procflow.units import duration_text
 
@@ -39,7 +39,8 @@ svg{--bg:#fff;--ink:#1f2430;--dim:#667085;--line:#98a2b3;--box:#f8f9fb;--edge:#d
 SHARED = """
 .g text{font:12px system-ui,-apple-system,"Segoe UI",sans-serif;fill:var(--ink)}.g .n{font-weight:600}.g .d{fill:var(--dim);
 font-size:11px}.g rect.b{fill:var(--box);stroke:var(--edge)}.g rect.o{fill:none;stroke:var(--edge);stroke-dasharray:4 3}
-.g path.a{fill:none;stroke:var(--line);stroke-width:1.4}.g .h{fill:var(--line)}.g .k{fill:var(--off)}.g .k-succeeded{fill:var(--ok)}
+.g path.a{fill:none;stroke:var(--line);stroke-width:1.4;marker-end:var(--head)}.g .h{fill:var(--line)}
+.g .k{fill:var(--off)}.g .k-succeeded{fill:var(--ok)}
 .g .k-failed{fill:var(--bad)}.g .k-lost{fill:var(--lost)}.g .k-running{fill:var(--run)}.g .k-kept{fill:var(--kept)}
 .g .k-cancelled,.g .k-skipped{fill:var(--off)}.g rect.b-failed{stroke:var(--bad);stroke-width:2}.g rect.b-lost{stroke:var(--lost);
 stroke-width:2}.g rect.b-running{stroke:var(--run);stroke-width:2}
@@ -47,9 +48,19 @@ stroke-width:2}.g rect.b-running{stroke:var(--run);stroke-width:2}
 """Rules that a page needs, too; they use the colours of ``STYLE`` by name."""
 
 
-def svg(root: Part, outcomes: Mapping[str, Outcome] | None = None, *, alone: bool = True) -> str:
-    """The pipeline as SVG: a file of its own, or (``alone=False``) for a page that has the rules and colours."""
-    box = lay_out(root)
+def svg(
+    root: Part,
+    outcomes: Mapping[str, Outcome] | None = None,
+    *,
+    alone: bool = True,
+    row_w: float = ROW_W,
+    arrow: str = "arrow",
+) -> str:
+    """The pipeline as SVG: a file of its own, or (``alone=False``) for a page that has the rules and colours.
+
+    ``row_w`` is about how wide it may be, ``arrow`` the id of its arrow head, which no other drawing of the page may have.
+    """
+    box = lay_out(root, row_w)
     width, height = box.w, box.h
     lines = [
         f'<svg class="g" xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:.0f} {height:.0f}" '
@@ -59,10 +70,13 @@ def svg(root: Part, outcomes: Mapping[str, Outcome] | None = None, *, alone: boo
     if alone:
         lines += [f"<style>{STYLE}{SHARED}</style>", f'<rect class="bg" width="{width:.0f}" height="{height:.0f}"/>']
     lines.append(
-        '<defs><marker id="arrow" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" orient="auto">'
+        f'<defs><marker id="{arrow}" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" orient="auto">'
         '<path class="h" d="M0 0L8 4L0 8z"/></marker></defs>'
     )
+    # All arrows are in one group, which has their head.
+    lines.append(f'<g style="--head:url(#{arrow})">')
     _inside(box, 0.0, 0.0, outcomes, lines)
+    lines.append("</g>")
     return "\n".join([*lines, "</svg>"]) + "\n"
 
 
@@ -104,7 +118,7 @@ def _arrow(arrow: Arrow, x: float, y: float) -> str:
         middle = (y0 + y1) / 2
         straight = abs(x0 - x1) < 1
         path += f"L{x1:.0f} {y1:.0f}" if straight else f"C{x0:.0f} {middle:.0f} {x1:.0f} {middle:.0f} {x1:.0f} {y1:.0f}"
-    return f'<path class="a" d="{path}" marker-end="url(#arrow)"/>'
+    return f'<path class="a" d="{path}" />'
 
 
 def _title(part: Part, outcome: Outcome | None, status: str, with_run: bool) -> str:

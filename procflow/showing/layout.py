@@ -14,13 +14,13 @@ from dataclasses import dataclass, field
 
 from procflow.showing.shape import Part
 
-__all__ = ["Arrow", "Box", "lay_out"]
+__all__ = ["NARROW_W", "ROW_W", "Arrow", "Box", "lay_out"]
 
 NODE_W, NODE_H = 184.0, 46.0
 GAP_X, GAP_Y = 22.0, 34.0
 PAD, HEAD = 14.0, 30.0
-ROW_W = 1000.0
-"""Members without order are set in rows no wider than this."""
+ROW_W, NARROW_W = 1000.0, 330.0
+"""Members without order are set in rows no wider than this; on a phone."""
 TILE = 9.0
 TILES_ACROSS = 80
 MOST_TILES = 1600
@@ -61,10 +61,9 @@ class Box:
         return bool(self.boxes or self.tiles)
 
 
-def lay_out(root: Part) -> Box:
-    """The whole drawing; the root is a box without a border of its own."""
-    opened = _opened(root)
-    box = _placed(root, opened)
+def lay_out(root: Part, row_w: float = ROW_W) -> Box:
+    """The whole drawing, with rows no wider than ``row_w``; the root is a box without a border of its own."""
+    box = _placed(root, _opened(root), row_w)
     _shift(box, PAD - HEAD if box.tiles == [] else 0.0)
     return box
 
@@ -96,36 +95,36 @@ def _opened(root: Part) -> set[int]:
     return opened
 
 
-def _placed(part: Part, opened: set[int]) -> Box:
+def _placed(part: Part, opened: set[int], row_w: float) -> Box:
     box = Box(part)
     if id(part) not in opened:
         box.folded = bool(part.size)
         return box
     if part.size > MOST_MEMBERS or part.size != len(part.members):
-        return _tiled(box)
-    box.boxes = [_placed(member, opened) for member in part.members]
+        return _tiled(box, row_w)
+    box.boxes = [_placed(member, opened, row_w - 2 * PAD) for member in part.members]
     if any(member.after for member in part.members):
         _layered(box)
     else:
-        _in_rows(box)
+        _in_rows(box, row_w)
     return box
 
 
-def _tiled(box: Box) -> Box:
+def _tiled(box: Box, row_w: float) -> Box:
     members = box.part.members
     each = -(-len(members) // MOST_TILES)
     box.tiles = [members[i : i + each] for i in range(0, len(members), each)]
-    across = min(TILES_ACROSS, max(18, len(box.tiles)))
+    across = min(TILES_ACROSS, max(18, min(len(box.tiles), int((row_w - 2 * PAD) / TILE))))
     rows = -(-len(box.tiles) // across)
     box.w = max(NODE_W, across * TILE + 2 * PAD)
     box.h = HEAD + rows * TILE + PAD
     return box
 
 
-def _in_rows(box: Box) -> None:
+def _in_rows(box: Box, row_w: float) -> None:
     x, y, tallest, widest = PAD, HEAD, 0.0, 0.0
     for inner in box.boxes:
-        if x > PAD and x + inner.w > ROW_W:
+        if x > PAD and x + inner.w > row_w:
             x, y, tallest = PAD, y + tallest + GAP_X, 0.0
         inner.x, inner.y = x, y
         x += inner.w + GAP_X

@@ -89,16 +89,17 @@ def _ask(source: Opened, cursor: Any, parts: Sequence[Any], values: Sequence[Any
             name = f"procflow_{part}"
             bound[name] = plain_value(values[part])
             pieces.append(f"${name}")
-    statements = cursor.extract_statements("".join(pieces))
+    sql = "".join(pieces)
+    statements = cursor.extract_statements(sql)
     if len(statements) != 1:
         raise source.failed(f"a step asks one thing, and these are {len(statements)} statements")
-    answers = [str(kind).rpartition(".")[2] for kind in statements[0].expected_result_type]
+    reads = [str(kind).rpartition(".")[2] for kind in statements[0].expected_result_type] == ["QUERY_RESULT"]
     with _clocked(source, cursor):
         cursor.begin()
         try:
-            # By the statement's own names: DuckDB refuses a value that it has no use for.
-            cursor.execute(statements[0], bound or None)
-            value = _value(cursor, form, answers)
+            value = (
+                _table(cursor, sql, bound, form) if reads and form != "rows" else _rows(cursor, sql, bound, form, reads)
+            )
             cursor.commit()
         except BaseException:
             _undo(cursor)
@@ -116,21 +117,27 @@ def _undo(cursor: Any) -> None:
         cursor.rollback()
 
 
-def _value(cursor: Any, form: str, answers: list[str]) -> Any:
-    if "QUERY_RESULT" not in answers:
-        counted = cursor.fetchone() if "CHANGED_ROWS" in answers else None
-        return {"affected_rows": int(counted[0]) if counted else 0}
-    columns = [column[0] for column in cursor.description]
-    rows = Rows(form, columns)
-    if form in ("arrow", "polars"):
-        table = (getattr(cursor, "to_arrow_table", None) or cursor.fetch_arrow_table)()
-        if form == "arrow":
-            return table
-        import polars
-
-        return polars.from_arrow(table)
+def _table(cursor: Any, sql: str, bound: dict[str, Any], form: str) -> Any:
+    """A table as DuckDB makes it itself."""
+    relation = cursor.sql(sql, params=bound)
+    Rows(form, relation.columns)
     if form == "pandas":
-        return cursor.df()
+        return relation.df()
+    table = relation.to_arrow_table()
+    if form == "arrow":
+        return table
+    import polars
+
+    return polars.from_arrow(table)
+
+
+def _rows(cursor: Any, sql: str, bound: dict[str, Any], form: str, reads: bool) -> Any:
+    cursor.execute(sql, bound)
+    columns = [column[0] for column in cursor.description or ()]
+    if not reads and columns in (["Count"], ["Success"], []):
+        counted = cursor.fetchone() if columns == ["Count"] else None
+        return {"affected_rows": int(counted[0]) if counted else 0}
+    rows = Rows(form, columns)
     while batch := cursor.fetchmany(BATCH):
         rows.add(batch)
     return rows.done()

@@ -77,6 +77,19 @@ def _check(source: Opened, value: Any, name: str) -> None:
             _check(source, member, name)
 
 
+def ping(source: Opened) -> None:
+    """Ask for nothing but an answer. Raises ``SourceDown``."""
+    import pymongo
+
+    client = _client(source)
+    try:
+        client.admin.command("ping")
+    except pymongo.errors.PyMongoError as error:
+        raise source.down(_brief(error)) from None
+    finally:
+        client.close()
+
+
 def _client(source: Opened) -> Any:
     import pymongo
 

@@ -70,6 +70,11 @@ class Reply:
             raise Refused(f"{what}: the answer is not JSON ({error}): {quoted(self)}") from None
 
 
+def ping(source: Opened) -> None:
+    """Ask for nothing but an answer, whatever it is. Raises ``SourceDown`` and ``SourceSlow``."""
+    send("HEAD", source.url, what=str(source), timeout_s=source.connect_s)
+
+
 def quoted(reply: Reply) -> str:
     """The beginning of an answer, for a message."""
     text = masked(reply.text.strip())
@@ -101,6 +106,7 @@ def send(
     """
     import httpx2
 
+    client = kept(("http",), _client, lambda client: client.close())
     deadline = time.monotonic() + timeout_s if timeout_s is not None else None
     silence = min(READ_S, timeout_s) if timeout_s is not None and timeout_s < READ_S else timeout_s or READ_S
     limits = httpx2.Timeout(silence, connect=min(CONNECT_S, silence))
@@ -115,7 +121,7 @@ def send(
             request["auth"] = auth
         # Elsewhere nobody is told the keys that headers may hold.
         request["follow_redirects"] = not headers and auth is None
-        with kept(("http",), _client, lambda client: client.close()).stream(method, url, **request) as answer:
+        with client.stream(method, url, **request) as answer:
             body = bytearray()
             for chunk in answer.iter_bytes():
                 body += chunk

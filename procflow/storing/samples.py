@@ -5,9 +5,9 @@
     graph.json      what the pipeline looked like when the run began
 
 Nothing depends on them: a run goes on without them where they can't be written, and a report says what is missing. Both are
-bounded, however long the run. Attempts are told as ``[key, worker, sent, began]``, the last two in units of 10 us since the
-attempt was handed out (-1 where unknown); samples as ``[at, rss_bytes, cpu_s]``, where ``cpu_s`` is what the whole run
-has used so far.
+bounded, however long the run. Samples are ``[at, rss_bytes, cpu_s]``, where ``cpu_s`` is what the whole run has used so far.
+Attempts are four 32-bit numbers each in base64, since there may be many thousands a second: key, worker, and when it was sent
+and its code began, in units of 10 us since it was handed out (-1 where unknown).
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ import os
 import platform
 import sys
 import time
+from array import array
+from base64 import b64decode, b64encode
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,11 +30,11 @@ from procflow.events import AttemptFinished, Event, RunFinished
 from procflow.machine import rss
 from procflow.scheduling.actions import Measured
 from procflow.secrets import masked
-from procflow.showing.shape import Part, plain_of, shape_from
+from procflow.showing.shape import Part, part_of, plain_of, shape_from
 from procflow.storing.own_files import open_own
 from procflow.storing.store_begin import utc_now
 
-__all__ = ["GRAPH", "NAME", "Sampled", "Samples", "about_machine", "packages", "read_graph", "read_samples"]
+__all__ = ["GRAPH", "NAME", "Sampled", "Samples", "encoded", "packages", "read_graph", "read_samples", "sampled"]
 
 NAME, GRAPH = "samples.jsonl", "graph.json"
 WRITE_S = 1.0
@@ -44,7 +46,8 @@ CPU_SHARE = 0.01
 MOST_BYTES = 16 << 20
 """So large the file may become by attempts; samples of memory go on."""
 MOST_PACKAGES = 400
-UNIT_S = 1e-5
+UNITS = 1e5
+"""Units of time in a second."""
 _TICK_S = 1 / os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 0.01
 
 
@@ -88,8 +91,9 @@ class Samples:
         self._cpu_s: float | None = None
         self._samples: list[tuple[float, int, float | None]] = []
         self._peak = self._rss_bytes = 0
-        self._attempts: list[tuple[int, int, int, int]] = []
-        self._workers: dict[int, int] = {}
+        self._attempts: list[tuple[int, int, float, float, float | None]] = []
+        # Workers by pid, counted from 1; 0 is none.
+        self._workers: dict[int, int] = {0: 0}
         with contextlib.suppress(OSError, StoreError):
             self._open(folder, shape, about or {})
 
@@ -158,7 +162,7 @@ class Samples:
     def handle(self, event: Event) -> None:
         """Take one event."""
         if type(event) is AttemptFinished:
-            if self._fd >= 0:
+            if self._fd >= 0 and self._size < MOST_BYTES:
                 self._ended(event)
         elif type(event) is RunFinished and self._fd >= 0:
             now = self._clock()
@@ -167,20 +171,26 @@ class Samples:
             self._flush(now)
 
     def _ended(self, event: AttemptFinished) -> None:
-        key, began, start = event.key, event.usage.began, event.started_at + self._base
+        key = event.key
         for pool in self._pools:
-            found = pool.served.pop(key, None)
-            if found is not None:
-                pid, sent = found
-                worker = self._workers.get(pid)
-                if worker is None:
-                    worker = self._workers[pid] = len(self._workers) + 1
-                break
-        else:
-            worker, sent = 0, start
-        after = -1 if began is None else max(0, round((began - self._skew - start) / UNIT_S))
-        if self._size < MOST_BYTES:
-            self._attempts.append((key, worker, max(0, round((sent - start) / UNIT_S)), after))
+            served = pool.served.pop(key, None)
+            if served is not None:
+                self._attempts.append((key, *served, event.started_at, event.usage.began))
+                return
+        self._attempts.append((key, 0, 0.0, event.started_at, event.usage.began))
+
+    def _packed(self) -> str:
+        """The attempts that ended since the last line."""
+        workers, base, skew = self._workers, self._base, self._skew
+        numbers: list[int] = []
+        for key, pid, sent, started, began in self._attempts:
+            start = started + base
+            worker = workers.setdefault(pid, len(workers))
+            after = -1 if began is None else int((began - skew - start) * UNITS)
+            waited = int((sent - start) * UNITS) if worker else 0
+            numbers += (key, worker, waited if waited > 0 else 0, after if after > 0 or began is None else 0)
+        self._attempts = []
+        return encoded(numbers)
 
     def _flush(self, now: float) -> None:
         self._written = now
@@ -188,7 +198,7 @@ class Samples:
         if self._samples:
             line["samples"], self._samples = self._samples, []
         if self._attempts:
-            line["attempts"], self._attempts = self._attempts, []
+            line["attempts"] = self._packed()
         if line:
             self._write(line)
 
@@ -206,6 +216,17 @@ class Samples:
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
+
+
+def encoded(numbers: list[int]) -> str:
+    """Whole numbers as a line holds them: 32 bits each, those beyond as the largest."""
+    try:
+        data = array("i", numbers)
+    except OverflowError:
+        data = array("i", [min(number, 0x7FFFFFFF) for number in numbers])
+    if sys.byteorder == "big":
+        data.byteswap()
+    return b64encode(data).decode("ascii")
 
 
 def _write_whole(path: Path, data: bytes) -> None:
@@ -237,6 +258,19 @@ def _cpu_of(pid: int) -> float:
     return sum(map(int, fields[11:15])) * _TICK_S if len(fields) > 14 else 0.0
 
 
+@contextlib.contextmanager
+def sampled(
+    prepared: Any, folder: Path, meter: Meter, executors: Iterable[Any], clock: Callable[[], float]
+) -> Iterator[Samples]:
+    """Samples of a run that was prepared (``launch.Prepared``), open while it goes on."""
+    about = about_machine(prepared.machine, prepared.memory_bytes, prepared.workers)
+    samples = Samples(folder, meter, executors, shape=part_of(prepared.graph), about=about, clock=clock)
+    try:
+        yield samples
+    finally:
+        samples.close()
+
+
 def packages() -> list[str]:
     """``name version`` of what is installed where this Python looks, by the names of folders: takes a millisecond."""
     found: set[str] = set()
@@ -251,12 +285,13 @@ def packages() -> list[str]:
 
 def about_machine(machine: Any, memory_bytes: int, workers: int) -> dict[str, Any]:
     """What a session's head says: ``machine`` is a ``Machine``, ``memory_bytes`` the budget of the run."""
+    system = os.uname()
     return {
         "cpus": machine.cpus,
         "memory_bytes": machine.memory_bytes,
         "budget_bytes": memory_bytes,
         "workers": workers,
-        "platform": platform.platform(),
+        "platform": f"{system.sysname} {system.release} {system.machine}",
         "python": platform.python_version(),
         "packages": packages(),
     }
@@ -289,8 +324,12 @@ def _take_in(sessions: list[Sampled], line: dict[str, Any]) -> None:
         return
     for at, rss_bytes, cpu_s in line.get("samples", ()):
         sessions[-1].samples.append((float(at), int(rss_bytes), None if cpu_s is None else float(cpu_s)))
-    for key, worker, sent, began in line.get("attempts", ()):
-        sessions[-1].attempts[int(key)] = (int(worker), sent * UNIT_S, began * UNIT_S if began >= 0 else -1.0)
+    data = array("i", b64decode(line.get("attempts", "")))
+    if sys.byteorder == "big":
+        data.byteswap()
+    numbers = iter(data)
+    for key, worker, sent, began in zip(numbers, numbers, numbers, numbers, strict=False):
+        sessions[-1].attempts[key] = (worker, sent / UNITS, began / UNITS if began >= 0 else -1.0)
 
 
 def read_graph(folder: Path) -> Part | None:
