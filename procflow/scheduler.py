@@ -46,7 +46,7 @@ class Scheduler(Endings):
     """The decisions of one run.
 
     ``slots`` are the cores of each executor, ``memory_bytes`` the budget for memory (None: no limit), ``kept`` the
-    results of an earlier session. ``start`` is called once, then ``handle`` until ``finished``; ``next_deadline`` says
+    results of an earlier session, ``transient`` what attempts are told of the folder for transient values. ``start`` is called once, then ``handle`` until ``finished``; ``next_deadline`` says
     when to come back without an outcome.
     """
 

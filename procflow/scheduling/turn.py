@@ -55,12 +55,14 @@ class Turn:
         memory_bytes: int | None = None,
         run_id: str = "run",
         kept: Kept | None = None,
+        transient: Ref | None = None,
     ) -> None:
         self.graph = graph
         self.run_id = run_id
         self.slots = dict(slots)
         self.memory_bytes = memory_bytes
         self.kept = kept
+        self.transient = transient
         self.ready = Ready(Budget(slots, memory_bytes, graph.resources), graph.rates)
         self.easing = Easing()
         self.root = ScopeRun(graph.root, None, 0, ())
