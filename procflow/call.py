@@ -77,7 +77,7 @@ class StepCall:
     ``run``). ``params`` are the step's own, for ``step.params``; the compiler has put them into ``kwargs`` where
     the kind passes them on. ``folder`` is put on ``sys.path`` so that modules beside the pipeline file can be
     imported. ``item_name`` is set for the body of a map: the name under which it reads the item. ``state`` are the keys of
-    the pipeline's state, where the step may read and write it.
+    the pipeline's state, where the step may read and write it. ``transient`` says that large values go to shared memory.
     """
 
     kind: Kind
@@ -94,6 +94,7 @@ class StepCall:
     folder: str | None = None
     item_name: str | None = None
     state: Mapping[str, Reducer] = field(default_factory=dict)
+    transient: bool = False
 
     def __reduce__(self) -> tuple[type[StepCall], tuple[Any, ...]]:
         # The default of frozen dataclasses asks for the fields anew each time, which costs more than the pickle.
@@ -103,5 +104,5 @@ class StepCall:
         """What ``StepCall`` is made from, with another function."""
         return (
             self.kind, self.path, self.name, function, self.args, self.kwargs, self.outputs, self.options, self.when,
-            self.constants, self.params, self.folder, self.item_name, self.state,
+            self.constants, self.params, self.folder, self.item_name, self.state, self.transient,
         )  # fmt: skip

@@ -27,6 +27,7 @@ from procflow.compiling.names import Facts, Scope, did_you_mean, with_params
 from procflow.compiling.subpipelines import MAX_DEPTH, Members, parameters, with_secrets
 from procflow.compiling.surface import deepest
 from procflow.compiling.tasks import fold_of, policy
+from procflow.compiling.transient import check_values
 from procflow.errors import PipelineError, Problem
 from procflow.graph import MergeSpec, ScopeUnit, TaskGraph
 from procflow.model import Pipeline
@@ -71,12 +72,16 @@ def compile_pipeline(
     _check_names(build, pipeline.keep, "keep", scope)
     if build.problems:
         raise PipelineError(placed(dict.fromkeys(build.problems), build.files))
+    results = {*pipeline.show, *pipeline.keep, *(n for _, h in hooks for u in h.members for n in u.reads)}
     root = ScopeUnit(
         index=0, name=pipeline.name, path="", label="", kind=pipeline.type, members=members, writes=None,
         on_error=policy(pipeline.on_error, pipeline.tolerate), tolerate=pipeline.tolerate,
         timeout_s=pipeline.limits.timeout, state=state, merger=fold_of(build, setting, pipeline) if state else None,
         merge=MergeSpec("task") if state else MergeSpec(), hooks=hooks,
     )  # fmt: skip
+    check_values(build, root, results)
+    if build.problems:
+        raise PipelineError(placed(dict.fromkeys(build.problems), build.files))
     return TaskGraph(
         pipeline.name,
         ranks.ranked(root, durations or {}),
@@ -86,7 +91,7 @@ def compile_pipeline(
         build.files,
         pipeline.limits.retry_budget.fraction,
         frozenset(build.secrets),
-        frozenset({*pipeline.show, *pipeline.keep, *(n for _, h in hooks for u in h.members for n in u.reads)}),
+        frozenset(results),
         build.rates,
     )
 

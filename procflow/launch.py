@@ -25,7 +25,7 @@ from procflow.errors import ExecutorError, InternalError, PipelineError, Problem
 from procflow.events import Event
 from procflow.executors import open_waiter
 from procflow.executors.base import Executor
-from procflow.graph import TaskGraph, TaskUnit, walk
+from procflow.graph import TaskGraph
 from procflow.guarding.guard import Guard
 from procflow.guarding.signals import Signals, say
 from procflow.guarding.watch import Watch
@@ -34,8 +34,8 @@ from procflow.machine.pressure import Pressure
 from procflow.machine.resources import Machine, budget, probe, warnings
 from procflow.machine.resources import workers as workers_of
 from procflow.preflight import check
-from procflow.result import Recorder, RunResult
 from procflow.report.spans import sending
+from procflow.result import Recorder, RunResult
 from procflow.resuming.continuing import asked, open_session
 from procflow.scheduler import Scheduler
 from procflow.secrets import MaskedWaiter
@@ -46,6 +46,7 @@ from procflow.storing.journal_objects import files_of_run
 from procflow.storing.samples import sampled
 from procflow.storing.state_folder import StateFolder, fresh_run_id, locate, lock_name
 from procflow.units import Share
+from procflow.values import transient
 from procflow.values.lazy_state import LazyState
 from procflow.values.object_files import ObjectFolder, make_folder
 from procflow.working.garbage import few_collections
@@ -208,7 +209,6 @@ def iterate(
     from procflow.storing.attempt_log import LogFolder
     from procflow.storing.learned import taught_by
     from procflow.storing.store import Store
-    from procflow.storing.store_tail import tail_path
 
     graph = prepared.graph
     file = prepared.source.path if prepared.source is not None else None
@@ -236,11 +236,8 @@ def iterate(
         store.begin(_record(session, name, shown, asked(options, graph.params, shown, earlier)))
         objects = make_folder(str(folder.run(prepared.run_id) / "objects"))
         _clean(objects, folder, prepared.run_id)
-        commands = any(isinstance(unit, TaskUnit) and unit.call.kind == "shell" for unit in walk(graph.root, True))
-        executors = guard.open(
-            *(sorted(graph.executors), prepared.workers, prepared.run_id, objects.path, commands),
-            results=str(tail_path(folder.path, prepared.run_id)),
-        )
+        swept = transient.leaves_something(graph)
+        executors = guard.open(sorted(graph.executors), prepared.workers, prepared.run_id, objects.path, swept)
         watch = stack.enter_context(Watch(open_waiter(executors), signals, guard.reaper))
         meter = MemoryWatch(executors.values(), prepared.memory_bytes, pressure=Pressure.of(prepared))
         run = Run(prepared, folder, meter)
@@ -252,13 +249,13 @@ def iterate(
         stack.callback(failures.close)
         samples = stack.enter_context(sampled(prepared, run_folder, meter, executors.values(), watch.clock))
         logs = LogFolder(run_folder, on_line=_lines_to(observers), mask=mask)
-        scheduler = _scheduler(session, executors)
+        scheduler = _scheduler(session, executors, guard.token)
         engine = Engine(
             *(scheduler, executors, watch if mask is None else MaskedWaiter(watch.wait, mask), store),
             observers=(recorder, failures, samples, *observers),
             open_log=logs.open,
             memory=samples,
-            free=objects.free,
+            free=transient.freeing(objects, guard.token),
             clock=watch.clock,
         )
         signals.attach(engine.stop, engine.hurry)
@@ -309,7 +306,7 @@ def _record(session: Session, lock: str, params: Mapping[str, Any], options: Map
     )
 
 
-def _scheduler(session: Session, executors: Mapping[str, Executor]) -> Scheduler:
+def _scheduler(session: Session, executors: Mapping[str, Executor], token: str) -> Scheduler:
     prepared = session.prepared
     return Scheduler(
         prepared.graph,
@@ -318,6 +315,7 @@ def _scheduler(session: Session, executors: Mapping[str, Executor]) -> Scheduler
         run_id=prepared.run_id,
         kept=session.kept,
         depth={name: getattr(each, "depth", 0) for name, each in executors.items()},
+        transient=transient.made_for(prepared.graph, token),
     )
 
 

@@ -74,6 +74,7 @@ class StepBase(Record):
     )
     priority: int = Field(0, ge=-1_000_000, le=1_000_000, description="higher starts first")
     rate_limit: RateLimit | None = Field(None, description="most starts in a time")
+    transient: bool = Field(False, description="large values in shared memory, without a checkpoint for resume")
     on_success: tuple[AnyStep, ...] = Field((), strict=False, description="steps that run once it has succeeded")
     on_failure: tuple[AnyStep, ...] = Field((), strict=False, description="steps that run once it has failed for good")
     on_finish: tuple[AnyStep, ...] = Field((), strict=False, description="steps that run once it has ended, well or not")

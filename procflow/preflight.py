@@ -15,6 +15,7 @@ from procflow.executors import capabilities_of
 from procflow.executors.base import CAPABILITIES, Capability
 from procflow.graph import ScopeUnit, TaskGraph, TaskUnit, Unit, walk
 from procflow.units import duration_text, size_text
+from procflow.values.transient import unusable
 from procflow.working.functions import find
 
 __all__ = ["check"]
@@ -41,6 +42,7 @@ def check(graph: TaskGraph, *, slots: int, memory_bytes: int) -> list[Problem]:
             problems += _functions(unit, find_once)
             problems += _outside(unit)
             problems += _payload(unit)
+            problems += _transient(unit)
             problems += _clocks(unit, graph)
             problems += _memory(unit, graph)
         elif isinstance(unit, ScopeUnit) and unit.timeout_s is not None:
@@ -120,6 +122,13 @@ def _payload(unit: TaskUnit) -> Iterator[Problem]:
         Payloads().of(call)
     except ExecutorError as error:
         yield Problem(str(error), unit.loc)
+
+
+def _transient(unit: TaskUnit) -> Iterator[Problem]:
+    """Shared memory where there is none."""
+    why = unusable() if unit.call.transient else ""
+    if why:
+        yield Problem(f"step {unit.name!r} can't be transient: {why}", (*unit.loc, "transient"), "leave out transient")
 
 
 def _is_plain(tree: Any) -> bool:

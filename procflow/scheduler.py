@@ -47,8 +47,9 @@ class Scheduler(Endings):
     """The decisions of one run.
 
     ``slots`` are the cores of each executor, ``memory_bytes`` the budget for memory (None: no limit), ``kept`` the
-    results of an earlier session, ``depth`` how many attempts an executor may hold behind each that runs. ``start`` is
-    called once, then ``handle`` until ``finished``; ``next_deadline`` says when to come back without an outcome.
+    results of an earlier session, ``transient`` what attempts are told of the folder for transient values, ``depth`` how
+    many attempts an executor may hold behind each that runs. ``start`` is called once, then ``handle`` until
+    ``finished``; ``next_deadline`` says when to come back without an outcome.
     """
 
     def start(self, now: float) -> list[Action]:

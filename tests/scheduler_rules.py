@@ -116,6 +116,7 @@ class World:
     ) -> None:
         self.scheduler = scheduler
         self.random = random.Random(seed)
+        self.crowded = seed % 5 == 1
         self.limits = (cpus, memory_bytes, resources)
         self.now = 100.0
         self.out: dict[int, Submit] = {}
@@ -246,9 +247,10 @@ class World:
     def _measure(self) -> None:
         """A random sample of memory: some over their limits, sometimes the run as a whole short."""
         rss = {key: self.random.choice([10**8, 2 * 10**9, 4 * 10**9]) for key in self.out}
-        stall = Stall(self.random.choice([0.0, 0.5]), self.random.choice([0.0, 0.9]), 2)
-        some = self.random.choice([None, stall])
-        self.send(Measured(rss, self.random.choice([10**9, sum(rss.values()), 3_900_000_000]), some))
+        stall = None
+        if self.crowded:
+            stall = Stall(self.random.choice([0.0, 0.5]), self.random.choice([0.0, 0.9]), 2)
+        self.send(Measured(rss, self.random.choice([10**9, sum(rss.values()), 3_900_000_000]), stall))
 
     def _partial(self, key: int) -> Outcome:
         left = self.left.get(key)

@@ -95,7 +95,7 @@ def test_lessons_survive_their_text(found: dict[tuple[str, str, str], Lesson], c
 @pytest.mark.parametrize(
     "data",
     [
-        b"", b"what?", zlib.compress(b"{"), zlib.compress(b"[1, 2]"), zlib.compress(b'[0, 1, [["a"]]]'), 
+        b"", b"what?", zlib.compress(b"{"), zlib.compress(b"[1, 2]"), zlib.compress(b'[0, 1, [["a"]]]'),
         zlib.compress(b"[0, 1, 2]"),
         zlib.compress(b'[null, 1, []]'), encoded(Lessons({}, 1.0))[:-3], zlib.compress(b"\xff"),
     ],

@@ -141,7 +141,7 @@ def learned(task: TaskUnit) -> TaskUnit:
 
 def world_of(pipeline: model.Pipeline, seed: int, slots: int) -> World:
     graph = compile_pipeline(pipeline)
-    if seed % 2:
+    if seed % 5 in (1, 2):
         graph = replace(graph, root=changed_tasks(graph.root, learned))
     cpus = dict.fromkeys(graph.executors, slots)
     memory = 4_000_000_000

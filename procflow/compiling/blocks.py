@@ -28,6 +28,7 @@ from procflow.compiling.surface import (
     written_at,
 )
 from procflow.compiling.tasks import gate_of, hidden, leaf, limited, paced, policy, retry_of, seconds, with_files
+from procflow.compiling.transient import check_kind
 from procflow.errors import Loc
 from procflow.graph import MapUnit, MergeSpec, ScopeUnit, TaskUnit, Unit
 from procflow.model import AnyStep, Block, Graph, Items, Map, Parallel, Sequence, Subpipeline
@@ -68,6 +69,7 @@ def members(
             priority=step.priority if "priority" in step.model_fields_set else setting.priority,
         )
         unit = _unit(build, setting, step, seat, scope.view(name), faces[i])
+        check_kind(build, step, seat["loc"])
         own = hooks_of(build, setting, step, Scope(scope.facts), seat["path"], seat["label"], seat["loc"], members)
         units.append(replace(unit, hooks=(*unit.hooks, *own)) if own else unit)
         if kind == "sequence":

@@ -42,6 +42,8 @@ def hooks_of(
             if isinstance(step, (Block, Subpipeline)):
                 kind = getattr(step, "type", "block")
                 build.note(f"a hook is a single step, not a {kind}", (*at, i), "list its steps one by one")
+            elif step.transient:
+                build.note("transient has no meaning for a hook: no step reads its value", (*at, i, "transient"))
             elif any(getattr(step, inner) for inner in EVENTS):
                 build.note("a hook has no hooks of its own", (*at, i))
         if len(build.problems) > known:

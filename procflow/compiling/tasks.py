@@ -76,6 +76,8 @@ def limited(
     }  # fmt: skip
     if setting.state and call.function is not None:
         call = replace(call, state=setting.state)
+    if step.transient:
+        call = replace(call, transient=True)
     return TaskUnit(
         **seat,
         reads=_reads(call),

@@ -30,6 +30,7 @@ class Guard:
 
     def __init__(self, folder: StateFolder, name: str) -> None:
         self.token = new_token()
+        self._state = folder.path
         self.reaper: Reaper | None = None
         self._lease = Lease(folder, name)
         self._executors: dict[str, Executor] = {}
@@ -40,23 +41,18 @@ class Guard:
         return self
 
     def open(
-        self,
-        names: Iterable[str],
-        slots: int,
-        run_id: str,
-        objects: str | None = None,
-        commands: bool = False,
-        results: str | None = None,
+        self, names: Iterable[str], slots: int, run_id: str, objects: str | None = None, commands: bool = False
     ) -> dict[str, Executor]:
         """The executors by name; ``ExecutorError`` where one can't be had here.
 
-        ``objects`` is their folder for large values. ``commands`` says that some steps are commands. ``results`` is as in
-        ``open_executor``.
+        ``objects`` is their folder for large values. ``commands`` says that some steps are commands.
         """
+        from procflow.storing.store_tail import tail_path
+
+        results = str(tail_path(self._state, run_id))
         for name in names:
             self._executors[name] = open_executor(
-                name,
-                slots,
+                *(name, slots),
                 run_id=run_id,
                 token=self.token,
                 inherit=(self._lease.fileno(),),

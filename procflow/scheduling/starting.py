@@ -91,6 +91,8 @@ class Starting(Keeping):
                 self._starve(task, scope, name)
                 return
             read[name] = ref
+        if unit.call.transient and self.transient is not None:
+            read["@transient"] = self.transient
         if unit.call.state:
             read.update(states_seen.snapshot(task))
         if unit.call.kind == "reduce":

@@ -56,12 +56,14 @@ class Turn:
         run_id: str = "run",
         kept: Kept | None = None,
         depth: Mapping[str, int] | None = None,
+        transient: Ref | None = None,
     ) -> None:
         self.graph = graph
         self.run_id = run_id
         self.slots = dict(slots)
         self.memory_bytes = memory_bytes
         self.kept = kept
+        self.transient = transient
         self.ready = Ready(Budget(slots, memory_bytes, graph.resources), graph.rates)
         self.easing = Easing()
         self.root = ScopeRun(graph.root, None, 0, ())

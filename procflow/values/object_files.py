@@ -31,7 +31,7 @@ from procflow.ref import Stored
 from procflow.units import size_text
 from procflow.values.object_views import aligned, map_file, total_bytes
 
-__all__ = ["NotStored", "ObjectFolder", "folder", "make_folder", "remove"]
+__all__ = ["NotStored", "ObjectFolder", "folder", "make_folder", "remove", "use"]
 
 SYNC_BYTES = 1 << 20
 FREE_MIN_BYTES = 1 << 20
@@ -255,6 +255,12 @@ def folder(path: str) -> ObjectFolder:
     if found is None:
         found = _folders[path] = ObjectFolder(path)
     return found
+
+
+def use(own: ObjectFolder) -> None:
+    """From here on ``folder`` gives this one for its path."""
+    if not isinstance(_folders.get(own.path), type(own)):
+        _folders[own.path] = own
 
 
 def make_folder(path: str) -> ObjectFolder:

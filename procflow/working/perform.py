@@ -28,7 +28,7 @@ from procflow.compiling.template import ReferenceFailed, fill
 from procflow.errors import ProcflowError
 from procflow.failure import failure_from, item_text
 from procflow.ref import Ref
-from procflow.values import objects
+from procflow.values import objects, transient
 from procflow.working import changes, functions, pages
 
 __all__ = ["OutputError", "Values", "perform", "publish"]
@@ -109,6 +109,7 @@ def perform(
         clock = _with_children
     wall, cpu = perf_counter(), clock()
     scope = Values(values, call.constants)
+    stored = transient.enter(values) if call.transient else None
     state = changes.state_of(call, scope)
     running = step.Running(key, run_id, number, send, lambda: dict(fill(call.params, scope)), labels, state)
     token = step._enter(running)
@@ -133,6 +134,7 @@ def perform(
         return Failed(key, failure_from(exc), usage)
     finally:
         step._leave(running, token)
+        transient.leave(stored)
 
 
 def _load(kind: str) -> ModuleType:
