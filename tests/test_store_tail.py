@@ -58,6 +58,17 @@ def test_a_torn_record_is_dropped_and_those_before_it_hold(tmp_path: Path) -> No
         assert [e.key for e in read_tail(tail.path)] == [1, 2, 3][: cut * 3 // len(whole)]
 
 
+@pytest.mark.parametrize("zeros", [1, 8, 4096])
+def test_zeros_at_the_end_are_no_record(tmp_path: Path, zeros: int) -> None:
+    """As a power loss leaves a file that had grown."""
+    tail = Tail(tmp_path, "run")
+    tail.add(finished(1))
+    tail.note()
+    with tail.path.open("ab") as file:
+        file.write(bytes(zeros))
+    assert [e.key for e in read_tail(tail.path)] == [1]
+
+
 def test_a_flipped_byte_is_found_out(tmp_path: Path) -> None:
     tail = Tail(tmp_path, "run")
     tail.add(finished(1))
