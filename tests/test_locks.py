@@ -16,6 +16,7 @@ from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import Any
 
+import ledger
 import pytest
 from forked import LONG_S, Forked, forked, is_alive, marked, soon
 
@@ -130,6 +131,7 @@ def test_of_eight_starts_at_once_exactly_one_runs_in_each_of_thirty_rounds(folde
                 assert f"pid {winner['pid']}, run {winner['run']}, started 20" in loser["text"]
             barrier.open(f"end-{turn}")
         assert starts == 240
+        ledger.count("overlapping starts", starts)
         assert [child.wait() for child in children] == [0] * CONTENDERS
 
 

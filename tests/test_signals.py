@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import ledger
 import pytest
 from forked import LONG_S, Forked, forked, marked, soon
 
@@ -97,6 +98,7 @@ def test_a_signal_ends_a_run_at_any_moment_and_leaves_nothing(
     number: signal.Signals, phase: str, times: str, tmp_path: Path
 ) -> None:
     manner = "polite" if times == "once" else "stubborn"
+    ledger.count("signal cases", 1)
     with forked(lambda: run_of(phase, tmp_path, manner), tmp_path) as child:
         reached(child, phase)
         child.send(number)
@@ -360,7 +362,8 @@ def test_a_step_that_stood_still_with_the_parent_is_asked_once_more_before_its_t
     monkeypatch.setattr(watch, "HOLD_S", hold_s)
 
     def run() -> int:
-        nap = Step("nap", f"{MODULE}:nap", params={"folder": str(tmp_path), "seconds": 0.5}, timeout=1.0)
+        # Long enough for a worker to begin on a machine that has other things to do.
+        nap = Step("nap", f"{MODULE}:nap", params={"folder": str(tmp_path), "seconds": 0.5}, timeout=4.0)
         return Pipeline("p", steps=[nap]).run(workers=1, state_dir=tmp_path / "s").exit_code
 
     with forked(run, tmp_path) as child:
@@ -369,7 +372,7 @@ def test_a_step_that_stood_still_with_the_parent_is_asked_once_more_before_its_t
         worker = int(working.name.rpartition("-")[2])
         for pid in (child.pid, worker):
             os.kill(pid, signal.SIGSTOP)
-        time.sleep(1.6)
+        time.sleep(4.6)
         child.send(signal.SIGCONT)
         # Frozen together, they do not wake together.
         time.sleep(0.3)

@@ -7,8 +7,8 @@
 Handlers only take notes and wake the loop. They are set only in the main thread, where Python allows it, and whoever
 had them before gets them back. A signal that was ignored at the start stays ignored (nohup, background commands), but
 for SIGTERM. A SIGHUP that comes because the terminal went away (a closed window, a lost connection) stops nothing: the
-run goes on without one; sent by somebody, it stops the run. Workers lead sessions of their own, so Ctrl-C reaches this process alone. This file decides nothing about
-steps.
+run goes on without one; sent by somebody, it stops the run. Workers lead sessions of their own, so Ctrl-C reaches this
+process alone. This file decides nothing about steps.
 """
 
 from __future__ import annotations

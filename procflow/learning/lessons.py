@@ -22,6 +22,8 @@ POINTS = 21
 """Values at most that stand for a distribution."""
 SPANS = 64
 """Spans at most, about, that stand for the course of a map's items."""
+SHORT_ROW = 8
+"""Parts of the text of a lesson of a single attempt."""
 START_S = 0.02
 """What is spent around an attempt from here on is the start of its worker."""
 
@@ -47,8 +49,7 @@ class Seen(NamedTuple):
     size_bytes: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Lesson:
+class Lesson(NamedTuple):
     """Of one label, role and executor in one run.
 
     ``attempts`` that succeeded worked on ``items`` (one each, but for batches), ``wall_s`` and ``cpu_s`` together.
@@ -108,6 +109,8 @@ def learn(attempts: Iterable[Seen], made_of: Mapping[tuple[str, str], str] | Non
 
 
 def _lesson(group: list[Seen], made_of: str) -> Lesson:
+    if len(group) == 1 and group[0].status == "succeeded" and group[0].role == "member":
+        return _single(group[0], made_of)
     good = [s for s in group if s.status == "succeeded"]
     peaks = sorted(s.peak_bytes for s in group if s.peak_bytes and s.status != "skipped")
     skipped = sum(s.status == "skipped" for s in group)
@@ -130,6 +133,13 @@ def _lesson(group: list[Seen], made_of: str) -> Lesson:
         skipped,
         made_of,
     )
+
+
+def _single(one: Seen, made_of: str) -> Lesson:
+    """The same for the only attempt of a step, of which a pipeline may have a hundred thousand."""
+    around_s = one.outside_s if one.outside_s <= START_S else 0.0
+    peaks = (one.peak_bytes,) if one.peak_bytes else ()
+    return Lesson(1, 1, one.wall_s, one.cpu_s, around_s, (one.wall_s,), peaks, made_of=made_of)
 
 
 def _place(seen: Seen) -> tuple[tuple[int, ...], int]:
@@ -181,6 +191,10 @@ def encoded(lessons: Lessons) -> bytes:
 
 
 def _row(key: Key, one: Lesson) -> list[Any]:
+    """The lesson of a single attempt is short, since most are."""
+    if one.walls == (one.wall_s,) and len(one.peaks) <= 1 and one[:2] == (1, 1) and one[7:11] == ((), 0, 0, 0):
+        peak = one.peaks[0] if one.peaks else 0
+        return [*key, round(one.wall_s, 6), round(one.cpu_s, 6), round(one.overhead_s, 6), peak, one.made_of]
     return [
         *key, one.attempts, one.items, round(one.wall_s, 6), round(one.cpu_s, 6), round(one.overhead_s, 6),
         [round(w, 7) for w in one.walls], one.peaks,
@@ -203,7 +217,13 @@ def decoded(data: bytes, most_bytes: int = 1 << 28) -> Lessons:
 
 
 def _read(rows: Iterable[Any]) -> Iterator[tuple[Key, Lesson]]:
-    for label, role, executor, attempts, items, wall, cpu, overhead, walls, peaks, spans, *rest in rows:
+    for row in rows:
+        if len(row) == SHORT_ROW:
+            label, role, executor, wall, cpu, overhead, peak, made_of = row
+            peaks = (peak,) if peak else ()
+            yield (label, role, executor), Lesson(1, 1, wall, cpu, overhead, (wall,), peaks, made_of=made_of)
+            continue
+        label, role, executor, attempts, items, wall, cpu, overhead, walls, peaks, spans, *rest = row
         course = tuple((int(count), float(w), float(c)) for count, w, c in spans)
         size, size_bytes, skipped, made_of = rest
         yield (
