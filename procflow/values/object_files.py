@@ -9,8 +9,8 @@ whose memory the kernel has handed out before is many times faster than writing 
 are kept to be used again, but never one that somebody still maps: a step may have put an array of an old input into a
 global, and must not see it change.
 
-Durability: SIGKILL of anyone loses nothing that was written. Files below ``SYNC_BYTES`` are on the disk before they are
-reported; a larger one may be torn after a power loss, which its digest shows, and then that step alone runs again.
+Durability: SIGKILL of anyone loses nothing that was written. Nothing is synced on the way, which would cost more than all
+else of a value: after a power loss a file may be gone or torn, which its digest shows, and then that step alone runs again.
 This file never decides how long a value lives, and never unpickles; reading is ``object_views.py``.
 """
 
@@ -33,7 +33,6 @@ from procflow.values.object_views import aligned, map_file, total_bytes
 
 __all__ = ["NotStored", "ObjectFolder", "folder", "make_folder", "remove", "use"]
 
-SYNC_BYTES = 1 << 20
 FREE_MIN_BYTES = 1 << 20
 """Smaller files are made anew as quickly."""
 FREE_FILES = 8
@@ -89,9 +88,6 @@ class ObjectFolder:
                 at = aligned(at + len(part))
             os.ftruncate(fd, total)
             os.rename(temporary, path)
-            if total < SYNC_BYTES:
-                # After the rename, so that the name is on the disk too.
-                os.fsync(fd)
         except BaseException as error:
             for left in (temporary, path):
                 with contextlib.suppress(OSError):

@@ -28,7 +28,7 @@ from procflow.compiling.template import ReferenceFailed, fill
 from procflow.errors import ProcflowError
 from procflow.failure import failure_from, item_text
 from procflow.ref import Ref
-from procflow.values import objects, transient
+from procflow.values import objects
 from procflow.working import changes, functions, pages
 
 __all__ = ["OutputError", "Values", "perform", "publish"]
@@ -109,7 +109,9 @@ def perform(
         clock = _with_children
     wall, cpu = perf_counter(), clock()
     scope = Values(values, call.constants)
-    stored = transient.enter(values) if call.transient else None
+    # Most steps have no transient values, and what those need is loaded with them.
+    transient = import_module("procflow.values.transient") if call.transient else None
+    stored = transient.enter(values) if transient is not None else None
     state = changes.state_of(call, scope)
     running = step.Running(key, run_id, number, send, lambda: dict(fill(call.params, scope)), labels, state)
     token = step._enter(running)
@@ -134,7 +136,8 @@ def perform(
         return Failed(key, failure_from(exc), usage)
     finally:
         step._leave(running, token)
-        transient.leave(stored)
+        if transient is not None:
+            transient.leave(stored)
 
 
 def _load(kind: str) -> ModuleType:

@@ -27,7 +27,7 @@ from procflow.storing.history import History
 from procflow.storing.state_folder import StateFolder, lock_name
 from procflow.storing.store import Store
 from procflow.storing.store_tail import Tail
-from procflow.values import object_files, objects
+from procflow.values import objects
 from procflow.values.object_views import Gone, verify
 
 EACH = int(os.environ.get("PROCFLOW_POWER_LOSSES", "4"))
@@ -100,8 +100,6 @@ def recorded(request: Any, memory: Path, truth: dict[tuple[str, str, str], Any])
     patch.setattr(Tail, "note", our_note)
     if request.param == "values in files":
         patch.setattr(objects, "INLINE_MAX", 40)
-        # Half of the files are synced, the others are not.
-        patch.setattr(object_files, "SYNC_BYTES", 90)
     with patch.context():
         with noted.installed():
             result = night.session(str(folder), "n", False, _Announced(noted), SHAPE)

@@ -16,7 +16,7 @@ from disk import Disk, Image, Op
 
 
 class WideDisk(Disk):
-    """A ``Disk`` for one state folder; SYNC_BYTES of the object files may be lowered to leave some unsynced."""
+    """A ``Disk`` for one state folder. Files of values are never synced."""
 
     def __init__(self, root: Path) -> None:
         super().__init__()
