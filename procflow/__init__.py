@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from procflow.pool import ProcessPool, TaskLost
     from procflow.result import RunResult
     from procflow.step import StepOutput
+    from procflow.steps.combine import register_combiner
 
 __version__ = "0.1.0"
 
@@ -40,6 +41,7 @@ _HOMES = {
     "pool": "ProcessPool TaskLost",
     "result": "RunResult",
     "step": "StepOutput",
+    "steps.combine": "register_combiner",
 }
 _WHERE = {name: home for home, names in _HOMES.items() for name in names.split()}
 
@@ -67,6 +69,7 @@ __all__ = [
     "Subpipeline",
     "TaskLost",
     "load",
+    "register_combiner",
     "step",
 ]
 

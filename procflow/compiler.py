@@ -64,6 +64,7 @@ def compile_pipeline(
     scope = Scope(facts).block()
     state = {name: key.as_reducer() for name, key in pipeline.state.items()}
     setting = Setting(pipeline.defaults, folder, executor or pipeline.defaults.executor or "processes", state=state)
+    setting = replace(setting, combiners=pipeline.combiners)
     asked = executor is not None or pipeline.defaults.executor is not None
     setting = replace(setting, declared=declared, asked=asked, clocked=pipeline.limits.timeout is not None)
     members = blocks.members(build, setting, Members(pipeline.steps, pipeline.type, "", "", ("steps",)), scope)

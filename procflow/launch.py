@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -117,6 +118,8 @@ def prepare(
     machine = probe()
     if timeout is not None:
         pipeline = pipeline.model_copy(update={"limits": pipeline.limits.model_copy(update={"timeout": timeout})})
+    if own := _combiners():
+        pipeline = pipeline.model_copy(update={"combiners": {**own, **pipeline.combiners}})
     folder = str(source.folder) if source is not None else os.getcwd()
     slots = workers_for(machine, workers if workers is not None else pipeline.limits.workers)
     memory_bytes = budget(machine, memory if memory is not None else pipeline.limits.memory)
@@ -132,6 +135,12 @@ def prepare(
         raise PipelineError(source.locate(list(error.problems))) from None
     told = warnings()
     return Prepared(pipeline, graph, machine, slots, memory_bytes, run_id, source, compile_as, told)
+
+
+def _combiners() -> Mapping[Any, Any]:
+    """What was registered in this process, if anything was: most runs never load the rules of merges here."""
+    module: Any = sys.modules.get("procflow.steps.combine")
+    return module.registered() if module is not None else {}
 
 
 def _compiled(

@@ -21,7 +21,7 @@ from procflow.record import (  # isort: skip
     Timeout, files_of, is_relative, items_of, param, retry_conflicts,
 )  # fmt: skip
 from procflow.record_sources import AnySource, QueryKeys, RestKeys, Skill, SkillKeys  # isort: skip
-from procflow.record_state import SharedState  # isort: skip
+from procflow.record_state import Combiners, SharedState  # isort: skip
 
 __all__ = [
     "MERGES", "NAME", "STEP_TYPES", "AnyStep", "Block", "Defaults", "Function", "Graph", "Items", "Limits", "Map", "Merge",
@@ -376,6 +376,7 @@ class Pipeline(Record):
     )
     sources: dict[Name, AnySource] = Field(default_factory=dict, description="what queries are asked of, by name")
     skills: dict[Name, Skill] = Field(default_factory=dict, description="named capabilities of skill steps")
+    combiners: Combiners = Field(default_factory=dict, description="for combine_outputs: type to module:name")
     state: dict[Name, SharedState] = Field(default_factory=dict, description="accumulators that steps share, with reducers")
     limits: Limits = Field(default_factory=Limits)
     defaults: Defaults = Field(default_factory=Defaults)

@@ -96,7 +96,8 @@ def _functions(unit: TaskUnit, find_once: Find) -> Iterator[Problem]:
     """Functions named in text are looked up without importing them."""
     call = unit.call
     own = {"merge": "merge", "split": "strategy", "reduce": "reduce"}.get(call.kind, "function")
-    for key, name in ((own, call.function), ("score", call.options.get("score"))):
+    combiners = [("merge", name) for pair in (call.options.get("combiners") or {}).items() for name in pair]
+    for key, name in ((own, call.function), ("score", call.options.get("score")), *combiners):
         if isinstance(name, str) and ":" in name:
             message = find_once(name, call.folder)
             if message is not None:

@@ -1,4 +1,4 @@
-"""Records of what a pipeline's steps share: the keys of ``state`` with their reducers.
+"""Records of what a pipeline's steps share: the keys of ``state`` with their reducers, and ``combiners`` by type.
 
 Short form ``results: append``, long form ``results: {reducer: append, initial: [1]}``. What the reducers do is ``state.py``'s.
 """
@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field, PlainValidator, WithJsonSchema
+from pydantic import BeforeValidator, Field, PlainValidator, TypeAdapter, WithJsonSchema
 
 from procflow.call import Reducer
-from procflow.grammar import near, refuse
+from procflow.grammar import Function, near, refuse
 from procflow.record import Conflicts, Given, Record
 
-__all__ = ["SharedState", "StateKey"]
+__all__ = ["Combiners", "SharedState", "StateKey"]
 
 REDUCERS = ("append", "add", "union", "merge", "replace")
 _SHAPES: dict[str, tuple[tuple[type, ...], str]] = {
@@ -91,3 +91,27 @@ SharedState = Annotated[
     ]}),
 ]  # fmt: skip
 """A key of ``state`` in its short or its long form."""
+
+
+def _combiners(value: object) -> dict[Any, Any]:
+    if not isinstance(value, Mapping):
+        raise ValueError("expected a mapping of types to functions: {Table: module:name}")
+    faults: list[tuple[tuple[int | str, ...], str, object]] = []
+    for kind, function in value.items():
+        words = kind.replace(":", ".", 1).split(".") if isinstance(kind, str) else ()
+        if not callable(kind) and not (words and all(word.isidentifier() for word in words)):
+            hint = "write Table, package.module.Table, or module:name of a class or a predicate"
+            faults.append(((str(kind),), f"{str(kind)[:60]!r} names no type; {hint}", kind))
+        try:
+            _FUNCTION.validate_python(function)
+        except ValueError:
+            faults.append(((str(kind),), "a combiner is a function, module:name, of the list of values", function))
+    return refuse(faults) if faults else dict(value)
+
+
+_FUNCTION: TypeAdapter[Any] = TypeAdapter(Function)
+Combiners = Annotated[
+    dict[Any, Any], PlainValidator(_combiners),
+    WithJsonSchema({"type": "object", "additionalProperties": {"type": "string", "pattern": r"^[^:\s]+:[^:\s]+$"}}),
+]  # fmt: skip
+"""How values of types that ``combine_outputs`` does not know become one."""

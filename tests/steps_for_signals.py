@@ -90,3 +90,11 @@ def environment() -> dict[str, str]:
 def nap(folder: str, seconds: float) -> None:
     Path(folder, f"working-{os.getpid()}").touch()
     time.sleep(seconds)
+
+
+def start_and_wait(folder: str) -> None:
+    """Starts a process that outlives its parent by itself, tells its pid, and waits for it."""
+    process = subprocess.Popen(["setsid", "sleep", "614"], stdin=subprocess.DEVNULL)
+    (Path(folder) / "new").write_text(str(process.pid))
+    (Path(folder) / "new").rename(Path(folder) / "started")
+    process.wait()

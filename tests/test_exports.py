@@ -15,6 +15,8 @@ PUBLIC = {
     *("Pipeline", "Step", "Shell", "Merge", "Split", "Subpipeline", "Sequence", "Parallel", "Graph", "Map", "load"),
     # what a run gives
     *("RunResult", "FailedMember"),
+    # merges by type
+    "register_combiner",
     # inside a step
     *("step", "StepOutput"),
     # the workers without a pipeline

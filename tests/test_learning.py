@@ -277,7 +277,9 @@ def test_a_step_that_held_more_than_the_budget_runs_alone_and_that_is_said() -> 
     graph = graph_of(Parallel("p", Step("a", f), Step("huge", f), Step("b", f)))
     known = knowledge(seen("p/a"), seen("p/huge", peak_bytes=9 * GB), seen("p/b"))
     graph, warnings = taught(graph, known, slots=3, memory_bytes=4 * GB)
-    assert warnings == ("p/huge held 8.4 GiB in earlier runs, and the run may use 3.7 GiB: it runs alone",)
+    assert warnings == (
+        "p/huge held 8.4 GiB in earlier runs, and the run may use 3.7 GiB: it runs alone, and is stopped where it needs more",
+    )
     scheduler = Scheduler(graph, slots={"processes": 3}, memory_bytes=4 * GB)
     order = [starts(scheduler.start(0.0))]
     while scheduler.running:

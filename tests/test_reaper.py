@@ -20,6 +20,7 @@ from forked import GONE_S, LONG_S, Forked, forked, is_alive, marked, soon
 from steps_for_signals import start_daemon
 
 from procflow import Pipeline, Step
+from procflow.cli import cli
 from procflow.executors import family
 from procflow.guarding import reaper as reaper_module
 from procflow.guarding import sweep
@@ -460,6 +461,25 @@ def test_the_exit_code_of_a_command_in_the_parent_is_its_own_while_workers_run_b
     beside = {"command": "sleep 0.4", "executor": "processes"}
     with forked(lambda: run_commands(tmp_path, "threads", beside, *steps), tmp_path) as child:
         assert child.wait() == 0, child.errors
+
+
+@pytest.mark.parametrize("executor", ["threads", "inline"])
+def test_what_a_function_in_the_parent_starts_dies_with_a_run_of_the_command_line(
+    executor: str, tmp_path: Path
+) -> None:
+    (tmp_path / "p.yaml").write_text(
+        f"name: p\nsteps:\n  - {{name: a, function: '{MODULE}:start_and_wait', params: {{folder: {tmp_path}}}}}\n"
+    )
+
+    def run() -> int:
+        cli.main(["run", str(tmp_path / "p.yaml"), "--executor", executor, "--state-dir", str(tmp_path / "s")])
+
+    with forked(run, tmp_path) as child:
+        assert soon((tmp_path / "started").exists), child.errors
+        child.send(signal.SIGKILL)
+        child.wait()
+        assert child.left() == []
+        assert not is_alive(int((tmp_path / "started").read_text()))
 
 
 def run_commands(folder: Path, executor: str, *steps: dict[str, Any]) -> int:

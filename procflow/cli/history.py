@@ -27,7 +27,7 @@ from procflow.cli.reading import (
     time_text,
 )
 from procflow.plaintext import clean, clean_lines, counted, shortened
-from procflow.showing.state_lines import preview, state_lines, state_values
+from procflow.showing.state_lines import figure_lines, preview, state_lines, state_values
 from procflow.storing.history import STATUSES, History, RunRow, SessionRow, StepRow
 
 __all__ = ["history", "show"]
@@ -77,6 +77,8 @@ def show(run: str | None, form: str, state_dir: str | None) -> None:
         sessions = past.sessions(found.run_id)
         rows = list(past.steps(found.run_id))
         for line in (*_header(found), *_kept_line(found, sessions, rows), *state_lines(past, found.run_id)):
+            out(line)
+        for line in figure_lines(past, found.run_id, rows):
             out(line)
         out("")
         for line in table(_STEP_HEAD, _session_tables(sessions, rows), right=(2, 5, 6)):

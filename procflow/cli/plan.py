@@ -38,6 +38,8 @@ __all__ = ["plan", "print_plan", "print_table"]
 @limit_options
 @dialect_options
 @click.option("--json", "as_json", is_flag=True, help="Print the plan as a JSON object.")
+@click.option("--suggest", is_flag=True, help="Which steps of a sequence could run at once, and what a graph would save.")
+@click.option("--apply", "apply_it", is_flag=True, help="With --suggest: write it into FILE, comments and all.")
 def plan(
     file: str,
     param: tuple[str, ...],
@@ -51,6 +53,8 @@ def plan(
     bind: tuple[str, ...],
     bindings: str | None,
     as_json: bool,
+    suggest: bool,
+    apply_it: bool,
 ) -> int:
     """Show what a run of FILE would do: its steps in order, what each waits for, and all limits.
 
@@ -62,6 +66,10 @@ def plan(
     limits = {"workers": workers, "memory": memory, "executor": executor, "timeout": timeout}
     reading = reading_of(dialect, bind, bindings)
     given = params_of(param, params_file)
+    if suggest or apply_it:
+        from procflow.cli.suggesting import asked
+
+        return asked(file, given, limits, state_dir, suggest=suggest, as_json=as_json, reading=reading, apply=apply_it)
     if workers is not None and len(workers) > 1:
         return print_table(file, given, limits, state_dir, as_json=as_json, reading=reading)
     limits["workers"] = workers[0] if workers is not None else None

@@ -40,6 +40,8 @@ def recover(plan: bool, state_dir: str | None) -> int:
         kept = counted(run.attempts, "result")
         lost = f", {counted(run.lost, 'result')} lost" if run.lost else ""
         out(f"{verb}: run {clean(run.run_id)} of {clean(run.pipeline)} ({run.status}): {kept}{lost}")
+    if not found.runs:
+        out("no run could be saved")
     if found.homeless:
         out(f"not saved: {counted(found.homeless, 'row')} of runs that are lost as a whole")
     if found.aside is not None:

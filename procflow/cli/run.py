@@ -142,12 +142,13 @@ def _earlier(start: str | None, only: tuple[str, ...], skip: tuple[str, ...], fo
 
 def run_file(file: str, options: dict[str, Any], watching: Watching) -> int:
     """Run a file with the options of ``launch``; the exit code."""
+    from procflow.guarding import here
     from procflow.launch import launch
     from procflow.loader import load_pipeline
     from procflow.model import Pipeline
 
     loaded = load_pipeline(file, Pipeline, options.pop("reading", None))
-    with watching.observers() as observers:
+    with watching.observers() as observers, here.alone():
         result = launch(loaded.pipeline, source=loaded.source, observers=observers, **options)
     shown = True
     if result.ok and loaded.pipeline.show:

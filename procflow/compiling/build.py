@@ -71,7 +71,8 @@ class Setting:
     """What a step inherits: the defaults and folder of its file, executor and priority of its block.
 
     ``root`` is the path of the file's top in the tree, ``depth`` the number of blocks around, ``files`` those being
-    compiled, ``state`` what the steps of the file share, ``rates`` those that starts here are counted against.
+    compiled, ``state`` what the steps of the file share, ``rates`` those that starts here are counted against,
+    ``combiners`` how types of the user's are combined.
     """
 
     defaults: Defaults
@@ -88,6 +89,7 @@ class Setting:
     """A block around may have to be stopped."""
     state: Mapping[str, Reducer] = field(default_factory=dict)
     rates: tuple[str, ...] = ()
+    combiners: Mapping[Any, Any] = field(default_factory=dict)
 
     def inside(self, executor: str | None, priority: int, clock: float | None = None) -> Setting:
         """What the members of a block inherit; ``clock`` is its timeout."""

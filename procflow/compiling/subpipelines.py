@@ -112,6 +112,8 @@ def _setting_of(build: Build, setting: Setting, step: Subpipeline, seat: Seat, l
         paced(build, inside, step, seat["path"]), defaults=defaults, folder=str(loaded.source.folder), root=(*seat["loc"], "file"),
         files=(*setting.files, str(loaded.source.path)),
         state={name: key.as_reducer() for name, key in loaded.pipeline.state.items()},
+        # What the outer file names lies in another folder; what was given in Python can be had anywhere.
+        combiners={k: f for k, f in setting.combiners.items() if callable(f)} | loaded.pipeline.combiners,
     )  # fmt: skip
 
 

@@ -74,6 +74,7 @@ def limited(
         key for key in ("cpus", "memory", "timeout", "idle_timeout", "kill_grace")
         if getattr(defaults, key) is not None and (key not in given or getattr(step, key) is None)
     }  # fmt: skip
+    call = _combining(setting, call)
     if setting.state and call.function is not None:
         call = replace(call, state=setting.state)
     if step.transient:
@@ -100,6 +101,13 @@ def limited(
     )
 
 
+def _combining(setting: Setting, call: StepCall) -> StepCall:
+    """A merge by type knows the types of the file's."""
+    if not setting.combiners or call.options.get("strategy") != "combine_outputs":
+        return call
+    return replace(call, options={**call.options, "combiners": dict(setting.combiners)})
+
+
 def paced(build: Build, inner: Setting, step: AnyStep, path: str) -> Setting:
     """What the members of a block inherit, its rate among it: all starts inside count together."""
     if step.rate_limit is None:
@@ -115,6 +123,7 @@ def hidden(build: Build, setting: Setting, step: AnyStep, seat: Seat, call: Step
     """
     alone: Seat = {**seat, "after": (), "strict": frozenset()}
     defaults = setting.defaults if call.kind != "gate" else Defaults()
+    call = _combining(setting, call)
     if setting.state and call.kind == "merge" and call.function is not None:
         call = replace(call, state=setting.state)
     return TaskUnit(

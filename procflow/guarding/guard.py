@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from procflow.executors import open_executor
+from procflow.guarding import here
 from procflow.guarding.lease import Lease
 from procflow.guarding.reaper import Reaper, new_token
 from procflow.guarding.signals import say
@@ -34,6 +35,7 @@ class Guard:
         self.reaper: Reaper | None = None
         self._lease = Lease(folder, name)
         self._executors: dict[str, Executor] = {}
+        self._marked = ExitStack()
 
     def __enter__(self) -> Guard:
         """LockHeld where something of the last run lives on."""
@@ -59,10 +61,13 @@ class Guard:
                 objects=objects,
                 results=results,
             )
+        mine = here.is_alone() and any(name in self._executors for name in here.IN_PARENT)
+        if mine:
+            self._marked.enter_context(here.marked(self.token))
         processes: Any = self._executors.get("processes")
         if processes is not None:
             self.reaper = Reaper(self.token, processes.workers, say)
-        elif commands:
+        elif commands or mine:
             # Somebody here waits for each of them; nobody is adopted.
             self.reaper = Reaper(self.token, say=say, adopt=False)
         if self.reaper is not None:
@@ -72,6 +77,7 @@ class Guard:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         with ExitStack() as stack:
             stack.callback(self._end)
+            stack.callback(self._marked.close)
             for executor in self._executors.values():
                 stack.callback(executor.close)
 

@@ -166,7 +166,7 @@ def _memory(
     amount = reserve(known.peak_bytes, memory_bytes, slots)
     if amount >= memory_bytes:
         text = f"{clean(unit.label)} held {size_text(known.peak_bytes)} in earlier runs, and the run may use "
-        alone[f"{text}{size_text(memory_bytes)}: it runs alone"] = None
+        alone[f"{text}{size_text(memory_bytes)}: it runs alone, and is stopped where it needs more"] = None
     return amount
 
 

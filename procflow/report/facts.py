@@ -308,7 +308,8 @@ class _Reader:
             other.end = max(other.start, other.end + shift)
         for each in self.open:
             outcome = facts.outcomes[each.path]
-            outcome.seconds = max(outcome.seconds or 0.0, each.end - each.start)
+            # Killed before anything else was recorded: how long it ran is not known.
+            outcome.seconds = max(outcome.seconds or 0.0, each.end - each.start) or None
 
 
 def _utc(text: str, otherwise: datetime) -> datetime:

@@ -135,7 +135,11 @@ def _tiles(facts: Facts, lanes: list[str]) -> list[tuple[str, str, str]]:
     work_s = sum(each.wall_s for each in facts.tries if not each.wasted)
     workers = facts.last.workers
     found = [
-        ("Time", duration_text(length), "so far" if run.live else "all sessions" if len(facts.sessions) > 1 else "")
+        (
+            "Time",
+            duration_text(length) if length else "unknown",
+            "so far" if run.live else "all sessions" if len(facts.sessions) > 1 else "",
+        )
     ]
     if work_s and length:
         used = sum(each.end - each.start for each in facts.tries)
@@ -228,10 +232,10 @@ def _step_cells(step: StepFigures, most: float) -> dict[str, Any]:
         "attempts": f"{step.attempts:,}",
         "bad": ", ".join(text for text in (bad, again) if text),
         "count": f"{step.items:,}" if step.items else "",
-        "median": duration_text(step.median_s) if step.steps == 1 else "",
+        "median": duration_text(step.median_s) if step.steps == 1 and step.most_s else "",
         "p95": duration_text(step.p95_s) if several and step.steps == 1 else "",
         "most": duration_text(step.most_s) if several else "",
-        "work": duration_text(step.work_s),
+        "work": duration_text(step.work_s) if step.work_s else "",
         "bar": 100 * step.work_s / most if most > 0 else 0,
         "cpu": f"{cpu:.0%}" if step.cpu_s else "",
         "peak": size_text(step.peak_bytes) if step.peak_bytes else "",

@@ -124,7 +124,8 @@ def _attempt(each: Try, track: tuple[int, int], ends: dict[tuple[int, int], floa
     yield slice_ | ({"cname": colour} if colour else {}) | {"args": args}
     yield from _parts(each, start, end, pid, tid)
     if each.wasted and each.status != "failed":
-        yield _instant(f"killed: {each.cause or each.status}", end, pid, tid)
+        said = "worker died" if each.cause == "crash" else f"killed: {each.cause or each.status}"
+        yield _instant(said, end, pid, tid)
     if each.retried:
         yield _instant(f"retry after {each.cause or each.status}", end, pid, tid)
 

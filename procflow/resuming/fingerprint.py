@@ -112,6 +112,7 @@ class _Printer:
         """The function, and the score of a merge where that is one."""
         score = call.options.get("score")
         own = [spec.function for spec in call.state.values() if spec.function is not None]
+        own += [f for f in (call.options.get("combiners") or {}).values() if isinstance(f, str)]
         functions = [call.function, score if isinstance(score, str) and ":" in score else None, *own]
         # Callables by identity: the graph holds them, so their ids stay theirs.
         key = ("code", call.folder, *(f if f is None or isinstance(f, str) else id(f) for f in functions))

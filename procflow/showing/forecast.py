@@ -161,7 +161,8 @@ def _reserved(unit: TaskUnit, known: Known, forecast: Forecast) -> int:
 
 def _alone(graph: TaskGraph, knowledge: Knowledge, memory_bytes: int) -> list[str]:
     return [
-        f"{clean(unit.label)} held {size_text(known.peak_bytes)} in earlier runs: it runs alone"
+        f"{clean(unit.label)} held {size_text(known.peak_bytes)} in earlier runs: "
+        "it runs alone, and is stopped where it needs more than the budget"
         for unit, known in _known_tasks(graph, knowledge)
         if unit.memory_bytes is None and reserve(known.peak_bytes, memory_bytes, 1) >= memory_bytes
     ]

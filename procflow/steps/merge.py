@@ -48,7 +48,8 @@ def run(call: StepCall, values: Callable[[str], Any]) -> Any:
     if strategy == "combine_outputs":
         from procflow.steps.combine import combine
 
-        return combine([value for _, value in members], [name for name, _ in members])
+        own = call.options.get("combiners")
+        return combine([value for _, value in members], [name for name, _ in members], own, call.folder)
     raise MergeError(f"unknown strategy {strategy!r}")
 
 

@@ -233,6 +233,13 @@ def test_what_is_no_journal_is_refused(tmp_path: Path) -> None:
     assert [path.name for path in folder.path.iterdir() if "recover" in path.name or "damaged" in path.name] == []
 
 
+def test_that_no_run_could_be_saved_is_said(killed: Killed, capsys: pytest.CaptureFixture[str]) -> None:
+    os.truncate(in_one_file(killed.fresh()), 0)
+    with pytest.raises(SystemExit):
+        cli.main(["recover", "--state-dir", str(killed.state.path)])
+    assert "no run could be saved" in capsys.readouterr().out
+
+
 def test_nothing_is_recovered_while_a_run_goes_on(killed: Killed) -> None:
     killed.fresh()
     lock = killed.state.lock("night")
