@@ -6,6 +6,7 @@ import json
 import os
 import sqlite3
 import sys
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -609,3 +610,40 @@ def test_sources_load_nothing_before_they_are_used() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.strip() == "set()"
+
+
+ENDLESS = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT count(*) FROM n"
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "duckdb"])
+def test_a_query_on_a_thread_is_stopped_with_its_block(tmp_path: Path, kind: str, sales: dict[str, Any]) -> None:
+    pytest.importorskip("duckdb", reason="needs the extra duckdb")
+    sources = sales if kind == "sqlite" else {"db": "duckdb:"}
+    endless = (
+        ENDLESS
+        if kind == "sqlite"
+        else "SELECT count(*) FROM range(1000000000) a, range(1000000000) b WHERE a.range * b.range % 7 = 3"
+    )
+    started = threading.Event()
+    ended = threading.Event()
+
+    def fail() -> None:
+        assert started.wait(60)
+        raise ValueError("stop")
+
+    def tell() -> None:
+        started.set()
+
+    members = [
+        {"type": "sequence", "name": "long", "steps": [Step("tell", tell), query("endless", "db", endless)]},
+        Step("fail", fail),
+    ]
+    guard = threading.Timer(120, ended.set)
+    guard.start()
+    result = run(
+        tmp_path, sources, {"type": "parallel", "name": "both", "steps": members}, executor="threads", workers=2
+    )
+    guard.cancel()
+    assert not ended.is_set()
+    assert result.status == "failed"
+    assert result.steps["both/long/endless"].status in ("cancelled", "skipped", "failed")

@@ -11,6 +11,7 @@ import contextlib
 import os
 import queue
 import selectors
+import sys
 import threading
 import time
 from collections import deque
@@ -119,7 +120,10 @@ class ThreadExecutor:
         self._todo.put(attempt)
 
     def kill(self, key: int, cause: Cause, grace_s: float) -> None:
-        """A thread can't be stopped; the attempt runs on."""
+        """A thread can't be stopped; the attempt runs on, unless it waits for a source that can be told to give up."""
+        stopping = sys.modules.get("procflow.sources.stopping")
+        if stopping is not None and key in self._running:
+            stopping.stop(self._running[key].run_id, key)
 
     def wait(self, until: float | None) -> list[Outcome]:
         """Outcomes in order of arrival; see ``Executor.wait``."""

@@ -16,6 +16,7 @@ from procflow.sources.kept import drop, kept
 from procflow.sources.opened import Opened
 from procflow.sources.rows import BATCH, Rows, RowsError
 from procflow.sources.sql import plain_value, unwrapped_lists
+from procflow.sources.stopping import stoppable
 
 __all__ = ["file_of", "run"]
 
@@ -94,7 +95,7 @@ def _ask(source: Opened, cursor: Any, parts: Sequence[Any], values: Sequence[Any
     if len(statements) != 1:
         raise source.failed(f"a step asks one thing, and these are {len(statements)} statements")
     reads = [str(kind).rpartition(".")[2] for kind in statements[0].expected_result_type] == ["QUERY_RESULT"]
-    with _clocked(source, cursor):
+    with stoppable(cursor.interrupt), _clocked(source, cursor):
         cursor.begin()
         try:
             value = (

@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import os
+import sys
 import threading
 from collections.abc import Callable, Hashable
 from typing import Any, TypeVar
@@ -45,6 +46,9 @@ def drop(key: Hashable) -> None:
 
 def close_run(run_id: str) -> None:
     """Close what this process keeps for a run."""
+    stopping = sys.modules.get("procflow.sources.stopping")
+    if stopping is not None:
+        stopping.forget_run(run_id)
     with _lock:
         ended = [key for key in _open if key[:2] == (os.getpid(), run_id)]
         found = [_open.pop(key) for key in ended]

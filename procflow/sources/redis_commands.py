@@ -7,6 +7,7 @@ from typing import Any
 
 from procflow.sources.kept import drop, kept
 from procflow.sources.opened import Opened
+from procflow.sources.stopping import stoppable
 
 __all__ = ["run"]
 
@@ -29,7 +30,8 @@ def run(source: Opened, command: Iterable[Any]) -> Any:
     except redis.RedisError as error:
         raise source.down(error) from None
     try:
-        return _decoded(client.execute_command(*words))
+        with stoppable(lambda: client.connection_pool.disconnect(inuse_connections=True)):
+            return _decoded(client.execute_command(*words))
     except redis.TimeoutError:
         raise source.slow() from None
     except redis.ConnectionError as error:

@@ -10,13 +10,14 @@ from __future__ import annotations
 import os
 import re
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from procflow.sources.kept import drop, kept
 from procflow.sources.opened import Opened, SourceError
 from procflow.sources.rows import BATCH, Rows, RowsError
+from procflow.sources.stopping import stoppable, was_stopped
 
 if TYPE_CHECKING:
     from sqlalchemy import URL, Connection, Engine
@@ -261,24 +262,37 @@ def _adapted(value: Any, dialect: str, driver: str) -> Any:
 
 @contextmanager
 def _clocked(source: Opened, connection: Connection) -> Iterator[None]:
-    """The timeout of the source on what is asked inside, where the database can hold it."""
+    """What is asked inside can be stopped, and has the timeout of the source, where the driver can do that."""
     seconds, dialect = source.timeout_s, connection.dialect.name
-    if seconds is None:
-        yield
-        return
-    if dialect == "postgresql":
+    if seconds is not None and dialect == "postgresql":
         connection.exec_driver_sql(f"SET LOCAL statement_timeout = {max(1, int(seconds * 1000))}")
     raw = getattr(connection.connection, "dbapi_connection", None)
-    if dialect != "sqlite" or raw is None:
+    end = getattr(raw, "interrupt", None) or getattr(raw, "cancel", None)
+    if end is None:
         yield
         return
+    try:
+        with (
+            stoppable(end),
+            _interrupted(source, end) if seconds is not None and dialect == "sqlite" else nullcontext(),
+        ):
+            yield
+    finally:
+        if was_stopped():
+            # A request to give up that comes late must not meet the next query.
+            connection.invalidate()
+
+
+@contextmanager
+def _interrupted(source: Opened, end: Callable[[], object]) -> Iterator[None]:
+    """SQLite works in this process, so that its clock has to run here."""
     fired = threading.Event()
 
     def stop() -> None:
         fired.set()
-        raw.interrupt()
+        end()
 
-    timer = threading.Timer(seconds, stop)
+    timer = threading.Timer(source.timeout_s or 0.0, stop)
     timer.daemon = True
     timer.start()
     try:
