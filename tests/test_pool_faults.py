@@ -129,6 +129,16 @@ def test_abort_stops_what_runs_and_cancels_what_is_pending_and_the_pool_goes_on(
         assert pool.submit(steps.double, 2).result(GUARD_S) == 4
 
 
+def test_what_is_submitted_after_an_abort_is_not_stopped_by_it() -> None:
+    with ProcessPool(2) as pool:
+        for _ in range(20):
+            stopped = pool.submit(steps.nap, 60)
+            until(stopped.running)
+            pool.abort()
+            assert pool.submit(steps.double, 2).result(GUARD_S) == 4
+            assert isinstance(stopped.exception(GUARD_S), TaskLost)
+
+
 # arrays
 
 

@@ -63,7 +63,7 @@ class Driver:
         self._keys = itertools.count(1)
         self._pending: deque[Task] = deque()
         self._unneeded: deque[Ref] = deque()
-        self._stopping = False
+        self._doomed: set[int] = set()
         self._running: dict[int, Task] = {}
         self._has_initializer = initializer is not None
         options = {} if initializer is None else {"initializer": initializer}
@@ -153,10 +153,11 @@ class Driver:
                 self._unneeded.append(task.ref)
 
     def abort(self) -> None:
-        """Cancel what is pending and stop what runs; the pool goes on."""
-        self.cancel_pending()
+        """Cancel what is pending and stop what runs at this moment; the pool goes on, and what comes next is not meant."""
         if not self.forsaken:
-            self._stopping = True
+            with self._lock:
+                self._doomed.update(self._running)
+            self.cancel_pending()
             self._bell.ring()
 
     def join(self) -> None:
@@ -295,10 +296,8 @@ class Driver:
 
     def _watch_clocks(self) -> None:
         now = time.monotonic()
-        if self._stopping:
-            self._stopping = False
-            for key in self._running:
-                self._workers.kill(key, "cancelled", ABORT_GRACE_S)
+        while self._doomed:
+            self._workers.kill(self._doomed.pop(), "cancelled", ABORT_GRACE_S)
         for task in self._running.values():
             if task.deadline is not None and task.deadline <= now:
                 task.deadline = None
