@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,10 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 
 import procflow
 from procflow import model
+from procflow.cli import cli
 from procflow.loader import read_tree
 
 ROOT = Path(procflow.__file__).parents[1]
@@ -110,3 +113,21 @@ def test_the_reference_is_what_the_code_says() -> None:
 def test_every_page_is_in_the_index() -> None:
     index = (DOCS / "README.md").read_text("utf-8")
     assert all(f"({page.name})" in index for page in pages() if page.name != "README.md")
+
+
+def shown_commands() -> list[str]:
+    """Commands that stand where they are not run: in the README, in tables, in crontabs."""
+    found = set()
+    for page in [*pages(), ROOT / "README.md"]:
+        for line in re.findall(r"python -m procflow ([^`\n#]+)", page.read_text("utf-8")):
+            found.add(line.split("&&")[0].split("|")[0].strip())
+    return sorted(found)
+
+
+@pytest.mark.parametrize("line", shown_commands())
+def test_commands_that_are_only_shown_are_right(line: str) -> None:
+    words = shlex.split(line)
+    command = cli.get_command(click.Context(cli), words[0])
+    assert command is not None, words[0]
+    if words[1:] and not {"FILE", "COMMAND"} & set(words):
+        command.make_context(words[0], words[1:])
