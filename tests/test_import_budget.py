@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -62,3 +63,13 @@ def test_only_light_modules_are_loaded(code: str, forbidden: set[str]) -> None:
 
 def test_a_heavy_module_would_be_seen() -> None:
     assert "pydantic" in loaded_by("import procflow.model")
+
+
+def test_a_run_that_begins_anew_loads_nothing_of_resuming_but_fingerprints(tmp_path: Path) -> None:
+    (tmp_path / "one.py").write_text("def nothing():\n    pass\n")
+    text = "name: one\nsteps: [{type: transform, name: nothing, function: 'one:nothing'}]\n"
+    (tmp_path / "one.yaml").write_text(text)
+    run = command("run", str(tmp_path / "one.yaml"), "--quiet", "--state-dir", str(tmp_path / "state"))
+    names = ("storing.journal_kept", "resuming.kept_files")
+    script = run + f"loaded = [n for n in {names!r} if 'procflow.' + n in sys.modules]\nassert not loaded, loaded\n"
+    loaded_by(script)

@@ -63,8 +63,20 @@ class Line:
             return False
         return True
 
+    def claimed(self, key: int) -> bool:
+        """Whether the worker has claimed the packet of the attempt that is to run before all that waits."""
+        try:
+            packet = self._far.recv(CHUNK_BYTES, socket.MSG_PEEK)
+        except OSError:
+            return True
+        return not packet or unpacked(packet)[1] != key
+
     def take_back(self) -> set[int]:
-        """Read away what the worker has not claimed; the keys, of the attempt that runs as well if it has not begun."""
+        """Read away what the worker has not claimed; the keys, of the attempt that runs as well if it has not begun.
+
+        A worker that lives may claim the next packet while one is read away, so the packet that must come first is not to
+        be taken from it: ask ``claimed`` before.
+        """
         keys: set[int] = set()
         while self._near.fileno() >= 0:
             try:

@@ -42,6 +42,8 @@ SERVED = 20_000
 """So many attempts are remembered for whoever wants to know which worker they went to."""
 YOUNG_S = 0.005
 """When an attempt has run for so long, what waits behind it is given back."""
+RETRY_S = 0.005
+"""When it is tried again to take back an attempt that is not wanted any more."""
 DEPTH = 7
 """How many attempts may wait behind one."""
 DISMISS_S = 2.0
@@ -92,6 +94,7 @@ class ProcessExecutor:
         self._own_output = own_output
         self._results = results
         self._queued: dict[int, Slot] = {}
+        self._unwanted: dict[int, tuple[Cause, float]] = {}
         self._look_at: float | None = None
         self._payloads = Payloads()
         self._poller = Poller()
@@ -225,6 +228,7 @@ class ProcessExecutor:
             return self._poller.wake()
         slot = self._queued.get(key) or self._running.get(key)
         if slot is None:
+            self._unwanted.pop(key, None)
             return
         if slot.ready:
             # What came before the kill counts.
@@ -234,6 +238,12 @@ class ProcessExecutor:
             if slot.ready:
                 # If it could not be taken back it has been claimed, so the outcome of the one before it is here.
                 self._read_all(slot)
+        if key in self._queued:
+            # The worker has not even begun the one before it: ask again soon.
+            self._unwanted[key] = cause, grace_s
+            self._look_at = time.monotonic() + RETRY_S
+            return self._poller.wake()
+        self._unwanted.pop(key, None)
         if self._running.get(key) is not slot:
             return self._poller.wake()
         if slot.line.waiting:
@@ -401,16 +411,17 @@ class ProcessExecutor:
             if slot.line.waiting and slot.began <= since:
                 self._take_back(slot)
         self._look_at = since + 2 * YOUNG_S if self._queued else None
+        for key, (cause, grace_s) in list(self._unwanted.items()):
+            self.kill(key, cause, grace_s)
 
     def _take_back(self, slot: Slot) -> None:
-        """Give back what waits in the slot's line and has not begun."""
-        unclaimed = slot.line.take_back()
-        for attempt in slot.line.forget(unclaimed):
+        """Give back what waits in the slot's line and has not begun; not yet where even the one before it has not."""
+        if slot.attempt is not None and not slot.line.claimed(slot.attempt.key):
+            return
+        for attempt in slot.line.forget(slot.line.take_back()):
             del self._queued[attempt.key]
+            self._unwanted.pop(attempt.key, None)
             self._return(attempt)
-        if slot.attempt is not None and slot.attempt.key in unclaimed:
-            # Its own packet was among them.
-            self._send(slot, behind=True)
 
     def _return(self, attempt: Attempt) -> None:
         if attempt.log is not None:

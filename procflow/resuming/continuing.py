@@ -20,15 +20,15 @@ from procflow.resuming.fingerprint import RUN_ID, Fingerprint, changes, fingerpr
 from procflow.resuming.needs import Key, needs_of
 from procflow.resuming.selection import Chosen, Selection, check_results, choose, loosened, under
 from procflow.scheduling.kept import Kept
-from procflow.storing.history import History, RunRow, UnknownRun
-from procflow.storing.journal_kept import JournalKept
-from procflow.storing.journal_results import Results
 from procflow.storing.state_folder import StateFolder
 from procflow.storing.store_begin import Print, Taken
 from procflow.units import Share
 
 if TYPE_CHECKING:
     from procflow.launch import Prepared
+    from procflow.storing.history import History, RunRow
+    from procflow.storing.journal_kept import JournalKept
+    from procflow.storing.journal_results import Results
 
 __all__ = [
     "CannotContinue",
@@ -108,6 +108,11 @@ def open_session(prepared: Prepared, folder: StateFolder, lock_name: str, earlie
             prepared,
             prints=[Print(*key, needs[key].unit.path, p.digest, p.parts) for key, p in prints.items()],
         )
+    # A run that begins anew needs none of these.
+    from procflow.storing.history import History
+    from procflow.storing.journal_kept import JournalKept
+    from procflow.storing.journal_results import Results
+
     with History.open(folder) as past:
         row = _earlier(past, prepared, lock_name, earlier)
     if row is not None:
@@ -218,6 +223,8 @@ def find_run(folder: StateFolder, run: str | None, lock: str | None = None, *, e
     ``lock`` leaves only the runs of one pipeline. Raises ``NothingToDo`` where it has ended well (``ended_well`` lets
     tolerated failures through), ``LockHeld`` where it goes on now, ``UnknownRun`` where there is none.
     """
+    from procflow.storing.history import History, UnknownRun
+
     with History.open(folder) as past:
         rows = [past.run(run)] if run is not None else [r for r in past.runs() if lock is None or r.lock == lock]
     if not rows:
