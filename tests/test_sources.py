@@ -343,6 +343,8 @@ def test_what_sqlite_refuses_is_told_without_values(tmp_path: Path, sales: dict[
         executor="inline",
     )
     assert message == f"QueryFailed: source 'db' ({sales['db']['url']}): no such column: absent_column"
+    (told,) = run(tmp_path, sales, query("q", "db", "SELECT absent_column"), executor="inline").failures
+    assert (told.failure.user_place, told.failure.traceback.partition("\n")[0]) == ("", str(told.failure))
     message = failure(tmp_path, sales, query("q", "db", "SELECT {a}", params={"a": [1]}), executor="inline")
     assert "type 'list' is not supported" in message
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -24,8 +26,9 @@ SIZE = 1_000_000
 
 
 def segments() -> set[str]:
-    """Folders of transient values that are there now."""
-    return {name for name in os.listdir(sweep.SHM) if name.startswith("procflow-") and name.endswith("-values")}
+    """Folders of transient values of this test's runs that are there now."""
+    own = sweep.prefix(os.environ["TEST_TOKEN"])
+    return {name for name in os.listdir(sweep.SHM) if name.startswith(own) and name.endswith("-values")}
 
 
 def make(*args: Any, fill: int = 1) -> bytes:
@@ -52,10 +55,13 @@ def counted(into: str) -> bytes:
 
 
 @pytest.fixture(autouse=True)
-def nothing_is_left() -> Any:
-    before = segments()
+def nothing_is_left(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Runs of this test bear a token that their steps know; other tests may run at the same time."""
+    base, count = secrets.token_hex(6), itertools.count()
+    monkeypatch.setenv("TEST_TOKEN", base)
+    monkeypatch.setattr("procflow.guarding.guard.new_token", lambda: f"{base}{next(count):04}")
     yield
-    assert segments() - before == set()
+    assert segments() == set()
 
 
 def run(tmp_path: Path, *steps: Any, executor: str = "processes", **keys: Any) -> Any:
@@ -148,7 +154,9 @@ def test_freeing_gives_memory_back_at_once_and_leaves_others_to_their_folder(tmp
 
 
 SCRIPT = """
-import sys, time
+import os, sys, time
+from procflow.guarding import guard
+guard.new_token = lambda: os.environ["TEST_TOKEN"] + "abcd"
 from procflow import Pipeline, Step
 def make(): return bytes(1_000_000)
 def wait(value, marker):
@@ -164,17 +172,16 @@ def test_nothing_is_left_after_sigkill(tmp_path: Path, executor: str) -> None:
     marker = tmp_path / "marker"
     env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
     command = [sys.executable, "-c", SCRIPT, str(marker), executor, str(tmp_path / "state")]
-    before = segments()
     process = subprocess.Popen(command, env=env)
     until = time.monotonic() + 60
     while not marker.exists():
         assert time.monotonic() < until
         assert process.poll() is None
         time.sleep(0.02)
-    assert len(segments() - before) == 1
+    assert len(segments()) == 1
     process.send_signal(signal.SIGKILL)
     process.wait(timeout=60)
-    while segments() - before:
+    while segments():
         assert time.monotonic() < until
         time.sleep(0.05)
 

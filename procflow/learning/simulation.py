@@ -37,9 +37,9 @@ NOTHING: Ref = Inline(b"")
 class Forecast:
     """How a run is expected to go with so many workers.
 
-    ``work_s`` is the time of all attempts together, ``peak_bytes`` the most that those at work at once are expected
-    to hold, ``most_at_once`` the most attempts at once. ``unknown`` are labels of steps that no run has told of, which
-    count ``unknown_s`` each. ``status`` is that of the simulated run.
+    ``work_s`` is the time of all attempts together, ``cpu_s`` the part in which a core was at work, ``peak_bytes`` the
+    most that those at work at once are expected to hold, ``most_at_once`` the most attempts at once. ``unknown`` are
+    labels of steps that no run has told of, which count ``unknown_s`` each. ``status`` is that of the simulated run.
     """
 
     workers: int
@@ -53,6 +53,7 @@ class Forecast:
     unknown_s: float = 1.0
     unknown: tuple[str, ...] = ()
     spans: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    cpu_s: float = 0.0
 
     @property
     def efficiency(self) -> float:
@@ -108,6 +109,7 @@ class _Play:
         slots = {name: 1 if name == "inline" else workers for name in graph.executors}
         self.scheduler = Scheduler(graph, slots=slots, memory_bytes=memory_bytes, run_id="simulated")
         self.crowd = 1.0
+        self.cpu_s = 0.0
         self.now = self.work_s = self.parent_free_at = 0.0
         self.places = places(graph.root)
         self.maps = {u.label: u for u in walk(graph.root) if isinstance(u, MapUnit)}
@@ -141,7 +143,7 @@ class _Play:
                 raise InternalError("the simulation has nothing to wait for", scheduler.story())
         return Forecast(
             self.workers, self.memory_bytes, self.now, self.work_s, self.peak_bytes, self.most_at_once,
-            scheduler.attempts_over, scheduler.status, self.unknown_s, tuple(self.unknown), self.spans,
+            scheduler.attempts_over, scheduler.status, self.unknown_s, tuple(self.unknown), self.spans, self.cpu_s,
         )  # fmt: skip
 
     def _perform(self, actions: Sequence[Action]) -> None:
@@ -220,6 +222,7 @@ class _Play:
             return self.unknown_s * (len(items.indices) if items is not None else 1)
         if known.course is None:
             count = len(items.indices) if items is not None else 1
+            self.cpu_s += known.cpu_s * count
             return known.seconds(known.mean_s * count, known.cpu_s * count, self.workers, self.crowd)
         if items is not None:
             size = max(1, self.sizes[label] or known.items)
@@ -233,6 +236,7 @@ class _Play:
             size = known.items
             places = [(at % size, at % size + 1)]
         found = [known.course.between(first, min(stop, size), size) for first, stop in places if first < size]
+        self.cpu_s += sum(c for _, c in found)
         return known.seconds(sum(w for w, _ in found), sum(c for _, c in found), self.workers, self.crowd)
 
 

@@ -33,6 +33,8 @@ __all__ = [
 SHOWN_STEPS = 12
 """Steps of the critical path that are named, from its ends."""
 SHOWN_UNKNOWN = 5
+BUSY_SHARE = 0.8
+"""Work that was less busy than this was waiting for something, and may go quicker, or slower, at another time."""
 
 
 class Refused(NamedTuple):
@@ -100,6 +102,9 @@ def expected_facts(
     busy = f"{min(1.0, forecast.efficiency):.0%}"
     workers = counted(forecast.workers, "worker")
     wall = f"{duration_text(forecast.wall_s)} for {duration_text(forecast.work_s)} of work, {workers} {busy} busy"
+    if forecast.cpu_s < BUSY_SHARE * forecast.work_s:
+        part = f"{forecast.cpu_s / forecast.work_s:.0%}"
+        wall += f", in which a core was at work for {part}: the rest is waiting, of steps or for a busy machine"
     seconds, labels = critical_path(graph.root, expected(graph, knowledge, 0))
     facts = [
         ("expected", f"{wall}; learned from {counted(knowledge.runs, 'run')}"),
@@ -241,6 +246,7 @@ def _row(forecast: Forecast) -> dict[str, Any]:
         "memory_bytes": forecast.memory_bytes,
         "wall_s": forecast.wall_s,
         "work_s": forecast.work_s,
+        "cpu_s": forecast.cpu_s,
         "efficiency": forecast.efficiency,
         "peak_bytes": forecast.peak_bytes,
         "most_at_once": forecast.most_at_once,
