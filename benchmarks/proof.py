@@ -157,15 +157,9 @@ def growth(quick: bool) -> Iterator[Row]:
 
     for kind, sizes, most in (("tasks", bench.TASKS, 1024.0), ("items", bench.ITEMS, 100.0)):
         found = bench.growth(kind, tuple(size // 20 for size in sizes) if quick else sizes)
-        last = found["last"]
-        yield Row(
-            f"parent memory for one of {sizes[-1]:,} {kind}",
-            "B",
-            found["bytes"],
-            most,
-            note=f"{last['us']:.1f} us each",
-        )
-        yield Row(f"time of the last {kind} by that of the first", "x", found["bend"], 1.25, note="1: linear")
+        note = f"{found['last_us']:.1f} us each; as declared, before the run, {found['declared_bytes']:.0f} B each"
+        yield Row(f"parent memory of a run for one of {sizes[-1]:,} {kind}", "B", found["bytes"], most, note=note)
+        yield Row(f"time of one of the last {kind}, by the average", "x", found["bend"], 1.25, note="1: linear")
 
 
 def large_value(quick: bool) -> Iterator[Row]:
