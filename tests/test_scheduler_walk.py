@@ -38,6 +38,16 @@ BLOCK = {
     "retries": st.sampled_from([None, None, 1]),
     "when": st.sampled_from([None, None, None, "len('x') > 0"]),
 }
+HOOKS = {event: st.sampled_from([0, 0, 0, 1, 2]) for event in ("on_success", "on_failure", "on_finish")}
+"""How many steps hook an event."""
+
+
+def hooks(draw: st.DrawFn) -> dict[str, Any]:
+    """Hooks of a step or of the pipeline."""
+    counts = {event: draw(count) for event, count in HOOKS.items()}
+    return {
+        event: tuple(model.Transform(name=f"h{i}", function=nothing) for i in range(n)) for event, n in counts.items() if n
+    }
 
 
 @st.composite
@@ -54,6 +64,8 @@ def leaf(draw: st.DrawFn, names: list[str], seen: list[str]) -> model.Transform:
     keys["when"] = draw(st.sampled_from([None, None, "1 < 2"]))
     keys["name"] = f"s{len(names)}"
     names.append(keys["name"])
+    if draw(st.integers(0, 9)) == 0:
+        keys |= hooks(draw)
     if seen and draw(st.booleans()):
         keys["inputs"] = draw(st.lists(st.sampled_from(seen), max_size=2, unique=True))
     return model.Transform(function=nothing, **{k: v for k, v in keys.items() if v is not None})
@@ -68,6 +80,9 @@ def block(draw: st.DrawFn, names: list[str], seen: list[str], depth: int) -> Any
         keys["tolerate"] = draw(st.sampled_from([None, 1, "50%"]))
     name = keys["name"] = f"s{len(names)}"
     names.append(name)
+    if depth == 1 and kind != "map":
+        # Nothing but leaf steps in it: items of a map would not go in batches.
+        keys["rate_limit"] = draw(st.sampled_from([None, None, "3/s"]))
     if kind == "sequence":
         keys.pop("max_parallelism")
     else:
@@ -84,6 +99,8 @@ def block(draw: st.DrawFn, names: list[str], seen: list[str], depth: int) -> Any
                 keys[key] = 2.0 if draw(st.booleans()) else None
             keys = {k: v for k, v in keys.items() if v is not None}
             batch = draw(st.sampled_from([None, 2]))
+            if "merge" not in keys and draw(st.booleans()):
+                keys["reduce"] = nothing
             return model.Map(items=items, function=nothing, **keys, **({"batch": batch} if batch else {}))
         return model.Map(items=items, steps=draw(members(names, seen, depth - 1, "sequence")), **keys)
     steps = draw(members(names, seen, depth - 1, kind))
@@ -120,7 +137,7 @@ def pipelines(draw: st.DrawFn) -> model.Pipeline:
     names: list[str] = []
     steps = draw(members(names, [], 3, "sequence"))
     limits = model.Limits(resources={"db": 1.0}, timeout=draw(st.sampled_from([None, None, 30.0])))
-    return model.Pipeline(name="walk", steps=steps, limits=limits)
+    return model.Pipeline(name="walk", steps=steps, limits=limits, **hooks(draw))
 
 
 def outline(steps: tuple[Any, ...], indent: str = "") -> str:
