@@ -62,3 +62,19 @@ def costly(n: int) -> StepOutput:
 
 def loud(n: int) -> str:
     return "x" * n
+
+
+def ten() -> list[int]:
+    return list(range(10))
+
+
+def in_two(value: list[int], into: int | None, at: int) -> list[list[int]]:
+    return [value[:at], value[at:]]
+
+
+def graded(n: int) -> dict[str, int]:
+    return {"n": n, "score": -abs(n - 2)}
+
+
+def score_of(value: dict[str, int]) -> int:
+    return value["n"]

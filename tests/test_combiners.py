@@ -134,3 +134,24 @@ def test_costs_and_metrics_reach_result_journal_and_show(tmp_path: Path, executo
     )
     assert {"label": "p/s1", "item": "", "attempt": 1, "name": "rows", "value": 10} in data["metrics"]
     assert [row["cost"] for row in data["step_executions"] if row["label"] == "p" and row["members"]] == [4]
+
+
+@pytest.mark.parametrize("executor", THREE)
+def test_splits_and_the_best_of_several_are_the_same_everywhere(tmp_path: Path, executor: str) -> None:
+    from procflow import Split
+
+    graded = [Step(f"g{n}", c.graded, params={"n": n}) for n in (1, 2, 3)]
+    result = run(
+        tmp_path, Step("ten", c.ten), Split("both", ["ten"], strategy="duplicate", into=2),
+        Split("turns", ["ten"], strategy="round_robin", outputs=["even", "odd"]), Split("parts", ["ten"], into=3),
+        Split("own", ["ten"], strategy="combine_steps:in_two", params={"at": 7}, outputs=["head", "tail"]),
+        Parallel("by_key", *graded, merge="best_quality", score="score"),
+        Parallel("by_function", *graded, merge="best_quality", score="combine_steps:score_of"), executor=executor,
+    )  # fmt: skip
+    assert result.status == "succeeded", result.failures
+    found, ten = result.outputs, list(range(10))
+    assert found["both"] == [ten, ten]
+    assert (found["even"], found["odd"]) == (ten[::2], ten[1::2])
+    assert found["parts"] == [[0, 1, 2, 3], [4, 5, 6], [7, 8, 9]]
+    assert (found["head"], found["tail"]) == (ten[:7], ten[7:])
+    assert (found["by_key"]["n"], found["by_function"]["n"]) == (2, 3)
