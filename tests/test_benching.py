@@ -66,6 +66,12 @@ def test_python_code_is_told_from_waiting_on_a_busy_machine_too() -> None:
     assert verdict(found).kind == "gil"
 
 
+def test_with_less_than_two_cores_to_be_had_nothing_is_said_of_the_lock() -> None:
+    found = verdict(measured(1.0, 1.05, 0.9), usable=1.1)
+    assert (found.best, found.kind) == ("processes", "mixed")
+    assert "can't be told on 1.1 cores" in found.why
+
+
 def test_work_that_releases_the_lock_may_run_in_either() -> None:
     found = verdict(measured(1.0, 0.53, 0.51))
     assert (found.best, found.kind, found.change) == ("either", "free", None)

@@ -62,6 +62,9 @@ class Work:
         if len(single) == 1:
             return single * copies
         count = min(most, len(single))
+        if count > copies:
+            # As many for each slot.
+            count -= count % copies
         return [single[i * len(single) // count] for i in range(count)]
 
 

@@ -118,7 +118,8 @@ class Bench:
         round_s = piece_s * (1 + 2 / self.slots)
         most = int(budget_s / max(round_s * (repeat + 1), 1e-9))
         if most < len(pieces):
-            count = max(min(self.slots, len(pieces)), most)
+            # As many for each slot, or the last one runs alone and the figure is of that.
+            count = max(min(self.slots, len(pieces)), most // self.slots * self.slots)
             found.cut = f"{count} of {len(pieces)} pieces" if count < len(pieces) else ""
             pieces = [pieces[i * len(pieces) // count] for i in range(count)]
             found.pieces = count

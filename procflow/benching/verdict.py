@@ -81,6 +81,8 @@ def _reason(
         return "moving", f"moving {size_text(moved)} costs {cost} of {duration_text(walls['processes'])} in processes"
     if alone > 1.3:
         return "mixed", f"uses {alone:.1f} cores by itself (threads of a library): give it cpus: {round(alone)}"
+    if slots < 1.5 and measured.pieces > 1:
+        return "mixed", f"whether threads share the lock can't be told on {slots:.1f} cores"
     if threaded < 1.0 + 0.25 * (slots - 1):
         return "gil", f"threads held to {threaded:.1f} core{'s' if round(threaded, 1) != 1 else ''}: GIL-bound Python"
     if threaded >= 0.7 * slots:
