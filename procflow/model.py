@@ -21,7 +21,7 @@ from procflow.record import (  # isort: skip
     Timeout, files_of, is_relative, items_of, param, retry_conflicts,
 )  # fmt: skip
 from procflow.record_sources import AnySource, QueryKeys, RestKeys, Skill, SkillKeys  # isort: skip
-from procflow.record_state import Combiners, SharedState  # isort: skip
+from procflow.record_state import ReduceKeys, SharedKeys  # isort: skip
 
 __all__ = [
     "MERGES", "NAME", "STEP_TYPES", "AnyStep", "Block", "Defaults", "Function", "Graph", "Items", "Limits", "Map", "Merge",
@@ -74,6 +74,9 @@ class StepBase(Record):
     )
     priority: int = Field(0, ge=-1_000_000, le=1_000_000, description="higher starts first")
     rate_limit: RateLimit | None = Field(None, description="most starts in a time")
+    cache: bool | None = Field(
+        None, description="true keeps the result of the last run while code, inputs and all it builds on are the same"
+    )
     transient: bool = Field(False, description="large values in shared memory, without a checkpoint for resume")
     on_success: tuple[AnyStep, ...] = Field((), strict=False, description="steps that run once it has succeeded")
     on_failure: tuple[AnyStep, ...] = Field((), strict=False, description="steps that run once it has failed for good")
@@ -91,6 +94,8 @@ class StepBase(Record):
         yield from cls.not_honoured(given, cls.refused)
         if is_relative(given.get("timeout")) and issubclass(cls, (Block, Subpipeline)) and given.get("function") is None:
             yield "timeout", "a share of what was learned is for single steps: write a duration, or a share on the steps inside"
+        if given.get("cache") and given.get("transient"):
+            yield "transient", "a value without a checkpoint can't be kept for the next run: leave out cache or transient"
         if given.get("on_error") == "finish" and not issubclass(cls, Block) and "on_error" not in cls.refused:
             yield "on_error", "finish is for blocks; a step says stop or continue"
 
@@ -114,6 +119,7 @@ _BLOCK_REFUSED = {
     "memory": _ON_MEMBERS,
     "resources": "write it on the steps inside",
     "files": "write it on the steps inside",
+    "cache": _ON_MEMBERS,
     "idle_timeout": _ON_MEMBERS,
     "kill_grace": _ON_MEMBERS,
 }
@@ -292,7 +298,7 @@ class Graph(Block):
     steps: tuple[AnyStep, ...] = Field(min_length=1, strict=False)
 
 
-class Map(Block):
+class Map(ReduceKeys, Block):
     """One call, or a list of steps, per item."""
 
     type: Literal["map"] = "map"
@@ -303,8 +309,6 @@ class Map(Block):
     function: Function | None = Field(None, description="called with each item, then inputs and params")
     steps: tuple[AnyStep, ...] | None = Field(None, min_length=1, strict=False, description="steps for each item")
     batch: int | None = Field(None, ge=1, le=1_000_000, description="items in one task; default measured")
-    reduce: Function | None = Field(None, description="module:name of the value so far and a result: folds in item order")
-    initial: Any = Field(None, description="with reduce, the value before the first result")
 
     model_config = ConfigDict(populate_by_name=True)
     refused: ClassVar[Mapping[str, str]] = {"outputs": _BLOCK_REFUSED["outputs"]}
@@ -319,10 +323,6 @@ class Map(Block):
         elif steps is not None:
             refused = {k: v for k, v in _BLOCK_REFUSED.items() if k not in cls.refused}
             yield from cls.not_honoured(given, refused | {"batch": "only a function is called in batches"})
-        if given.get("reduce") is not None and given.get("merge") is not None:
-            yield "merge", "reduce makes one value of the results, so there is nothing to merge: keep one of them"
-        if "initial" in given and given.get("reduce") is None:
-            yield "initial", "works only with reduce"
         if "as" in given and "item_name" in given:
             yield "item_name", "as and item_name are the same: keep as"
 
@@ -363,7 +363,7 @@ AnyStep = Annotated[
 ]
 
 
-class Pipeline(Record):
+class Pipeline(SharedKeys):
     """A declared pipeline. Its top steps are a sequence unless ``type: graph``."""
 
     name: Name
@@ -376,8 +376,6 @@ class Pipeline(Record):
     )
     sources: dict[Name, AnySource] = Field(default_factory=dict, description="what queries are asked of, by name")
     skills: dict[Name, Skill] = Field(default_factory=dict, description="named capabilities of skill steps")
-    combiners: Combiners = Field(default_factory=dict, description="for combine_outputs: type to module:name")
-    state: dict[Name, SharedState] = Field(default_factory=dict, description="accumulators that steps share, with reducers")
     limits: Limits = Field(default_factory=Limits)
     defaults: Defaults = Field(default_factory=Defaults)
     on_error: OnError = "stop"

@@ -11,10 +11,10 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field, PlainValidator, TypeAdapter, WithJsonSchema
 
 from procflow.call import Reducer
-from procflow.grammar import Function, near, refuse
+from procflow.grammar import Function, Name, near, refuse
 from procflow.record import Conflicts, Given, Record
 
-__all__ = ["Combiners", "SharedState", "StateKey"]
+__all__ = ["Combiners", "ReduceKeys", "SharedKeys", "SharedState", "StateKey"]
 
 REDUCERS = ("append", "add", "union", "merge", "replace")
 _SHAPES: dict[str, tuple[tuple[type, ...], str]] = {
@@ -115,3 +115,26 @@ Combiners = Annotated[
     WithJsonSchema({"type": "object", "additionalProperties": {"type": "string", "pattern": r"^[^:\s]+:[^:\s]+$"}}),
 ]  # fmt: skip
 """How values of types that ``combine_outputs`` does not know become one."""
+
+
+class SharedKeys(Record):
+    """The keys of a pipeline for what its steps share."""
+
+    combiners: Combiners = Field(default_factory=dict, description="for combine_outputs: type to module:name")
+    state: dict[Name, SharedState] = Field(default_factory=dict, description="accumulators that steps share, with reducers")
+
+
+class ReduceKeys(Record):
+    """The keys of a map that folds its results."""
+
+    reduce: Function | None = Field(None, description="module:name of the value so far and a result: folds in item order")
+    initial: Any = Field(None, description="with reduce, the value before the first result")
+
+    @classmethod
+    def conflicts(cls, given: Given) -> Conflicts:
+        """``merge`` beside ``reduce``, and ``initial`` without it."""
+        yield from super().conflicts(given)
+        if given.get("reduce") is not None and given.get("merge") is not None:
+            yield "merge", "reduce makes one value of the results, so there is nothing to merge: keep one of them"
+        if "initial" in given and given.get("reduce") is None:
+            yield "initial", "works only with reduce"
