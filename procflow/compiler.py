@@ -92,8 +92,9 @@ def compile_pipeline(
         build.files,
         pipeline.limits.retry_budget.fraction,
         frozenset(build.secrets),
-        frozenset(results),
+        frozenset(results.union(*build.cached.values())),
         build.rates,
+        frozenset(build.cached),
     )
 
 

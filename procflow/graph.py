@@ -161,8 +161,8 @@ class TaskGraph:
 
     ``retry_share`` bounds the retries of the run as a whole, as a share of the attempts that are over. ``files``
     are the files of ``type: pipeline`` steps by the path at which they hang in the tree: ``loc`` of a unit inside
-    begins with it. ``keep`` are values whose files stay. ``rates`` are shared by name: ``block:0.1`` by all that starts in a
-    block, ``rate:NAME`` by all that asks a source.
+    begins with it. ``keep`` are values whose files stay, ``cached`` the labels of steps whose results the next run
+    uses. ``rates`` are shared by name: ``block:0.1`` by all that starts in a block, ``rate:NAME`` by all that asks a source.
     ``secrets`` are the environment variables that hold secrets; ``params`` leaves out those that hold one.
     """
 
@@ -176,6 +176,7 @@ class TaskGraph:
     secrets: frozenset[str] = frozenset()
     keep: frozenset[str] = frozenset()
     rates: Mapping[str, Rate] = field(default_factory=dict)
+    cached: frozenset[str] = frozenset()
 
 
 def walk(unit: Unit, hooks: bool = False) -> Iterator[Unit]:

@@ -208,11 +208,13 @@ def iterate(
     observers: Sequence[Observer] = (),
     lock_wait_s: float = 0.0,
     earlier: Earlier | None = None,
+    cache: bool = True,
     **options: Any,
 ) -> Generator[Event, None, RunResult]:
     """Run a pipeline, yielding events as they become durable; the generator's value is the ``RunResult``.
 
-    ``earlier`` is a run that this one builds on, or goes on. Closing the generator stops the run.
+    ``earlier`` is a run that this one builds on, or goes on; without ``cache`` nothing else is kept. Closing the generator
+    stops the run.
     """
     prepared = prepare(pipeline, **options)
     from procflow.storing.attempt_log import LogFolder
@@ -236,7 +238,7 @@ def iterate(
         store = Store.open(folder)
         stack.callback(store.close)
         store.recover(name)
-        session = stack.enter_context(open_session(prepared, folder, name, earlier))
+        session = stack.enter_context(open_session(prepared, folder, name, earlier, cache))
         session.prepared = taught_by(folder, session.prepared, name, session.prints)
         prepared, graph = session.prepared, session.prepared.graph
         if not session.same_run:

@@ -271,6 +271,7 @@ class Defaults(Record):
     kill_grace: Pause | None = None
     retries: int | None = Field(None, ge=0, le=1000)
     retry: Retry | None = None
+    cache: bool | None = None
 
     @classmethod
     def conflicts(cls, given: Given) -> Conflicts:

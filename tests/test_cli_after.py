@@ -31,7 +31,8 @@ def check(item):
     if not within(item):
         raise ValueError(f"{item} is too large")
     return item
-def total(rows): return sum(r for r in rows if r)
+def large(): return bytes(500_000)
+def total(rows, blob=b""): return sum(r for r in rows if r)
 """
 NUMBERS = {
     "type": "function",
@@ -216,13 +217,24 @@ def test_clean_by_time_never_takes_the_newest_of_a_pipeline(folder: Path) -> Non
 
 
 def test_clean_keeps_what_a_run_builds_on(folder: Path) -> None:
-    write(NUMBERS, CHECKED, TOTAL)
+    large = {**NUMBERS, "name": "large", "function": "after_steps:large", "params": {}, "output": "blob"}
+    write(large, NUMBERS, CHECKED, {**TOTAL, "inputs": ["rows", "blob"]})
     first = run(code=1)
     sys.modules.pop("after_steps", None)
     invoke("retry", "-q", code=1)
     assert len(ids()) == 2
-    assert f"{first} stays: a run that stays builds on it" in invoke("clean", "--keep", "1").stdout
+    assert f"{first} stays: values of a run that stays are in its files" in invoke("clean", "--keep", "1").stdout
     assert len(ids()) == 2
+
+
+def test_clean_takes_a_run_whose_values_a_later_one_holds_itself(folder: Path) -> None:
+    write(NUMBERS, CHECKED, TOTAL)
+    first = run(code=1)
+    sys.modules.pop("after_steps", None)
+    invoke("retry", "-q", code=1)
+    assert "1 run removed" in invoke("clean", "--keep", "1").stdout
+    assert first not in ids()
+    assert "kept" in invoke("resume", "--plan").stdout
 
 
 def test_folders_of_no_run_go_once_they_are_old(folder: Path) -> None:

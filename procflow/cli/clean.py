@@ -42,7 +42,7 @@ def _keep(text: str) -> tuple[float | None, int | None]:
 def clean(keep: tuple[float | None, int | None], pipeline: str | None, dry_run: bool, state_dir: str | None) -> int:
     """Remove old runs: their rows in the journal, their logs and values.
 
-    A run that goes on stays, and so do the newest run of each pipeline and all that a run which stays builds on.
+    A run that goes on stays, and so do the newest run of each pipeline, and runs whose values a run that stays has taken over.
     """
     from procflow.storing import cleaning
     from procflow.storing.store import Store
@@ -53,7 +53,13 @@ def clean(keep: tuple[float | None, int | None], pipeline: str | None, dry_run: 
         runs = [run for run in everything if pipeline is None or run.pipeline == pipeline]
         marked = past.marked_run()
     older_s, newest = keep
-    going, kept = cleaning.to_go(runs, marked, older_s=older_s, newest=newest)
+    earlier = {run.run_id: run.earlier for run in everything}
+
+    def owners(run_id: str) -> set[str]:
+        # A run that built on no other has its values in its own folder.
+        return cleaning.owners_of(folder, run_id) if earlier[run_id] is not None else set()
+
+    going, kept = cleaning.to_go(runs, marked, older_s=older_s, newest=newest, owners=owners)
     paths = {run.run_id: folder.run(run.run_id) for run in going}
     sizes = {run_id: cleaning.size_of(path) for run_id, path in paths.items()}
     waste = list(cleaning.rubbish(folder, [run.run_id for run in everything]))

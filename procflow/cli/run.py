@@ -72,6 +72,7 @@ def _run_id(text: str) -> str:
     is_flag=True,
     help="With --from, --only, --skip: keep results of another version of Python or procflow, too.",
 )
+@click.option("--no-cache", is_flag=True, help="Run steps with cache: true whatever was done before.")
 @click.option("-n", "--dry-run", is_flag=True, help="Show the plan and run nothing.")
 @watch_options
 @click.option("--run-id", metavar="ID", type=_run_id, help="Name of the run; default date, time and three letters.")
@@ -92,6 +93,7 @@ def run(
     only: tuple[str, ...],
     skip: tuple[str, ...],
     force: bool,
+    no_cache: bool,
     dry_run: bool,
     run_id: str | None,
     **watch: Any,
@@ -113,7 +115,7 @@ def run(
         with watching.telling() as tell:
             options: dict[str, Any] = {**limits, "params": params_of(param, params_file), "state_dir": state_dir, "run_id": run_id}
             earlier = _earlier(start, only, skip, force)
-            options = {**options, "lock_wait_s": wait_s, "earlier": earlier, "reading": reading}
+            options = {**options, "lock_wait_s": wait_s, "earlier": earlier, "reading": reading, "cache": not no_cache}
             try:
                 return tell(run_file(file, options, watching))
             except LockHeld as error:

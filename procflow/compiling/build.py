@@ -116,6 +116,8 @@ class Build:
     surfaces: Surfaces = field(default_factory=Surfaces)
     secrets: set[str] = field(default_factory=set)
     installed: Installed | None = None
+    cached: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """The labels of steps whose results the next run uses, with the values that they publish."""
     shared: dict[str, str] = field(default_factory=dict)
     """The URLs of sources whose connections are counted, by the named resource that counts them."""
 

@@ -79,6 +79,9 @@ def limited(
         call = replace(call, state=setting.state)
     if step.transient:
         call = replace(call, transient=True)
+    elif _or(step.cache, defaults.cache):
+        named = step.outputs if isinstance(step.outputs, tuple) else ()
+        build.cached[seat["label"]] = (*named, *(name for name in (step.output, step.name) if name is not None))
     return TaskUnit(
         **seat,
         reads=_reads(call),

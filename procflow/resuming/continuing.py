@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 from procflow import __version__, units
 from procflow.errors import LockHeld, ProcflowError
 from procflow.resuming.fingerprint import RUN_ID, Fingerprint, changes, fingerprints
-from procflow.resuming.needs import Key, needs_of
-from procflow.resuming.selection import Chosen, Selection, check_results, choose, loosened, under
+from procflow.resuming.needs import Key, Need, needs_of
+from procflow.resuming.selection import Chosen, OnlyCached, Selection, check_results, choose, loosened, under
 from procflow.scheduling.kept import Kept
 from procflow.storing.state_folder import StateFolder
 from procflow.storing.store_begin import Print, Taken
@@ -66,13 +66,15 @@ class Earlier:
     """What a run builds on: the run ``run_id`` (None: the last one of the pipeline).
 
     ``same_run`` continues that run itself. ``selection`` says which steps run whatever was done before. ``force`` uses the
-    results of another version of Python or procflow.
+    results of another version of Python or procflow. ``cached`` uses results of the steps with ``cache: true`` alone, where
+    there are any that this version of Python and procflow would make.
     """
 
     run_id: str | None = None
     same_run: bool = False
     selection: Selection | None = None
     force: bool = False
+    cached: bool = False
 
 
 @dataclass(slots=True)
@@ -96,18 +98,19 @@ class Session:
             results.close()
 
 
-def open_session(prepared: Prepared, folder: StateFolder, lock_name: str, earlier: Earlier | None) -> Session:
+def open_session(
+    prepared: Prepared, folder: StateFolder, lock_name: str, earlier: Earlier | None, cache: bool = False
+) -> Session:
     """The session that begins; the caller holds the run's lock (or only wants to look).
 
     Raises ``NothingToDo``, ``CannotContinue``, or ``UnknownRun`` where the earlier run is not there.
     """
     needs = needs_of(prepared.graph)
     prints = _fingerprints(prepared)
+    if earlier is None and cache and prepared.graph.cached:
+        earlier = Earlier(cached=True)
     if earlier is None:
-        return Session(
-            prepared,
-            prints=[Print(*key, needs[key].unit.path, p.digest, p.parts) for key, p in prints.items()],
-        )
+        return _anew(prepared, needs, prints)
     # A run that begins anew needs none of these.
     from procflow.storing.history import History
     from procflow.storing.journal_kept import JournalKept
@@ -115,6 +118,8 @@ def open_session(prepared: Prepared, folder: StateFolder, lock_name: str, earlie
 
     with History.open(folder) as past:
         row = _earlier(past, prepared, lock_name, earlier)
+    if earlier.cached and (row is None or _other_versions(row)):
+        return _anew(prepared, needs, prints)
     if row is not None:
         _check_versions(row, earlier)
     results = Results.read(folder, row.run_id) if row is not None else Results.nothing(folder)
@@ -123,7 +128,10 @@ def open_session(prepared: Prepared, folder: StateFolder, lock_name: str, earlie
         ignore: Container[str] = ()
         if chosen is not None:
             ignore = chosen.held if earlier.same_run else {key[0] for key in needs}
-        anew = chosen.runs if chosen is not None and not earlier.same_run else ()
+        anew: Container[str] = chosen.runs if chosen is not None and not earlier.same_run else ()
+        if earlier.cached:
+            leaves = {need.unit.label for key, need in needs.items() if key[1] in ("member", "batch")}
+            anew = leaves - prepared.graph.cached
         judged = JournalKept(
             needs, prints, results, same_run=earlier.same_run, ignore=ignore, anew=anew, keep=prepared.graph.keep
         )
@@ -138,8 +146,10 @@ def open_session(prepared: Prepared, folder: StateFolder, lock_name: str, earlie
             if not earlier.same_run:
                 session.prepared = session.prepared.with_warnings(_changed(judged, prints, chosen))
             session.kept = under(judged, chosen, earlier.same_run)
+        elif earlier.cached:
+            session.kept = OnlyCached(judged, anew)
         if not earlier.same_run:
-            session.taken = judged.taken(chosen.runs if chosen is not None else ())
+            session.taken = judged.taken(anew)
         return session
     except BaseException:
         results.close()
@@ -162,6 +172,11 @@ def _changed(judged: JournalKept, prints: Mapping[Key, Fingerprint], chosen: Cho
         )
 
 
+def _anew(prepared: Prepared, needs: Mapping[Key, Need], prints: Mapping[Key, Fingerprint]) -> Session:
+    """A run that builds on nothing."""
+    return Session(prepared, prints=[Print(*key, needs[key].unit.path, p.digest, p.parts) for key, p in prints.items()])
+
+
 def _fingerprints(prepared: Prepared) -> Mapping[Key, Fingerprint]:
     found = fingerprints(needs_of(prepared.graph), prepared.run_id)
     if found.mentions_run_id and prepared.compile_as is not None:
@@ -175,6 +190,8 @@ def _earlier(past: History, prepared: Prepared, lock_name: str, earlier: Earlier
         for row in past.runs(pipeline=prepared.pipeline.name):
             if row.lock == lock_name and row.run_id != prepared.run_id:
                 return row
+        if earlier.cached:
+            return None
         if earlier.selection and earlier.selection.start is None and not earlier.selection.only:
             return None
         raise CannotContinue(
@@ -195,6 +212,11 @@ def _ended_well(row: RunRow) -> str:
         f"run {row.run_id} has finished with {count} tolerated failure{'s' * (count != 1)}: nothing is left to resume; "
         f"procflow retry {row.run_id} runs again what failed"
     )
+
+
+def _other_versions(row: RunRow) -> bool:
+    here = (_minor(platform.python_version()), __version__.partition(".")[0])
+    return (_minor(row.python_version), row.procflow_version.partition(".")[0]) != here
 
 
 def _check_versions(row: RunRow, earlier: Earlier) -> None:

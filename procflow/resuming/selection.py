@@ -8,7 +8,7 @@ or by its path (``0.2``).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -23,7 +23,17 @@ from procflow.scheduling.kept import Kept, KeptTask
 if TYPE_CHECKING:
     from procflow.storing.journal_kept import JournalKept
 
-__all__ = ["Chosen", "Selection", "UnknownStep", "check_results", "choose", "find_step", "loosened", "under"]
+__all__ = [
+    "Chosen",
+    "OnlyCached",
+    "Selection",
+    "UnknownStep",
+    "check_results",
+    "choose",
+    "find_step",
+    "loosened",
+    "under",
+]
 
 AnyUnit = TypeVar("AnyUnit", bound=Unit)
 
@@ -201,6 +211,30 @@ def _loose(unit: AnyUnit, held: frozenset[str], around: frozenset[str]) -> AnyUn
         call = StepCall("gate", unit.path, unit.name, when="true")
         changes["gate"] = TaskUnit(**seat, call=call, executor=unit.expand.executor)
     return replace(unit, **changes)
+
+
+class OnlyCached:
+    """Kept results of some steps alone: those ``anew`` run whatever was done, and so does all that builds on them."""
+
+    def __init__(self, judged: JournalKept, anew: Container[str]) -> None:
+        self._judged = judged
+        self._anew = anew
+
+    def task(self, path: str, item: str, role: Role) -> KeptTask | None:
+        """As ``Kept``."""
+        return None if self._judged.labels[path] in self._anew else self._judged.task(path, item, role)
+
+    def items(self, path: str, item: str) -> Sequence[tuple[range | tuple[int, ...], Ref]]:
+        """As ``Kept``."""
+        return () if self._judged.labels[path] in self._anew else self._judged.items(path, item)
+
+    def attempts(self, path: str, item: str) -> int:
+        """As ``Kept``: it is another run."""
+        return 0
+
+    def consumed_s(self, path: str, item: str) -> float:
+        """As ``Kept``: it is another run."""
+        return 0.0
 
 
 class _Selected:

@@ -3,8 +3,8 @@
     which runs go ─ one transaction takes their rows ─ their folders are removed
 
 Rows go first: a folder without a row is rubbish that the next cleaning finds, a row without its files would be a run that
-can't be shown or resumed. Never removed: a run that goes on, the newest run of each pipeline, one that a run which stays
-builds on, and the run that made the last commit (the mark names it). Nothing is removed while another process writes.
+can't be shown or resumed. Never removed: a run that goes on, the newest run of each pipeline, one in whose files values
+of a run lie that stays, and the run that made the last commit (the mark names it). Nothing is removed while another process writes.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ import contextlib
 import os
 import shutil
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from procflow.storing import store_mark
+from procflow.storing.journal_objects import files_of_run
 from procflow.storing.state_folder import StateFolder, is_safe_id
 from procflow.storing.store_seal import OF_EXECUTIONS, OF_RUNS
 
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
     from procflow.storing.history import RunRow
 
-__all__ = ["Kept", "Rubbish", "forget", "marked_run", "remove_folders", "rubbish", "size_of", "to_go"]
+__all__ = ["Kept", "Rubbish", "forget", "marked_run", "owners_of", "remove_folders", "rubbish", "size_of", "to_go"]
 
 YOUNG_S = 3600.0
 """A folder without a row that is younger may be of a run that is just beginning."""
@@ -51,11 +52,18 @@ class Rubbish:
 
 
 def to_go(
-    runs: list[RunRow], marked: str | None, *, older_s: float | None, newest: int | None, now: datetime | None = None
+    runs: list[RunRow],
+    marked: str | None,
+    *,
+    older_s: float | None,
+    newest: int | None,
+    owners: Callable[[str], set[str]] = lambda run_id: set(),
+    now: datetime | None = None,
 ) -> tuple[list[RunRow], list[Kept]]:
     """Which runs go (newest first in ``runs``), and which stay though they are old.
 
-    A run is to go when it is older than ``older_s`` seconds, or beyond the ``newest`` runs of its pipeline.
+    A run is to go when it is older than ``older_s`` seconds, or beyond the ``newest`` runs of its pipeline. ``owners`` gives
+    the runs in whose folders the values of a run lie.
     """
     limit = (now or datetime.now(timezone.utc)) - timedelta(seconds=older_s) if older_s is not None else None
     seen: dict[str, int] = {}
@@ -68,7 +76,7 @@ def to_go(
         else:
             stays.append(run.run_id)
     newest_of = {run.pipeline: run.run_id for run in reversed(runs)}
-    needed = _builders(runs, stays)
+    needed = set().union(*map(owners, stays))
     going, kept = [], []
     # Newest first, so that what a run that stays builds on is known before it is asked.
     for run in wanted:
@@ -76,26 +84,24 @@ def to_go(
         if newest_of[run.pipeline] == run.run_id:
             why = "the newest run of its pipeline"
         elif run.run_id in needed:
-            why = "a run that stays builds on it"
+            why = "values of a run that stays are in its files"
         elif run.run_id == marked:
             why = "it made the last commit of the journal"
         if why:
             kept.append(Kept(run, why))
-            needed |= _builders(runs, [run.run_id])
+            needed |= owners(run.run_id)
         else:
             going.append(run)
     return going, kept
 
 
-def _builders(runs: Iterable[RunRow], ids: Iterable[str]) -> set[str]:
-    """The runs that these build on, and so on back."""
-    earlier = {run.run_id: run.earlier for run in runs}
-    found: set[str] = set()
-    for run_id in ids:
-        before = earlier.get(run_id)
-        while before is not None and before not in found:
-            found.add(before)
-            before = earlier.get(before)
+def owners_of(folder: StateFolder, run_id: str) -> set[str]:
+    """The runs in whose folders the values of a run lie: its own, and those whose results it took over."""
+    runs = folder.path / "runs"
+    found = set()
+    for path in files_of_run(folder, run_id):
+        with contextlib.suppress(ValueError):
+            found.add(Path(path).relative_to(runs).parts[0])
     return found
 
 

@@ -47,7 +47,8 @@ def total_bytes(lengths: Iterable[int]) -> int:
 def open_stored(stored: Stored, private: bool = False) -> tuple[memoryview, list[memoryview]]:
     """The pickle and its buffers as read-only views of the mapped file, which stays mapped as long as any of them.
 
-    With ``private`` they can be written to: what is written is copied page by page and seen by nobody else. ``Gone`` where the file is missing or of another length, StoreError where it is not ours alone.
+    With ``private`` they can be written to: what is written is copied page by page and seen by nobody else. ``Gone`` where
+    the file is missing or of another length, StoreError where it is not ours alone.
     """
     total = total_bytes(stored.lengths)
     fd = _open_own(stored, total)
