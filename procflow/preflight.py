@@ -34,6 +34,7 @@ def check(graph: TaskGraph, *, slots: int, memory_bytes: int) -> list[Problem]:
             known[key] = find(name, folder)
         return known[key]
 
+    payload = _payloads()
     below = _executors_below(graph.root)
     for unit in walk(graph.root, hooks=True):
         if isinstance(unit, TaskUnit):
@@ -41,7 +42,7 @@ def check(graph: TaskGraph, *, slots: int, memory_bytes: int) -> list[Problem]:
             problems += _resources(unit, graph)
             problems += _functions(unit, find_once)
             problems += _outside(unit)
-            problems += _payload(unit)
+            problems += payload(unit)
             problems += _transient(unit)
             problems += _clocks(unit, graph)
             problems += _memory(unit, graph)
@@ -112,17 +113,27 @@ def _outside(unit: TaskUnit) -> Iterator[Problem]:
         yield from (Problem(message, (*unit.loc, key), hint) for key, message, hint in problems(unit.call))
 
 
-def _payload(unit: TaskUnit) -> Iterator[Problem]:
-    """Functions and constants given in Python must reach a worker."""
-    call = unit.call
-    if unit.executor != "processes" or _is_plain((call.function, call.args, call.kwargs, call.options, call.params)):
-        return
-    from procflow.executors.payload import Payloads
+def _payloads() -> Callable[[TaskUnit], Iterator[Problem]]:
+    """Functions and constants given in Python must reach a worker; what many steps share is pickled once."""
+    tried: Any = None
 
-    try:
-        Payloads().of(call)
-    except ExecutorError as error:
-        yield Problem(str(error), unit.loc)
+    def payload(unit: TaskUnit) -> Iterator[Problem]:
+        nonlocal tried
+        call = unit.call
+        if unit.executor != "processes" or _is_plain(
+            (call.function, call.args, call.kwargs, call.options, call.params)
+        ):
+            return
+        if tried is None:
+            from procflow.executors.payload import Payloads
+
+            tried = Payloads()
+        try:
+            tried.of(call)
+        except ExecutorError as error:
+            yield Problem(str(error), unit.loc)
+
+    return payload
 
 
 def _transient(unit: TaskUnit) -> Iterator[Problem]:
