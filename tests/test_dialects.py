@@ -62,6 +62,7 @@ def told(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str,
         (STEPS, ["step-ids"]),
         (CONTENT, ["parallel-group"]),
         ({"pipeline_name": "c", "steps": [{"step_type": "x"}]}, ["parallel-group"]),
+        ({"nodes": [{"id": "a", "data": {"value": 1}}], "edges": []}, ["nodes"]),
         (SKILL, ["agent-builder"]),
         (SKILL["action"], ["agent-builder"]),
         (
@@ -299,7 +300,7 @@ def test_the_commands_take_files_of_other_systems_and_resume_remembers_how(
             ("convert", "w.json", "--bind", "x=mine:x", "--bind", "y=mine:y", "-o", "w.json"),
             "w.json is the file to convert",
         ),
-        (("validate", "w.json", "--dialect", "nodes"), "'nodes' is not one of"),
+        (("validate", "w.json", "--dialect", "node"), "'node' is not one of"),
     ],
 )
 def test_what_can_not_be_is_a_usage_error(
@@ -453,7 +454,20 @@ def test_the_best_of_three_pictures_is_kept(tmp_path: Path, capsys: pytest.Captu
     assert (tmp_path / "pictures" / "variants.png").read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.parametrize(("name", "code"), [("suppliers.json", 3), ("variants.yaml", 0)])
+def test_a_diamond_of_nodes_joins_two_views_and_does_without_what_is_broken(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = example("weather", tmp_path, capsys, {}, ["means", "top", "anyway", "report", "warning"], "partial")
+    assert {station: round(mean, 2) for station, mean in found["means"].items()} == {
+        "harbour": 18.0, "hill": 15.0, "airport": 24.75, "roof": 21.67,
+    }  # fmt: skip
+    assert [row["celsius"] for row in found["top"]] == [31.5, 28.0, 27.0]
+    assert found["anyway"] == {"value": {"text": "no forecast today"}, "caught": True, "path": "error"}
+    assert found["report"]["page"].splitlines()[-1] == "no forecast today"
+    assert found["warning"] == "heat warning: airport at 14:00"
+
+
+@pytest.mark.parametrize(("name", "code"), [("suppliers.json", 3), ("variants.yaml", 0), ("weather.json", 3)])
 def test_the_examples_run_by_the_commands_of_their_readme(name: str, code: int, tmp_path: Path) -> None:
     bindings = EXAMPLES / f"{name.partition('.')[0]}.bindings.yaml"
     params = ("-p", f"output_dir={tmp_path}") if name == "variants.yaml" else ()
