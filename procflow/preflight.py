@@ -41,6 +41,7 @@ def check(graph: TaskGraph, *, slots: int, memory_bytes: int) -> list[Problem]:
             problems += _too_large(unit, graph, slots, memory_bytes)
             problems += _resources(unit, graph)
             problems += _functions(unit, find_once)
+            problems += _reducers(unit, graph, find_once)
             problems += _outside(unit)
             problems += payload(unit)
             problems += _transient(unit)
@@ -58,8 +59,12 @@ def _place(unit: TaskUnit, key: str, graph: TaskGraph) -> tuple[str, Loc]:
     """Who asks for what ``key`` says, in words, and where: the step, or the defaults of its file."""
     if key not in unit.inherited:
         return f"step {unit.name!r}", (*unit.loc, key)
-    roots = [unit.loc[:end] for end in range(len(unit.loc), 0, -1) if unit.loc[:end] in graph.files]
-    return "each step (defaults)", (*(roots[0] if roots else ()), "defaults", key)
+    return "each step (defaults)", (*file_root(unit, graph), "defaults", key)
+
+
+def file_root(unit: Unit, graph: TaskGraph) -> Loc:
+    """Where the file that declares the unit begins: its ``type: pipeline`` step, or nothing for the first file."""
+    return next((unit.loc[:end] for end in range(len(unit.loc), 0, -1) if unit.loc[:end] in graph.files), ())
 
 
 def _too_large(unit: TaskUnit, graph: TaskGraph, slots: int, memory_bytes: int) -> Iterator[Problem]:
@@ -103,6 +108,14 @@ def _functions(unit: TaskUnit, find_once: Find) -> Iterator[Problem]:
             message = find_once(name, call.folder)
             if message is not None:
                 yield Problem(message, (*unit.loc, key))
+
+
+def _reducers(unit: TaskUnit, graph: TaskGraph, find_once: Find) -> Iterator[Problem]:
+    """Reducers of the state that are the user's own, told where the unit's file declares them."""
+    for key, spec in unit.call.state.items():
+        message = find_once(spec.function, unit.call.folder) if isinstance(spec.function, str) else None
+        if message is not None:
+            yield Problem(message, (*file_root(unit, graph), "state", key))
 
 
 def _outside(unit: TaskUnit) -> Iterator[Problem]:

@@ -82,6 +82,15 @@ def test_what_a_function_does_not_take_is_told_with_its_place(folder: Path) -> N
     assert all(problem["line"] for problem in problems)
 
 
+def test_what_folds_must_take_two_values(folder: Path) -> None:
+    mapped = {"type": "map", "name": "m", "items": [1], "function": "deep_steps:two", "reduce": "deep_steps:item_of"}
+    state = {"seen": "deep_steps:item_of", "sum": "operator:add"}
+    problems = told(mapped, call("again", "two", params={"a": 1}), state=state)
+    assert {problem["path"] for problem in problems} == {"steps[0].reduce", "state.seen"}
+    assert len(problems) == 2
+    assert all("does not take what the step gives it (2 by position)" in problem["message"] for problem in problems)
+
+
 def test_a_callable_object_that_cannot_travel_is_told_with_the_attribute(folder: Path) -> None:
     (problem,) = told(call("one", "holder", params={"a": 1}))
     assert "can't be sent to a worker" in problem["message"]

@@ -143,6 +143,21 @@ def test_the_end_of_the_run_leaves_no_row() -> None:
     assert not rows.waiting(5)
 
 
+@pytest.mark.parametrize("width", [60, 80, 100])
+def test_a_long_label_loses_its_blocks_and_numbers_are_whole(width: int) -> None:
+    rows = LiveRows(graph_of({"type": "parallel", "name": "p", "steps": [leaf("measure"), leaf("count")]}))
+    for n, name in enumerate(("measure", "count")):
+        rows.take(started(n, f"0.{n}", f"surveys_of_every_month_of_the_year/{name}"))
+        rows.take(StepProgress(2.0, f"0.{n}", name, "", 5_000, 60_000))
+    first, second = text_of(rows, 100.0, width)[1:3]
+    assert "/measure " in first
+    assert "/count " in second
+    for line in (first, second):
+        assert "5,000/60,000" in line
+        assert " 1:40 " in line
+        assert len(line) <= width
+
+
 @given(
     count=st.integers(1, 60),
     width=st.integers(12, 200),

@@ -78,6 +78,26 @@ def test_a_misspelt_function_is_told_at_the_key_that_names_it(beside: Path, step
     ]
 
 
+def test_a_misspelt_reducer_is_told_where_it_is_declared_also_in_another_file(beside: Path) -> None:
+    step = (
+        "steps: [{type: shell, name: a, command: ls}, {type: transform, name: b, function: 'nightly_work:extract'}]\n"
+    )
+    (beside / "sub.yaml").write_text("name: sub\nstate: {seen: 'nightly_work:extrakt'}\n" + step)
+    (beside / "top.yaml").write_text(
+        "name: top\nstate: {n: {reducer: 'nowhere_to_be:found'}}\nsteps: [{type: pipeline, name: s, file: sub.yaml}]\n"
+    )
+
+    def load(file: str, folder: str | None) -> LoadedFile:
+        return load_pipeline(Path(folder or ".") / file)
+
+    graph = compile_pipeline(load_pipeline(beside / "top.yaml").pipeline, folder=str(beside), load=load)
+    missing, misspelt = sorted(check(graph, slots=2, memory_bytes=10**9), key=lambda problem: len(problem.loc))
+    assert missing.loc == ("state", "n")
+    assert "there is no module 'nowhere_to_be'" in missing.message
+    assert str(misspelt.place).endswith("sub.yaml:2:15")
+    assert "did you mean extract?" in misspelt.message
+
+
 def test_a_missing_module_is_told_with_what_is_near(beside: Path) -> None:
     ((loc, message),) = in_folder(beside, api.Step("a", "nightly_wrk:extract"))
     assert loc == "steps[0].function"

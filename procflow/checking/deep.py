@@ -22,6 +22,7 @@ from procflow.compiling.template import fill
 from procflow.errors import Loc, Problem, ProcflowError
 from procflow.graph import TaskGraph, TaskUnit, walk
 from procflow.plaintext import shortened
+from procflow.preflight import file_root
 from procflow.units import duration_text
 from procflow.working.perform import Values
 
@@ -30,24 +31,29 @@ __all__ = ["deep_check"]
 IMPORT_S = 60.0
 """All imports of a pipeline together may take so long."""
 _KEYS = {"merge": "merge", "split": "strategy", "reduce": "reduce"}
+_FOLDS: dict[str, Any] = {"args": 2, "kwargs": []}
 
 
 def deep_check(graph: TaskGraph, timeout_s: float = IMPORT_S) -> list[Problem]:
     """Every problem with functions and sources, in declared order."""
     units = [unit for unit in walk(graph.root, hooks=True) if isinstance(unit, TaskUnit)]
-    problems = [*_functions(units, timeout_s), *_sources(units)]
+    problems = [*_functions(units, graph, timeout_s), *_sources(units)]
     return placed(dict.fromkeys(problems), graph.files)
 
 
 # -- functions ---------------------------------------------------------------------------------------------------------
 
 
-def _functions(units: list[TaskUnit], timeout_s: float) -> Iterator[Problem]:
+def _functions(units: list[TaskUnit], graph: TaskGraph, timeout_s: float) -> Iterator[Problem]:
     asked, places = [], []
+    seen = set()
     for unit in units:
-        for question, loc in _questions(unit):
-            asked.append(question)
-            places.append(loc)
+        for question, loc in _questions(unit, graph):
+            # All steps of a file know its reducers.
+            if (question["target"], loc) not in seen:
+                seen.add((question["target"], loc))
+                asked.append(question)
+                places.append(loc)
     answers, ending = _ask(asked, timeout_s) if asked else ({}, "")
     for index, loc in enumerate(places):
         for message in answers.get(index, ()):
@@ -58,13 +64,18 @@ def _functions(units: list[TaskUnit], timeout_s: float) -> Iterator[Problem]:
         yield Problem(f"{asked[index]['target']}: {ending}", places[index])
 
 
-def _questions(unit: TaskUnit) -> Iterator[tuple[dict[str, Any], Loc]]:
+def _questions(unit: TaskUnit, graph: TaskGraph) -> Iterator[tuple[dict[str, Any], Loc]]:
     call = unit.call
     for key, target in ((_KEYS.get(call.kind, "function"), call.function), ("score", call.options.get("score"))):
         if not isinstance(target, str) or ":" not in target:
             continue
         shape = {"args": len(call.args), "kwargs": list(call.kwargs)} if call.kind == "transform" else None
+        shape = _FOLDS if call.kind == "reduce" else shape
         yield {"target": target, "folder": call.folder, "shape": shape}, (*unit.loc, key)
+    for name, spec in call.state.items():
+        if isinstance(spec.function, str):
+            question = {"target": spec.function, "folder": call.folder, "shape": _FOLDS}
+            yield question, (*file_root(unit, graph), "state", name)
 
 
 def _ask(asked: list[dict[str, Any]], timeout_s: float) -> tuple[dict[int, list[str]], str]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from rich.cells import cell_len
 from rich.console import Group, OverflowMethod, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -24,8 +25,10 @@ from procflow.units import duration_text, size_text
 __all__ = ["Gauges", "clock_text", "done_line", "picture"]
 
 BAR = 16
-NARROW, WIDE = 60, 90
-"""Below the first a table has no bars and no memory; from the second on it has longer bars."""
+NARROW, MIDDLE, WIDE = 60, 80, 90
+"""Below the first a table has no bars and no memory; up to the second its bars are short, from the third on they are long."""
+REMARKS = 14
+"""Columns that labels leave to memory, failures and retries."""
 WAITING = 3
 """So many steps that wait get a line, where there is room."""
 
@@ -94,16 +97,19 @@ def picture(
         hidden = len(rows.rows) - len(shown)
     # Rich's mark for a cut is no ASCII.
     cut: OverflowMethod = "crop" if ascii_only else "ellipsis"
-    table = Table.grid(padding=(0, 1 if width < NARROW else 2))
+    gap = 1 if width < NARROW else 2
+    lines = [_cells(row, rows, now, gauges, width) for row in shown]
+    _cut_labels(lines, width, gap)
+    table = Table.grid(padding=(0, gap))
     table.add_column(no_wrap=True, width=1, overflow=cut)
-    table.add_column(no_wrap=True, overflow=cut, max_width=max(10, width // 3))
+    table.add_column(no_wrap=True, overflow=cut)
     if width >= NARROW:
         table.add_column(no_wrap=True, overflow=cut)
     for _ in range(3):
         table.add_column(no_wrap=True, overflow=cut, justify="right")
-    table.add_column(no_wrap=True, overflow=cut)
-    for row in shown:
-        cells = _cells(row, rows, now, gauges, width)
+    room_left = width - sum(_widest(lines, column) + gap for column in range(len(lines[0]) - 1)) if lines else 1
+    table.add_column(no_wrap=True, overflow=cut, max_width=max(1, room_left))
+    for cells in lines:
         table.add_row(*(_plain(cell) if ascii_only else cell for cell in cells))
     parts: list[RenderableType] = [_head(rows, now, gauges, ascii_only), table]
     if hidden:
@@ -140,7 +146,7 @@ def _cells(row: Row, rows: LiveRows, now: float, gauges: Gauges, width: int) -> 
     running = bool(row.running)
     cells = [Text("▶" if running else "·", style="green" if running else "dim"), Text(clean(row.label))]
     if width >= NARROW:
-        cells.append(_bar(row.share, BAR if width < WIDE else BAR * 3 // 2))
+        cells.append(_bar(row.share, BAR // 2 if width < MIDDLE else BAR if width < WIDE else BAR * 3 // 2))
     done = f"{_number(row.done)}/{_number(row.total)}" if row.total else _number(row.done) if row.done else ""
     left = row.left_s(now)
     cells += [
@@ -150,6 +156,26 @@ def _cells(row: Row, rows: LiveRows, now: float, gauges: Gauges, width: int) -> 
         _remarks(row, rows, now, gauges, width),
     ]
     return cells
+
+
+def _widest(lines: list[list[Text]], column: int) -> int:
+    return max(line[column].cell_len for line in lines)
+
+
+def _cut_labels(lines: list[list[Text]], width: int, gap: int) -> None:
+    """Shorten labels from the left, where blocks stand, so that a step's own name and all numbers are seen."""
+    if not lines:
+        return
+    *others, remarks = (_widest(lines, column) for column in range(len(lines[0])) if column != 1)
+    free = width - sum(others) - gap * (len(others) + 1)
+    room = max(10, min(width // 3, free - min(remarks, REMARKS)))
+    for line in lines:
+        label = line[1]
+        if label.cell_len > room:
+            tail = label.plain
+            while cell_len(tail) >= room:
+                tail = tail[1:]
+            line[1] = Text(f"…{tail}")
 
 
 def _remarks(row: Row, rows: LiveRows, now: float, gauges: Gauges, width: int) -> Text:
