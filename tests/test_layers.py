@@ -18,7 +18,7 @@ PACKAGE = Path(__file__).parents[1] / "procflow"
 WORDS = "errors failpoints units ref call attempt events grammar record record_sources record_state model graph executors.base"
 CORE = "state compiler compiling learning scheduler scheduling resuming.needs resuming.selection showing.critical_path plaintext"
 LOOP = "engine"
-TOP = "procflow __main__ api launch cli testing benching.capture"
+TOP = "procflow __main__ api launch cli compat testing benching.capture"
 LAYER_OF = {
     name: layer
     for layer, names in {"words": WORDS, "core": CORE, "loop": LOOP, "top": TOP}.items()

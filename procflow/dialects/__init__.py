@@ -54,6 +54,7 @@ DIALECTS: Mapping[str, Dialect] = {
         Dialect("agent-builder", "data pipelines of Agent Builder skills", "agent_builder"),
         Dialect("step-ids", "workflows of steps by id, with start_step and next_step", "step_ids"),
         Dialect("parallel-group", "content pipelines with parallel_group", "parallel_group"),
+        Dialect("workflow", "workflows of steps, substeps, Parallel, Loop, Condition and Router", "workflow"),
         Dialect("nodes", "graphs of nodes and edges", "nodes"),
     )
 }
