@@ -210,7 +210,9 @@ def report(cities: list[City], best: dict[str, Any], bound: float) -> str:
         "",
         "variant                   km  above",
     ]
-    for row in sorted(step.state["tried"], key=lambda row: (row["length"], row["variant"])):
+    for row in sorted(
+        step.state["tried"], key=lambda row: (row["length"], row["variant"] != best["variant"], row["variant"])
+    ):
         mark = "  <- chosen" if row["variant"] == best["variant"] else ""
         lines.append(f"{row['variant']:<18}{row['length']:>10,.0f}{row['length'] / bound - 1:>7.1%}{mark}")
     stops = " ".join(str(city) for city in best["trip"][:12])

@@ -132,7 +132,9 @@ def described(candidate: dict[str, Any]) -> str:
 
 def report(chosen: dict[str, Any], test: dict[str, Any]) -> str:
     """All candidates, best first, the one that was chosen, and how it did in the test."""
-    rows = sorted(step.state["tried"], key=lambda row: (-row["accuracy"], described(row)))
+    rows = sorted(
+        step.state["tried"], key=lambda row: (-row["accuracy"], described(row) != described(chosen), described(row))
+    )
     wide = max(len(described(row)) for row in rows)
     lines = [
         f"{len(rows)} candidates, {chosen['folds']} folds of {test['learned']:,} digits",
