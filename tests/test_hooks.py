@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -201,3 +202,21 @@ def test_sigterm_runs_the_hooks_and_exits_143(tmp_path: Path) -> None:
     process.communicate(timeout=60)
     assert process.returncode == 143
     assert (tmp_path / "out").read_text() == "cancelled SIGTERM\nfinish\n"
+
+
+def test_a_hook_cut_short_is_told_also_where_the_run_went_well_and_quiet_was_asked(tmp_path: Path) -> None:
+    hook = {"name": "mail", "type": "shell", "command": "touch started; exec sleep 60"}
+    file = {"name": "p", "steps": [{"name": "a", "type": "shell", "command": "exit 0"}], "on_finish": [hook]}
+    (tmp_path / "p.json").write_text(json.dumps(file))
+    command = [sys.executable, "-m", "procflow", "run", "p.json", "-j", "2", "--quiet"]
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    process = subprocess.Popen(command, cwd=tmp_path, env=env, stderr=subprocess.PIPE, text=True)
+    until = time.monotonic() + 60
+    while not (tmp_path / "started").exists():
+        assert time.monotonic() < until
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert "hook on_finish/mail was cut short: SIGTERM" in errors
+    assert "not run because of it" not in errors

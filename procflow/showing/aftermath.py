@@ -67,6 +67,8 @@ class Aftermath:
     tolerated: list[Story] = field(default_factory=list)
     not_run: list[str] = field(default_factory=list)
     not_run_count: int = 0
+    cut_short: list[tuple[str, str]] = field(default_factory=list)
+    """Hooks that a stop has ended, with the reason: what they tell others was perhaps never told."""
     _failed: Counter[str] = field(default_factory=Counter)
     _tolerated: Counter[str] = field(default_factory=Counter)
 
@@ -85,6 +87,9 @@ class Aftermath:
         if event.status == "failed":
             story = Story(event.path, event.label, event.item, event.attempts, event.failure)
             self._add(story, event.tolerated)
+        elif event.status == "cancelled" and _of_hook(event.path):
+            if len(self.cut_short) < NOT_RUN:
+                self.cut_short.append((event.label, event.reason))
         elif not event.item and event.status in ("skipped", "cancelled") and not by_condition(event.reason):
             self._leave_out(event.label)
 
@@ -155,6 +160,8 @@ class Aftermath:
             more = self.not_run_count - len(self.not_run)
             names = ", ".join(clean(n) for n in self.not_run) + (f" and {more:,} more" if more else "")
             told.append(f"  not run because of it: {names}")
+        for label, reason in self.cut_short:
+            told.append(f"  hook {clean(label)} was cut short: {clean(reason) or 'the run was stopped'}")
         if told:
             told += self._next_commands(run_id, command, state_dir)
         return told
@@ -175,6 +182,11 @@ class Aftermath:
 
 def _below(path: str, block: str) -> bool:
     return not block or path == block or path.startswith(f"{block}.")
+
+
+def _of_hook(path: str) -> bool:
+    """Is it a step of a hook? Only in their paths are there names: ``0.on_failure.0``."""
+    return any(part.startswith("on_") for part in path.split("."))
 
 
 def _inside(story: Story, block: BlockFinished) -> bool:

@@ -161,7 +161,7 @@ class LineProgress:
         well = event.status == "succeeded"
         if event.status == "partial":
             self._aftermath.tolerate_all()
-        if self._detail != "failures" or not well:
+        if self._detail != "failures" or not well or self._aftermath.cut_short:
             for line in self._aftermath.lines(
                 event.run_id, command=self._command, state_dir=self.state_dir, find_log=self.find_log
             ):
