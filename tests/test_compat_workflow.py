@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -169,3 +171,9 @@ def test_a_key_with_a_reducer_is_not_overwritten(tmp_path: Path) -> None:
     flow = Workflow("w", [Step("a", write, max_retries=0)], reducers={"found": "append"})
     output = flow.run(executor="inline", state_dir=tmp_path)
     assert "'found' has a reducer" in str(output.result.failures)
+
+
+def test_a_module_of_steps_loads_nothing_heavy_in_a_worker() -> None:
+    code = "import sys, procflow.compat.workflow; print([m for m in ('pydantic', 'procflow.model', 'yaml') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout == "[]\n"

@@ -18,6 +18,7 @@ from procflow import PipelineError, load
 from procflow.cli import cli
 from procflow.dialects import DIALECTS, Reading, detect, is_own
 from procflow.dialects.writing import yaml_text
+from procflow.testing import Act
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "configs" / "dialects"
@@ -63,6 +64,8 @@ def told(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str,
         (CONTENT, ["parallel-group"]),
         ({"pipeline_name": "c", "steps": [{"step_type": "x"}]}, ["parallel-group"]),
         ({"nodes": [{"id": "a", "data": {"value": 1}}], "edges": []}, ["nodes"]),
+        ({"workflow": {"steps": [{"name": "a", "substeps": []}]}}, ["workflow"]),
+        ({"name": "w", "steps": [{"type": "Parallel", "name": "p", "steps": []}]}, ["workflow"]),
         (SKILL, ["agent-builder"]),
         (SKILL["action"], ["agent-builder"]),
         (
@@ -467,7 +470,36 @@ def test_a_diamond_of_nodes_joins_two_views_and_does_without_what_is_broken(
     assert found["warning"] == "heat warning: airport at 14:00"
 
 
-@pytest.mark.parametrize(("name", "code"), [("suppliers.json", 3), ("variants.yaml", 0), ("weather.json", 3)])
+def test_three_sources_are_read_at_once_and_counted_together(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = example("loans", tmp_path, capsys, {}, ["branches", "totals", "reminder"], "succeeded")
+    assert [(one.step_name, len(one.content)) for one in found["branches"].steps] == [
+        ("centre", 3), ("harbour", 3), ("hill", 3),
+    ]  # fmt: skip
+    assert found["totals"].content == {
+        "titles": {"Dune": 3, "Emma": 3, "Ulysses": 2, "Middlemarch": 1},
+        "late": ["Cem", "Eli", "Gil"],
+        "loans": 9,
+        "sources": ["centre", "harbour", "hill"],
+    }
+    assert found["reminder"].content == "Please bring back your books: Cem, Eli, Gil"
+
+
+def test_the_record_of_the_block_tells_the_time_that_three_sources_at_once_save() -> None:
+    found = Foreign(
+        (EXAMPLES / "loans.yaml").read_text(), yaml.safe_load((EXAMPLES / "loans.bindings.yaml").read_text())
+    )
+    loads = {"centre": 4.0, "harbour": 3.0, "hill": 2.0}
+    script = {name: Act(after_s=loads.get(name, 0.0), value=[]) for name in (*loads, "totals")}
+    result = found.run(lambda attempt: script.get(attempt.call.name) or Act(after_s=0.0))
+    block = result.steps["branches"].block
+    assert (block.wall_s, block.work_s, block.saved_s) == (4.0, 9.0, 5.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "code"), [("suppliers.json", 3), ("variants.yaml", 0), ("weather.json", 3), ("loans.yaml", 0)]
+)
 def test_the_examples_run_by_the_commands_of_their_readme(name: str, code: int, tmp_path: Path) -> None:
     bindings = EXAMPLES / f"{name.partition('.')[0]}.bindings.yaml"
     params = ("-p", f"output_dir={tmp_path}") if name == "variants.yaml" else ()

@@ -9,7 +9,8 @@
     print(flow.run("llamas").content)
 
 The objects only say what is to run: they are written out as a document of the dialect ``workflow`` with their functions bound to
-it, and the pipeline that comes of it runs on any executor. This file adds no meaning of its own.
+it, and the pipeline that comes of it runs on any executor. This file adds no meaning of its own. Modules of steps import it in
+workers, too, so it loads nothing heavy before a workflow is built.
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
-from procflow.api import Pipeline
 from procflow.dialects.workflow_functions import SESSION, SessionState, StepInput, StepOutput, as_output
 from procflow.errors import PipelineError, Problem
 
 if TYPE_CHECKING:
+    from procflow.api import Pipeline
     from procflow.events import Event
     from procflow.result import RunResult
 
@@ -282,9 +283,9 @@ class Workflow:
         return {"workflow": self._document}
 
     def _pipeline(self) -> Pipeline:
+        from procflow.api import Pipeline
         from procflow.dialects import Reading, translated
         from procflow.loader import read_tree
-        from procflow.model import Pipeline as Record
 
         try:
             text = json.dumps(self.to_dict(), allow_nan=False)
@@ -295,7 +296,6 @@ class Workflow:
         found = translated(tree, source, Reading("workflow", self._bound))
         assert found is not None
         keys = dict(found.plain)
-        assert "name" in Record.model_fields
         return Pipeline(keys.pop("name"), **keys)
 
     @overload

@@ -78,7 +78,7 @@ class SessionState(MutableMapping[str, Any]):
         self._parts()[0].merge(key, value)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class StepOutput:
     """What a step or a block is worth. ``steps`` are the outputs inside a block; ``stop`` ends the workflow after this step."""
 
@@ -88,6 +88,17 @@ class StepOutput:
     error: str | None = None
     step_name: str = ""
     steps: tuple[StepOutput, ...] = ()
+
+    def __repr__(self) -> str:
+        told = [repr(self.content)]
+        told += [
+            f"{flag}={getattr(self, flag)!r}"
+            for flag in ("success", "stop")
+            if getattr(self, flag) != (flag == "success")
+        ]
+        told += [f"error={self.error!r}"] if self.error else []
+        told += [f"steps: {', '.join(one.step_name for one in self.steps)}"] if self.steps else []
+        return f"StepOutput({', '.join(told)})"
 
     def find(self, name: str) -> StepOutput | None:
         """This output or one inside it, by the step's name."""
