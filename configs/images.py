@@ -57,8 +57,11 @@ def load(file: str, size: int) -> Picture:
     """The image, shrunk so that it fits a square of ``size`` pixels."""
     if file.startswith("made:"):
         return drawn(int(file.removeprefix("made:")), size)
-    with Image.open(file) as image:
-        picture = image.convert("RGB")
+    try:
+        with Image.open(file) as image:
+            picture = image.convert("RGB")
+    except (OSError, SyntaxError, ValueError) as error:  # what Pillow says of a file that is no image, or half of one
+        raise ValueError(f"{file} can't be read as an image: {error}") from error
     picture.thumbnail((size, size))
     return np.asarray(picture)
 
@@ -171,7 +174,7 @@ def contact_sheet(rows: list[dict[str, Any]], folder: str) -> dict[str, Any]:
     return {"file": str(Path(folder) / "contact-sheet.png"), "width": sheet.width, "height": sheet.height}
 
 
-def report(rows: list[dict[str, Any]], sheet: dict[str, Any]) -> str:
+def report(files: list[str], rows: list[dict[str, Any]], sheet: dict[str, Any]) -> str:
     """The numbers as a table, and where the sheet is."""
     wide = max(len("image"), *(len(row["name"]) for row in rows))
     lines = [f"{'':{wide}}" + "".join(f"{name:>11}" for name in HEADS)]
@@ -183,4 +186,6 @@ def report(rows: list[dict[str, Any]], sheet: dict[str, Any]) -> str:
             + "".join(f"{cell:>11,}" if isinstance(cell, int) else f"{cell:>11.2f}" for cell in cells)
         )
     told = f"{len(rows)} images, {len(HEADS)} operators: {sheet['file']}, {sheet['width']} x {sheet['height']} pixels"
+    if len(rows) < len(files):
+        told += f"\n{len(files) - len(rows)} of {len(files)} left out because they can't be read"
     return "\n".join([*lines, "", told])
