@@ -317,7 +317,7 @@ class Workflow:
             yield self._output(events.result)
 
     def _output(self, result: RunResult) -> WorkflowOutput:
-        tops = [step.name for step in self.pipeline.steps if step.name is not None and not step.name.endswith("-input")]
+        tops = [str(step.name) for step in self.pipeline.steps[1::2]]  # before each stands the one that makes its input
         written = [one.get("name", top) for one, top in zip(self._document["steps"], tops, strict=True)]
         outputs = {
             name: as_output(result.outputs[top], name)

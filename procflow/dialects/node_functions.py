@@ -7,6 +7,7 @@ format. Nothing here knows of steps, files or positions, and nothing heavy is im
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import zip_longest
@@ -330,7 +331,7 @@ def caught(value: Any, path: str, after: Any = None) -> dict[str, Any]:
 def won(members: Mapping[str, Any]) -> Any:
     """The value that a branch of a race brings to its end; a merge. Raises ``ConvertedStepError`` where it led nowhere."""
     for name, value in members.items():
-        if name.endswith("_end"):
+        if re.search(r"_branch_\d+_*_end$", name):
             return value
     raise ConvertedStepError("this branch ended before it reached the join")
 

@@ -33,6 +33,7 @@ class Wiring:
             if node.ins and not any(map(self._is_sure, node.ins)):
                 self.maybe.add(node)
         self.taken = {node.name for node in nodes}
+        self.races: dict[Node, str] = {}
         self.inside: dict[Node, tuple[Node, int]] = {}
         """Nodes of a race: the join, and which branch."""
         for node in nodes:
@@ -238,10 +239,12 @@ class Wiring:
         about = next(before for before, caught in self.control.caught.items() if caught is node)
         reads = self.reads[about]
         block = Made(node.part, type="parallel", name=node.name, merge="first_success")
-        tried = Made(node.part, type="transform", name=f"{node.name}_tried", function=f"{FUNCTIONS}:tried")
+        tried = Made(node.part, type="transform", name=self._free(f"{node.name}_tried"), function=f"{FUNCTIONS}:tried")
         tried["params"] = {"inputs": inputs}
         tried.put("when", when)
-        fallback = Made(node.part, type="transform", name=f"{node.name}_fallback", function=f"{FUNCTIONS}:caught")
+        fallback = Made(
+            node.part, type="transform", name=self._free(f"{node.name}_fallback"), function=f"{FUNCTIONS}:caught"
+        )
         value, path = node.data["fallback_value"], node.data["error_output_path"].text() or "error"
         fallback["params"] = {"value": escaped(value.value), "path": path}
         if reads["inputs"]:
@@ -253,7 +256,9 @@ class Wiring:
     # -- races -----------------------------------------------------------------------------------------------------------
 
     def _race_name(self, node: Node) -> str:
-        return f"{node.name}_race"
+        if node not in self.races:
+            self.races[node] = self._free(f"{node.name}_race")
+        return self.races[node]
 
     def _race_of(self, join: Node) -> None:
         """Which nodes lead to this join only, by the branch that they are in."""
@@ -287,7 +292,7 @@ class Wiring:
             if len(steps) == 1 and steps[0]["name"] == feeder.name and not edge.handle and not feeder.payload:
                 block["steps"].append(steps[0])
                 continue
-            name = f"{join.name}_branch_{number + 1}"
+            name = self._free(f"{join.name}_branch_{number + 1}")
             end = Made(edge.part, type="transform", name=f"{name}_end", function=f"{FUNCTIONS}:first")
             end["params"] = {"inputs": [self._reference(feeder)]}
             end.put("when", self._when(edge))

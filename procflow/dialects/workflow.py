@@ -57,6 +57,8 @@ _UNABLE = {
     "add_workflow_history": "steps get the outputs of this run only",
     "user_input_schema": "procflow runs without people in the loop",
 }
+_IDLE = ("confirmation_message", "user_input_message", "on_reject", "on_error", "hitl_max_retries")
+"""Keys that only say how a question to people is asked."""
 _ROOT_KEYS = (
     "name",
     "id",
@@ -212,11 +214,11 @@ class _Workflow:
         made.put("description", "; ".join(t for t in (title if title != name else "", part["description"].text()) if t))
         if not kind:
             return made
-        unable = {key: hint for key, hint in _UNABLE.items() if part[key].value not in (None, False, {})}
+        unable = {key: hint for key, hint in _UNABLE.items() if _asks(part[key].value)}
         others = {
             key: f"a key of type: {other}" for other, keys in _KEYS.items() for key in keys if key not in _KEYS[kind]
         }
-        idle = [key for key in _UNABLE if key not in unable]
+        idle = [*_IDLE, *(key for key in _UNABLE if key not in unable)]
         part.only((*_COMMON, *_KEYS[kind], *idle), {**others, **unable}, why="procflow can't do this here")
         found: Made = getattr(self, f"_{kind.lower()}")(made, part, given)
         return found
@@ -347,3 +349,8 @@ class _Workflow:
         for member in members:
             member.set("when", f"{member['name']!r} in ${{{chosen['name']}}}", part["selector"])
         return self._block(made, "sequence", "routed", [select, chosen, *members])
+
+
+def _asks(value: Any) -> bool:
+    """Whether a setting asks for something: a mapping with something switched on, or a list."""
+    return any(one is True for one in value.values()) if isinstance(value, dict) else bool(value)
