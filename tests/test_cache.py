@@ -146,3 +146,19 @@ def test_a_failed_run_is_built_on_as_well() -> None:
 def test_what_cannot_be_is_refused(step: dict[str, Any], said: str) -> None:
     pipeline(step)
     assert said in run(code=2).stderr
+
+
+@pytest.mark.parametrize("options", [[], ["--only", "first"], ["--from", "first"]])
+def test_hooks_run_each_time_whatever_is_kept_or_chosen(options: list[str]) -> None:
+    hook = call("hook", "first", params={"n": 1})
+    own = {**FIRST, "on_success": [hook]}
+    pipeline(own, call("last", "first", params={"n": 2}), defaults={"cache": True}, on_finish=[hook])
+    run()
+    assert ran() == ["first"] * 4
+    run(*options)
+    assert ran() == (["first"] if not options else ["first"] * (3 if "--only" in options else 4))
+
+
+def test_a_hook_that_asks_for_the_cache_is_refused() -> None:
+    pipeline(FIRST, on_finish=[{**call("hook", "first", params={"n": 1}), "cache": True}])
+    assert "cache has no meaning for a hook" in run(code=2).stderr

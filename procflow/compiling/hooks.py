@@ -44,6 +44,8 @@ def hooks_of(
                 build.note(f"a hook is a single step, not a {kind}", (*at, i), "list its steps one by one")
             elif step.transient:
                 build.note("transient has no meaning for a hook: no step reads its value", (*at, i, "transient"))
+            elif step.cache:
+                build.note("cache has no meaning for a hook: it tells how this run has ended", (*at, i, "cache"))
             elif any(getattr(step, inner) for inner in EVENTS):
                 build.note("a hook has no hooks of its own", (*at, i))
         if len(build.problems) > known:
@@ -53,7 +55,9 @@ def hooks_of(
         inside.openers = set(scope.openers)
         where, named = f"{path}.{event}" if path else event, f"{label}/{event}" if label else event
         block = Members(steps, "sequence", where, named, at)
-        units = members_of(build, replace(setting, depth=setting.depth + 1, state={}, rates=()), block, inside)
+        defaults = setting.defaults.model_copy(update={"cache": None})
+        alone = replace(setting, depth=setting.depth + 1, defaults=defaults, state={}, rates=())
+        units = members_of(build, alone, block, inside)
         found.append((event, ScopeUnit(
             index=0, name=event, path=where, label=named, loc=at, kind="sequence", members=tuple(map(_bounded, units)),
             on_error="continue", writes=None,

@@ -222,11 +222,11 @@ class OnlyCached:
 
     def task(self, path: str, item: str, role: Role) -> KeptTask | None:
         """As ``Kept``."""
-        return None if self._judged.labels[path] in self._anew else self._judged.task(path, item, role)
+        return None if self._judged.labels.get(path) in self._anew else self._judged.task(path, item, role)
 
     def items(self, path: str, item: str) -> Sequence[tuple[range | tuple[int, ...], Ref]]:
         """As ``Kept``."""
-        return () if self._judged.labels[path] in self._anew else self._judged.items(path, item)
+        return () if self._judged.labels.get(path) in self._anew else self._judged.items(path, item)
 
     def attempts(self, path: str, item: str) -> int:
         """As ``Kept``: it is another run."""
@@ -247,7 +247,7 @@ class _Selected:
 
     def task(self, path: str, item: str, role: Role) -> KeptTask | None:
         """As ``Kept``; what is held is skipped where it has no result."""
-        label = self._judged.labels[path]
+        label = self._judged.labels.get(path)
         if label in self._chosen.runs and not self._same_run:
             return None
         found = self._judged.task(path, item, role)
@@ -259,7 +259,7 @@ class _Selected:
 
     def items(self, path: str, item: str) -> Sequence[tuple[range | tuple[int, ...], Ref]]:
         """As ``Kept``."""
-        forced = self._judged.labels[path] in self._chosen.runs and not self._same_run
+        forced = self._judged.labels.get(path) in self._chosen.runs and not self._same_run
         return () if forced else self._judged.items(path, item)
 
     def attempts(self, path: str, item: str) -> int:
