@@ -31,6 +31,13 @@ DISPLAYED = {
     "showing/progress_json.py": "the time in a line",
     "storing/history.py": "the list of the last days",
     "storing/cleaning.py": "how old a run is, in days",
+    "storing/recovery.py": "the dated name of a damaged journal",
+    "storing/store_migrate.py": "the dated name of an older journal",
+    "report/facts.py": "for how long a live run has been going on",
+    "report/page.py": "when the page was made",
+    "report/spans.py": "spans are told in the time of day",
+    "sources/web.py": "Retry-After may be a date",
+    "dialects/node_functions.py": "what a node of that kind gives",
     "cli/status.py": "for how long a run has been going on",
     "cli/history.py": "local times of a list",
 }

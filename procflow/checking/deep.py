@@ -102,7 +102,7 @@ def _ask(asked: list[dict[str, Any]], timeout_s: float) -> tuple[dict[int, list[
         except subprocess.TimeoutExpired:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(child.pid, 9)
-            child.communicate()
+            child.communicate(timeout=timeout_s)
             ending = f"importing it took longer than {duration_text(timeout_s)}, so this was given up"
         found = {}
         for line in answers.read().splitlines():

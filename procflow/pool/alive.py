@@ -55,7 +55,7 @@ def _at_exit() -> None:
             driver.abort()
     try:
         for driver in drivers:
-            driver.join()
+            driver.wait_end()
     except KeyboardInterrupt:
         for driver in drivers:
             driver.abort()

@@ -46,6 +46,7 @@ log = logging.getLogger("procflow.pool")
 Ended = tuple[Task, Outcome]
 ABORT_GRACE_S = 0.5
 IDLE_S = 3600.0
+JOIN_S = 60.0
 
 
 class Driver:
@@ -160,10 +161,12 @@ class Driver:
             self.cancel_pending()
             self._bell.ring()
 
-    def join(self) -> None:
+    def wait_end(self) -> None:
         """Wait until the driver has ended; not in itself, where a callback may have asked for it."""
         if not self.forsaken and threading.current_thread() is not self._thread:
-            self._thread.join()
+            # As long as tasks take: those that have a timeout are stopped by it, others are waited for.
+            while self._thread.is_alive():
+                self._thread.join(JOIN_S)
 
     def forsake(self) -> None:
         """In a forked child, which has no such thread."""

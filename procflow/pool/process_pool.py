@@ -124,7 +124,7 @@ class ProcessPool(_Maps):
             driver.cancel_pending()
             driver.leave()
         if wait:
-            driver.join()
+            driver.wait_end()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None

@@ -207,7 +207,8 @@ def _write(found: Salvaged, lost: dict[str, int], new: Path, folder: StateFolder
 
 def _insert(db: sqlite3.Connection, table: str, rows: list[Row]) -> None:
     if rows:
-        columns = list(rows[0])
+        # Those of the new table: what a damaged one calls its columns may be anything.
+        columns = [row[1] for row in db.execute(f"PRAGMA table_info({table})") if row[1] in rows[0]]
         sql = f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({', '.join('?' * len(columns))})"
         db.executemany(sql, ([row[column] for column in columns] for row in rows))
 
