@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +13,9 @@ from foreign import Foreign, own, plain_steps, timed
 from hypothesis import given
 from hypothesis import strategies as st
 
-from procflow import PipelineError
+from procflow import PipelineError, load
 from procflow.dialects.expressions import ExpressionError, read
+from procflow.dialects.writing import yaml_text
 from procflow.testing import Act, run_fake
 
 
@@ -376,6 +379,61 @@ def test_an_http_node_is_a_request_of_ours() -> None:
     }  # fmt: skip
 
 
+def test_a_request_is_made_and_its_answer_goes_on(tmp_path: Path) -> None:
+    pytest.importorskip("httpx2", reason="requests are made by httpx2 (extra http)")
+
+    class Answer(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b'{"n": 20}')
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Answer) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        nodes = [
+            node("h", url=f"http://127.0.0.1:{server.server_port}/"),
+            node("r", max_attempts=2),
+            node("e", "expression", expression="input.n + 1"),
+        ]
+        result = graph(nodes, "h>r", "r>e").pipeline(tmp_path).run(executor="threads", state_dir=tmp_path)
+        server.shutdown()
+    assert result.outputs["e"] == 21
+
+
+RACE = [
+    node("n", value=3),
+    node("slow", duration="10m"),
+    node("quick", "expression", expression="input + 1"),
+    node("first", "join", join_strategy="first"),
+    node("way", cases=[{"when": "> 3", "output_path": "big"}, {"is_default": True, "output_path": "small"}]),
+    node("x", "expression", expression="input * 2"),
+    node("y", "expression", expression="input * 3"),
+    node("zero", value=0),
+    node("bad", op="divide"),
+    node("within", timeout="1m", timeout_action="error"),
+    node("caught", "try_catch", fallback_value=-1),
+    node("all", "join"),
+]
+RACE_EDGES = (
+    "n>slow", "n>quick", "slow>first", "quick>first", "first>way", "way.big>x", "way.small>y", "n>bad", "zero>bad", "bad>within",
+    "within>caught", "x>all", "y>all", "caught>all",
+)  # fmt: skip
+
+
+def test_a_converted_graph_with_every_kind_of_control_runs_to_the_same(tmp_path: Path) -> None:
+    found = graph(RACE, *RACE_EDGES)
+    first = found.pipeline(tmp_path).run(workers=2, state_dir=tmp_path / "one", timeout="5m")
+    (tmp_path / "own.yaml").write_text(yaml_text(found.plain))
+    second = load(tmp_path / "own.yaml").run(workers=2, state_dir=tmp_path / "two", timeout="5m")
+    for result in (first, second):
+        assert result.status == "partial", result.reason
+        assert result.outputs["all"] == {"strategy": "all", "values": [8, -1], "count": 2}
+        assert result.outputs["first"] == {"strategy": "first", "value": 4, "count": 1}
+
+
 # -- expressions -------------------------------------------------------------------------------------------------------
 
 
@@ -434,7 +492,7 @@ def test_any_text_is_a_value_or_an_expression_error(text: str) -> None:
         ([node("a", value=1), node("b", "reverse")], ["a.true>b"], "edges[0].sourceHandle: node 'a' has no way out 'true'"),
         ([node("a", value=1, valeu=2)], [], "nodes[0].data.valeu: unknown key (did you mean 'value'?)"),
         ([node("a", value="x")], [], "nodes[0].data.value: a node of type number can't have this value"),
-        ([node("a", value=1), node("b", "expression", expression="os.x")], [], "nodes[1].data.expression: 'os.x': 'os' is not known"),
+        ([node("a", value=1), node("b", "expression", expression="os.x")], [], "data.expression: 'os.x': 'os' is not known"),
         ([node("a", var_name="x", var_op="get")], [], "nodes[0].data.var_name: no node sets the variable 'x'"),
         (
             [node("n", value=1), node("a", var_name="x", var_op="set"), node("b", var_name="x", var_op="set")],
