@@ -99,6 +99,48 @@ def test_every_branch_gets_the_same_input_and_a_failed_one_is_an_output_without_
     assert result.outputs["end"].content["names"] == ["first", "p"]
 
 
+def test_where_every_branch_fails_the_workflow_goes_on_with_what_is_told_of_them() -> None:
+    parallel = {"type": "Parallel", "name": "p", "steps": [step("a", "boom"), step("b", "boom")]}
+    result = workflow(parallel, step("end")).run()
+    assert result.status == "partial"
+    assert [one.success for one in result.outputs["p"].steps] == [False, False]
+    assert result.outputs["end"].content["names"] == ["p"]
+
+
+def test_a_block_that_fails_in_a_branch_is_an_output_without_success() -> None:
+    inner = {"type": "Steps", "name": "s", "steps": [step("b", "count"), step("c", "boom")]}
+    result = workflow({"type": "Parallel", "name": "p", "steps": [step("a"), inner]}, step("end")).run()
+    assert [(one.step_name, one.success) for one in result.outputs["p"].steps] == [("a", True), ("s", False)]
+    assert result.outputs["end"].content["names"] == ["p"]
+
+
+def test_a_branch_that_asks_to_stop_ends_the_workflow_after_its_block_and_a_turn_its_loop() -> None:
+    parallel = {"type": "Parallel", "name": "p", "steps": [step("a"), step("b", "halt")]}
+    result = workflow(parallel, step("end")).run()
+    assert result.outputs["p"].stop
+    assert result.steps["end"].status == "skipped"
+    loop = {"type": "Loop", "name": "l", "steps": [step("a", "halt"), step("b")], "max_iterations": 5}
+    result = workflow(loop, step("end")).run()
+    assert result.status == "succeeded"
+    assert len(result.outputs["l"].steps) == 1
+    assert result.steps["end"].status == "skipped"
+
+
+def test_what_people_are_asked_is_let_be_where_it_is_switched_off() -> None:
+    asked = {"requires_confirmation": False, "on_reject": "skip", "timeout": None}
+    assert workflow(step("a", human_review=asked, num_history_runs=3, strict_input_validation=False)).problems() == []
+
+
+def test_a_shared_state_is_declared_with_its_reducers() -> None:
+    keys = {"session_state": {"n": 1, "rows": [0], "text": "${x}"}, "reducers": {"rows": "append", "total": "add"}}
+    assert workflow(step("a"), **keys).plain["state"] == {
+        "rows": {"reducer": "append", "initial": [0]},
+        "total": {"reducer": "add"},
+        "session_state": {"reducer": "merge", "initial": {"n": 1, "text": "${x}"}},
+    }
+    assert workflow(step("a"), **keys).run().state["session_state"] == {"n": 1, "text": "${x}"}
+
+
 def test_contents_are_found_inside_blocks() -> None:
     inner = StepOutput("x", step_name="Deep Step")
     given = StepInput(

@@ -7,6 +7,8 @@ block with all that leads only there.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
 from typing import Any
 
 from procflow.dialects.foreign import Made, Translation, escaped, name_of
@@ -215,8 +217,10 @@ class Wiring:
         step.put("headers", escaped(data["headers"].value), data["headers"])
         if data["body"].value is not None:
             key = "text" if isinstance(data["body"].value, str) else "json"
-            if "{" in str(data["body"].value).strip("{}"):
-                data["body"].note("{name} in it would be a bound value")
+            if key == "json" and any(re.fullmatch(r"\{[^{}\s]+\}", text) for text in _texts(data["body"].value)):
+                data["body"].fail(
+                    "a text that is one name in braces would be a value of procflow's", "write the body as text"
+                )
             step.set(key, escaped(data["body"].value), data["body"])
         if not inputs:
             return
@@ -299,3 +303,10 @@ class Wiring:
             branch = Made(edge.part, type="graph", name=name, merge=f"{FUNCTIONS}:won", steps=[*steps, end])
             block["steps"].append(branch)
         return block
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    for below in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from _texts(below)

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from procflow.compiling.surface import ROOTS
-from procflow.dialects.foreign import Made, Part, Translation, escaped, name_of, near
+from procflow.dialects.foreign import Made, Part, Translation, name_of, near
 from procflow.dialects.workflow_functions import SESSION
 from procflow.state import REDUCERS
 
@@ -138,10 +138,10 @@ class _Workflow:
                 part.fail(f"unknown reducer {word!r}", near(word, REDUCERS) or f"expected {', '.join(REDUCERS)}")
             declared = {"reducer": word}
             if key in initial:
-                declared["initial"] = escaped(initial.pop(key))
+                declared["initial"] = initial.pop(key)
             made.set(key, declared, part)
         if session.is_there:
-            made.set(SESSION, {"reducer": "merge", "initial": escaped(initial)}, session)
+            made.set(SESSION, {"reducer": "merge", "initial": initial}, session)
         return made
 
     # -- elements --------------------------------------------------------------------------------------------------------
