@@ -162,3 +162,12 @@ def test_hooks_run_each_time_whatever_is_kept_or_chosen(options: list[str]) -> N
 def test_a_hook_that_asks_for_the_cache_is_refused() -> None:
     pipeline(FIRST, on_finish=[{**call("hook", "first", params={"n": 1}), "cache": True}])
     assert "cache has no meaning for a hook" in run(code=2).stderr
+
+
+def test_a_plan_of_what_has_hooks_is_told_once_it_has_run() -> None:
+    hook = call("hook", "first", params={"n": 1})
+    pipeline({**FIRST, "on_success": [hook]}, ROWS, TOTAL, on_finish=[hook])
+    run()
+    result = CliRunner().invoke(cli, ["plan", "p.yaml"])
+    assert result.exit_code == 0, result.output
+    assert "learned" in result.stdout
