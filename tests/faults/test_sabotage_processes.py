@@ -115,9 +115,14 @@ def check_no_descriptor_is_left(folder: Path) -> None:
 
 
 def test_descriptors_of_dead_workers_that_stay_open_are_found(proven: Any) -> None:
+    def leave_open(self: slot.Slot) -> None:
+        # The check closes what is left by number: a socket that closes its number as well would hit another's.
+        for end in (self.line._near, self.line._far):
+            end.detach()
+
     proven(
         check_no_descriptor_is_left,
-        lambda patch: patch.setattr(slot.Slot, "close", lambda self: None),
+        lambda patch: patch.setattr(slot.Slot, "close", leave_open),
         "descriptors are left",
     )
 
