@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from foreign import Foreign, own, plain_steps, timed
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from procflow import PipelineError, load
@@ -254,6 +254,51 @@ def test_what_several_ways_may_lead_to_is_skipped_when_none_is_taken() -> None:
     result = graph(nodes, "n>c", "n>d", "c.true>x", "d.true>x", "x>y").run()
     assert result.status == "succeeded"
     assert result.steps["x"].status == result.steps["y"].status == "skipped"
+
+
+Drawn = list[tuple[int | None, list[tuple[int, bool]]]]
+"""For each node: the threshold of a condition, None for an expression; and from where edges come, by which way of a condition."""
+
+
+@st.composite
+def graphs(draw: st.DrawFn) -> Drawn:
+    found: Drawn = []
+    for i in range(draw(st.integers(2, 9))):
+        sources = draw(st.lists(st.integers(0, i - 1), unique=True, max_size=3)) if i else []
+        ways = [(source, draw(st.booleans())) for source in sources]
+        found.append((draw(st.integers(0, 9)) if ways and draw(st.booleans()) else None, ways))
+    return found
+
+
+@settings(max_examples=60, deadline=None)
+@given(graphs())
+def test_any_graph_runs_just_the_nodes_that_a_taken_edge_leads_to(drawn: Drawn) -> None:
+    nodes, edges = [], []
+    passed: dict[int, int] = {}
+    ways_taken: dict[int, bool] = {}
+    for i, (threshold, ways) in enumerate(drawn):
+        nodes.append(
+            node(f"n{i}", "expression", expression=str(i))
+            if threshold is None
+            else node(f"n{i}", "condition", condition=f"> {threshold}")
+        )
+        arrived = []
+        for source, way in ways:
+            is_condition = drawn[source][0] is not None
+            edges.append(f"n{source}{('.' + str(way).lower()) if is_condition else ''}>n{i}")
+            if source in passed and (not is_condition or ways_taken[source] == way):
+                arrived.append(passed[source])
+        if arrived or not ways:
+            passed[i] = i if threshold is None else arrived[0]
+            ways_taken[i] = threshold is not None and arrived[0] > threshold
+    outputs = graph(nodes, *edges).outputs()
+    names = [f"n{i}" for i in range(len(drawn))]
+    found = {
+        name: outputs[name]["value"] if isinstance(outputs[name], dict) else outputs[name]
+        for name in names
+        if name in outputs
+    }
+    assert found == {f"n{i}": value for i, value in passed.items()}
 
 
 # -- control -----------------------------------------------------------------------------------------------------------
