@@ -131,6 +131,29 @@ def test_what_people_are_asked_is_let_be_where_it_is_switched_off() -> None:
     assert workflow(step("a", human_review=asked, num_history_runs=3, strict_input_validation=False)).problems() == []
 
 
+def test_a_workflow_as_the_other_system_writes_it_out_is_understood() -> None:
+    written = {
+        "name": "Research", "id": "r", "description": None, "session_state": None, "stream": True, "store_events": False,
+        "num_history_runs": 3, "add_workflow_history_to_steps": False, "dependencies": None, "input_schema": None,
+        "steps": [
+            {
+                "type": "Step", "name": "Ask", "step_id": "1", "description": None, "agent_id": "say", "max_retries": 3,
+                "skip_on_failure": False, "strict_input_validation": False, "add_workflow_history": None, "num_history_runs": 3,
+                "human_review": {"requires_confirmation": False, "on_reject": "skip", "on_error": "skip"},
+            },
+            {
+                "type": "Router", "name": "Route", "selector": "pick", "selector_type": "function",
+                "allow_multiple_selections": False, "requires_user_input": False, "user_input_message": None,
+                "choices": [{"type": "Step", "name": "Write", "executor_ref": "count"}],
+            },
+        ],
+    }  # fmt: skip
+    found = Foreign(written, BIND)
+    assert found.problems() == []
+    assert "stream: of no meaning here; left out" in found.notes
+    assert content(found, "Route", input="Write") == 1
+
+
 def test_a_shared_state_is_declared_with_its_reducers() -> None:
     keys = {"session_state": {"n": 1, "rows": [0], "text": "${x}"}, "reducers": {"rows": "append", "total": "add"}}
     assert workflow(step("a"), **keys).plain["state"] == {

@@ -108,10 +108,8 @@ class _Workflow:
     def pipeline(self) -> Made | None:
         root, outer = self.root, self.work.root
         left = [key for key in _ROOT_LEFT if key in root]
-        root.only(
-            (*_ROOT_KEYS, *left),
-            {key: hint for key, hint in _ROOT_UNABLE.items() if root[key].value not in (False, [], {})},
-        )
+        unable = {key: hint for key, hint in _ROOT_UNABLE.items() if root[key].value not in (None, False, [], {})}
+        root.only((*_ROOT_KEYS, *left, *(key for key in _ROOT_UNABLE if key not in unable)), unable)
         for key in left:
             if key not in ("type", "metadata"):
                 root[key].note("of no meaning here; left out")
