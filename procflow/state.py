@@ -176,10 +176,9 @@ class State(Mapping[str, Any]):
     # -- reading -----------------------------------------------------------------------------------------------
 
     def __getitem__(self, key: str) -> Any:
-        if self._specs is None:
-            raise KeyError(
-                f"there is no state {key!r} outside a run; step.state.get({key!r}, ...) gives a value of your own"
-            )
+        if not self._specs:
+            where = "outside a run" if self._specs is None else "in this pipeline"
+            raise KeyError(f"there is no state {key!r} {where}; step.state.get({key!r}, ...) gives a value of your own")
         spec = self._spec(key)
         if key not in self._seen:
             self._seen[key] = _read_only(fold(key, spec, leaves(self._open(key)), self._resolve))

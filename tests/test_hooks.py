@@ -218,5 +218,6 @@ def test_a_hook_cut_short_is_told_also_where_the_run_went_well_and_quiet_was_ask
         time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=60)
+    assert process.returncode == 3, "never 0 when something was left undone"
     assert "hook on_finish/mail was cut short: SIGTERM" in errors
     assert "not run because of it" not in errors

@@ -332,3 +332,16 @@ def test_a_file_used_as_a_step_has_a_state_of_its_own(tmp_path: Path) -> None:
     assert result.status == "succeeded", result.failures
     assert result.outputs["r"]["results"] == [3]
     assert result.state["results"] == [1]
+
+
+def test_a_change_of_a_state_that_nobody_declared_is_an_error_and_a_default_can_be_read(tmp_path: Path) -> None:
+    def write() -> None:
+        step.state.append("lost", 1)
+
+    def read() -> int:
+        return int(step.state.get("lost", 7))
+
+    assert Pipeline("p", steps=[Step("read", read)]).run(executor="inline", state_dir=tmp_path).outputs["read"] == 7
+    result = Pipeline("q", steps=[Step("write", write)]).run(executor="inline", state_dir=tmp_path)
+    assert result.status == "failed"
+    assert "the pipeline has no state 'lost'" in str(result.failures[0].failure)

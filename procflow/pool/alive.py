@@ -26,7 +26,7 @@ class Ends(Protocol):
     def abort(self) -> None:
         """Let nothing be pending."""
 
-    def join(self) -> None:
+    def wait_end(self) -> None:
         """Wait for the end."""
 
     def forsake(self) -> None:

@@ -3,8 +3,8 @@
 The hooks of a step are blocks without a block around them: they begin when the step has settled for good and run beside the
 rest; the run waits for them. Those of the run begin when its top block and all other hooks are over, first ``on_success``
 or ``on_failure``, then ``on_finish``. What a hook does never changes how its step ended. A failed hook counts as a failure,
-which the run tolerates: a run that succeeded but for a hook is ``partial``. After a stop hooks get ``STOPPED_S``; after
-being told to hurry none begins.
+which the run tolerates: a run that succeeded but for a hook is ``partial``. After a stop hooks get ``STOPPED_S``; a stop while
+those of the run go on ends them, which counts as a failure too; after being told to hurry none begins.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ class Endings(Scopes):
     """The rules of how a run comes to its end."""
 
     _hurried = False
+    _cut = ""
     _over_at: float | None = None
 
     def _hook(self, run: TaskRun | ScopeRun, state: Status) -> None:
@@ -117,12 +118,13 @@ class Endings(Scopes):
         self.finished = True
         status: RunStatus = self.status
         if status in ("succeeded", "partial"):
+            self.failures += bool(self._cut)
             self.status = status = "partial" if self.failures else "succeeded"
             self.tolerated = self.failures
         assert self._over_at is not None
         self._record(
             RunFinished(
-                self._at(), self.run_id, status, self.failures, self.tolerated, self._over_at, root.work_s, root.reason
+                self._at(), self.run_id, status, self.failures, self.tolerated, self._over_at, root.work_s, root.reason or self._cut
             )
         )
 
@@ -136,6 +138,8 @@ class Endings(Scopes):
         """The run is to end. Hooks that run get a clock; once the steps are over, a stop ends the hooks themselves."""
         super()._stop(reason)
         if self._over_at is not None:
+            if self.hooks or self._due:
+                self._cut = self._cut or f"hooks were cut short: {reason}"
             self._stop_hooks(reason)
             return
         for hook in self.hooks:

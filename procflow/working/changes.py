@@ -23,10 +23,14 @@ Made = Mapping[str, list[Any]]
 """Changes by key."""
 
 
+_NONE_DECLARED = State({})
+"""In a pipeline without state a change of it is a mistake, never lost in silence."""
+
+
 def state_of(call: StepCall, values: Any) -> State | None:
-    """What a step sees of the state, and where its changes go; None where the pipeline has none."""
+    """What a step sees of the state, and where its changes go; None outside a run, where writing does nothing."""
     if not call.state:
-        return None
+        return None if call.kind == "pooled" else _NONE_DECLARED
     return State(call.state, lambda key: changes_of(key, values), partial(functions.resolve, folder=call.folder))
 
 
