@@ -138,8 +138,7 @@ class _Workflow:
             if key in initial:
                 declared["initial"] = initial.pop(key)
             made.set(key, declared, part)
-        if session.is_there:
-            made.set(SESSION, {"reducer": "merge", "initial": initial}, session)
+        made.set(SESSION, {"reducer": "merge", **({"initial": initial} if initial else {})}, session)
         return made
 
     # -- elements --------------------------------------------------------------------------------------------------------
