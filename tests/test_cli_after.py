@@ -137,6 +137,20 @@ def test_tolerated_failures_are_named_so_and_no_failure_is_said(folder: Path) ->
     assert invoke("failures").stdout == f"nothing failed in run {run_id} (succeeded)\n"
 
 
+def test_an_item_that_killed_its_worker_is_told_once_and_its_neighbours_not_at_all(folder: Path) -> None:
+    module = folder / "after_steps.py"
+    module.write_text(
+        module.read_text() + "import os\ndef poison(item):\n    if item == 13: os._exit(7)\n    return item\n"
+    )
+    write({"type": "map", "name": "m", "items": {"range": [0, 40]}, "function": "after_steps:poison", "tolerate": 1})
+    command = [sys.executable, "-m", "procflow", "run", "p.yaml", "-q", "-j", "2"]
+    env = {**os.environ, "PYTHONPATH": ROOT}
+    done = subprocess.run(command, env=env, capture_output=True, timeout=LONG_S, check=False)
+    assert done.returncode == 3
+    (record,) = [json.loads(line) for line in invoke("failures", "--format", "json").stdout.splitlines()]
+    assert (record["item"], record["tolerated"], record["cause"]) == ("13", True, "crash")
+
+
 def test_why_names_the_function_that_changed(folder: Path) -> None:
     write({**NUMBERS, "params": {"n": 3}}, CHECKED, TOTAL)
     run()

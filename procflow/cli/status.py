@@ -17,6 +17,7 @@ import click
 from procflow.cli.output import out
 from procflow.cli.reading import format_option, found_run, json_text, local_time, opened, state_option, time_text
 from procflow.plaintext import clean, clean_lines, counted, shortened
+from procflow.storing.failures_file import NAME as FAILURES
 from procflow.storing.history import History, RunRow, StepRow
 from procflow.units import size_text
 
@@ -167,6 +168,14 @@ def failures(run: str | None, form: str, state_dir: str | None) -> int:
 def _for_good(past: History, run: RunRow) -> tuple[list[StepRow], set[int]]:
     """Steps and items whose last word was a failure, and the ids of those that a block or the run put up with."""
     rows = [row for row in past.failures(run.run_id) if row.retry_in_s is None]
+    last = {(row.path, row.item): row.id for row in rows}
+    ended = _ended_badly(past, run)
+    # Of a batch that was lost the innocent items ran again; and an item that failed twice is told once.
+    rows = [
+        row
+        for row in rows
+        if row.role != "batch" or (last[row.path, row.item] == row.id and (row.path, row.item) in ended)
+    ]
     below = {row.path for row in rows if row.members is None}
     # A block that failed because something in it did is no news.
     rows = [row for row in rows if row.members is None or not any(_inside(path, row.path) for path in below)]
@@ -181,6 +190,20 @@ def _for_good(past: History, run: RunRow) -> tuple[list[StepRow], set[int]]:
         if row.tolerated or run.status in ("succeeded", "partial") or any(_inside(row.path, path) for path in well)
     }
     return rows, allowed
+
+
+def _ended_badly(past: History, run: RunRow) -> set[tuple[str, str]]:
+    """Path and item of all that failed for good, as the run itself has written down."""
+    found = set()
+    try:
+        with open(past.folder.run(run.run_id) / FAILURES, encoding="utf-8") as file:
+            for line in file:
+                record = json.loads(line)
+                found.add((str(record["path"]), str(record["item"])))
+    except (OSError, ValueError, KeyError):
+        # Cut off, cleaned away or damaged: what there is tells what it can.
+        pass
+    return found
 
 
 def _inside(path: str, block: str) -> bool:

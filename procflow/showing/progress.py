@@ -190,7 +190,7 @@ class LineProgress:
             self._step(event.at, event.path, event.label, "", text)
 
     def _undeclared(self, path: str) -> bool:
-        return path in self._blocks or path in self.notes.blocks
+        return not path or path in self._blocks or path in self.notes.blocks
 
     def _attempt_finished(self, event: AttemptFinished) -> None:
         if not event.item and not self._undeclared(event.path):
