@@ -42,8 +42,10 @@ SERVED = 20_000
 """So many attempts are remembered for whoever wants to know which worker they went to."""
 YOUNG_S = 0.005
 """When an attempt has run for so long, what waits behind it is given back."""
-RETRY_S = 0.005
+RETRY_S = 0.001
 """When it is tried again to take back an attempt that is not wanted any more."""
+CLAIM_S = 0.5
+"""How long a worker may take to claim the attempt that it is to run now, before that is told to stop all the same."""
 DEPTH = 7
 """How many attempts may wait behind one."""
 DISMISS_S = 2.0
@@ -233,23 +235,22 @@ class ProcessExecutor:
         if slot.ready:
             # What came before the kill counts.
             self._read_all(slot)
-        if key in self._queued:
+        if slot.line.waiting:
             self._take_back(slot)
             if slot.ready:
-                # If it could not be taken back it has been claimed, so the outcome of the one before it is here.
+                # What could not be taken back has been claimed, so the outcome of the one before it is here.
                 self._read_all(slot)
-        if key in self._queued:
-            # The worker has not even begun the one before it: ask again soon.
+        late = time.monotonic() - slot.began > CLAIM_S
+        if key in self._queued or (slot.ready and slot.line.waiting and not late and self._running.get(key) is slot):
+            # The worker has not even begun the one that is to run before all that waits, and what waits behind an
+            # attempt that is told to stop would run for nothing: ask again soon.
             self._unwanted[key] = cause, grace_s
             self._look_at = time.monotonic() + RETRY_S
             return self._poller.wake()
         self._unwanted.pop(key, None)
-        if self._running.get(key) is not slot:
-            return self._poller.wake()
-        if slot.line.waiting:
-            self._take_back(slot)
-            self._poller.wake()
-        self._ladder.begin(slot, cause, grace_s)
+        self._poller.wake()
+        if self._running.get(key) is slot:
+            self._ladder.begin(slot, cause, grace_s)
 
     def close(self) -> None:
         """End every worker: idle ones by themselves, busy ones by SIGTERM, and after 2 s all by SIGKILL."""

@@ -137,7 +137,8 @@ class Scopes(ItemRules):
                     stack.append(run)
             if current is not scope:
                 self._maybe_close(current)
-        out = [*self.running.values(), *self.queued.values()]
+        # To stop an attempt takes milliseconds, in which what waits behind others would begin and be lost as well.
+        out = [*self.queued.values(), *self.running.values()]
         for task in [t for t in out if t.doomed is None and _inside(t, scope)]:
             self._doom(task, "cancelled")
 
