@@ -267,3 +267,20 @@ def test_taking_back_while_the_worker_claims_keeps_order_and_starts(
             assert set(found.values()) <= {Succeeded, Returned}
             assert all(value(o) == 2 * o.key for o in outcomes if isinstance(o, Succeeded))
         assert executor.running == 0
+
+
+def test_a_kill_of_what_the_worker_has_not_claimed_yet_takes_back_all_behind_it(
+    executor: ProcessExecutor, tmp_path: Path
+) -> None:
+    (worker,) = executor.workers()
+    os.kill(worker, signal.SIGSTOP)
+    os.waitid(os.P_PID, worker, os.WSTOPPED)
+    executor.submit(attempt(1, "touch_and_wait", str(tmp_path / "began-1"), str(tmp_path / "go")))
+    for key in (2, 3):
+        executor.queue(mark(tmp_path, key))
+    executor.kill(1, "cancelled", LONG_S)
+    os.kill(worker, signal.SIGCONT)
+    outcomes = finish(executor, 3)
+    assert ends(outcomes) == {1: Lost, 2: Returned, 3: Returned}
+    assert began(tmp_path) <= {1}
+    assert executor.running == 0
