@@ -14,7 +14,9 @@ from executor_contract import LONG_S, Log, attempt, finish, is_final, step_call,
 
 from procflow.attempt import Attempt, Failed, Lost, Outcome, Returned, Started, Succeeded
 from procflow.executors import processes
+from procflow.executors.ladder import Ladder
 from procflow.executors.processes import ProcessExecutor
+from procflow.executors.slot import Slot
 from procflow.values import objects
 
 
@@ -270,8 +272,17 @@ def test_taking_back_while_the_worker_claims_keeps_order_and_starts(
 
 
 def test_a_kill_of_what_the_worker_has_not_claimed_yet_takes_back_all_behind_it(
-    executor: ProcessExecutor, tmp_path: Path
+    executor: ProcessExecutor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    told: list[int] = []
+    begin = Ladder.begin
+
+    def noted(self: Ladder, slot: Slot, *how: Any) -> None:
+        told.append(len(slot.line.waiting))
+        begin(self, slot, *how)
+
+    monkeypatch.setattr(Ladder, "begin", noted)
+    monkeypatch.setattr(processes, "CLAIM_S", LONG_S)
     (worker,) = executor.workers()
     os.kill(worker, signal.SIGSTOP)
     os.waitid(os.P_PID, worker, os.WSTOPPED)
@@ -282,5 +293,6 @@ def test_a_kill_of_what_the_worker_has_not_claimed_yet_takes_back_all_behind_it(
     os.kill(worker, signal.SIGCONT)
     outcomes = finish(executor, 3)
     assert ends(outcomes) == {1: Lost, 2: Returned, 3: Returned}
+    assert told == [0], "nothing waits behind an attempt that is told to stop"
     assert began(tmp_path) <= {1}
     assert executor.running == 0

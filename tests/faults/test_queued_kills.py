@@ -47,7 +47,7 @@ def status(folder: Path, run_id: str) -> str | None:
 @pytest.mark.parametrize("seed", [1, 2])
 def test_a_kill_of_the_run_costs_at_most_one_step_a_slot(seed: int, tmp_path: Path) -> None:
     chance = random.Random(seed)
-    kills = 0
+    kills, tidy = 0, True
     for place in PLACES:
         most = 8 if place == "journal.commit.after" else 200
         failpoint = f"{place}=kill@{chance.randint(2, most)}"
@@ -56,7 +56,8 @@ def test_a_kill_of_the_run_costs_at_most_one_step_a_slot(seed: int, tmp_path: Pa
         kills += 1
         ledger.count("kill points", 1)
         if status(tmp_path, "run") == "succeeded":
-            # The kill came after the commit that says so: a resume would find nothing to do.
+            # The kill came after the commit that says so: a resume would find nothing to do, and nobody tidied up.
+            tidy = False
             break
     else:
         assert session(tmp_path, "run", True, "") == 0
@@ -65,4 +66,4 @@ def test_a_kill_of_the_run_costs_at_most_one_step_a_slot(seed: int, tmp_path: Pa
     lines = ledger.read(tmp_path / "ledger")
     faults = dict.fromkeys(queued.DEADLY, 1)
     ledger.check_law(lines, queued.keys(), faults=faults, kills=kills, slots=queued.SLOTS)
-    assert not list((tmp_path / "state" / "tails").iterdir())
+    assert not tidy or not list((tmp_path / "state" / "tails").iterdir())
