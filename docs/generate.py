@@ -154,11 +154,12 @@ def _commands() -> Iterator[str]:
     for name, (_, text) in COMMANDS.items():
         yield f"| [`{name}`](#procflow-{name}) | {text} |"
     yield ""
-    parent = click.Context(cli, info_name="procflow", terminal_width=100, max_content_width=100)
+    own = {"help_option_names": ["-h", "--help"], "terminal_width": 100, "max_content_width": 100}
+    parent = click.Context(cli, info_name="procflow", **own)
     for name in COMMANDS:
         command = cli.get_command(parent, name)
         assert command is not None
-        context = click.Context(command, info_name=name, parent=parent, terminal_width=100, max_content_width=100)
+        context = click.Context(command, info_name=name, parent=parent, **own)
         yield f"## procflow {name}\n"
         yield "```text"
         yield command.get_help(context)

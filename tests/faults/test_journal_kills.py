@@ -27,7 +27,7 @@ from procflow.storing.state_folder import StateFolder
 
 KILLS = int(os.environ.get("PROCFLOW_KILLS", "600"))
 SEED = int(os.environ.get("PROCFLOW_SEED", "20261120"))
-SHAPE = 0.55
+SHAPE = 0.65
 PARTS = 6
 """Tests that the kills are spread over, for as many processors."""
 PACKAGE = Path(failpoints.__file__).parent
