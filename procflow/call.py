@@ -13,7 +13,9 @@ from typing import Any, Literal
 
 __all__ = ["INDEX", "ITEM", "SECRETS", "Kind", "Lookup", "Reducer", "StepCall", "Text"]
 
-Kind = Literal["transform", "shell", "merge", "split", "expand", "gate", "pooled", "fold", "reduce", "query", "skill", "rest"]
+Kind = Literal[
+    "transform", "shell", "merge", "split", "expand", "gate", "pooled", "fold", "reduce", "query", "skill", "rest"
+]
 
 ITEM = "item"
 """The name under which a map's body reads its item, unless the map says ``as:``."""
@@ -62,7 +64,9 @@ class Reducer:
     @property
     def told(self) -> str:
         """The reducer in words."""
-        return self.name or (self.function if isinstance(self.function, str) else getattr(self.function, "__name__", "?"))
+        return self.name or (
+            self.function if isinstance(self.function, str) else getattr(self.function, "__name__", "?")
+        )
 
 
 @dataclass(frozen=True, slots=True)

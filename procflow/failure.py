@@ -196,7 +196,9 @@ def _user_frames(tb: TracebackType | None) -> Iterator[tuple[FrameType, int]]:
         file = tb.tb_frame.f_code.co_filename
         machinery = file.startswith((_OWN, "<frozen importlib"))
         if not entered and not machinery:
-            machinery = file.startswith((_STDLIB + "asyncio" + os.sep, _STDLIB + "importlib" + os.sep, _STDLIB + "contextlib.py"))
+            machinery = file.startswith(
+                (_STDLIB + "asyncio" + os.sep, _STDLIB + "importlib" + os.sep, _STDLIB + "contextlib.py")
+            )
         if not machinery:
             entered = True
             yield tb.tb_frame, tb.tb_lineno

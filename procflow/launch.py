@@ -152,7 +152,13 @@ def _compiled(
     run_id: str,
 ) -> TaskGraph:
     return compile_pipeline(
-        pipeline, params=params, environ=os.environ, run_id=run_id, folder=folder, executor=executor, load=load,
+        pipeline,
+        params=params,
+        environ=os.environ,
+        run_id=run_id,
+        folder=folder,
+        executor=executor,
+        load=load,
         installed=Installed(),
     )
 
@@ -289,7 +295,9 @@ def _tell_of_troubles(engine: Engine, prepared: Prepared) -> None:
     """What the run has got over, and people should know."""
     least = engine.scheduler.easing.least
     if least is not None:
-        short = "the machine was short of memory or cores, so at times no more than %d of %d ran at once (limits.pressure)"
+        short = (
+            "the machine was short of memory or cores, so at times no more than %d of %d ran at once (limits.pressure)"
+        )
         log.warning(short, least, prepared.workers)
     for observer, error in engine.failed_observers:
         log.warning("%s failed and was left out: %s: %s", type(observer).__name__, type(error).__name__, error)

@@ -121,13 +121,17 @@ class SharedKeys(Record):
     """The keys of a pipeline for what its steps share."""
 
     combiners: Combiners = Field(default_factory=dict, description="for combine_outputs: type to module:name")
-    state: dict[Name, SharedState] = Field(default_factory=dict, description="accumulators that steps share, with reducers")
+    state: dict[Name, SharedState] = Field(
+        default_factory=dict, description="accumulators that steps share, with reducers"
+    )
 
 
 class ReduceKeys(Record):
     """The keys of a map that folds its results."""
 
-    reduce: Function | None = Field(None, description="module:name of the value so far and a result: folds in item order")
+    reduce: Function | None = Field(
+        None, description="module:name of the value so far and a result: folds in item order"
+    )
     initial: Any = Field(None, description="with reduce, the value before the first result")
 
     @classmethod

@@ -11,7 +11,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Element", "Inline", "ListOf", "MappingOf", "Ordered", "Ref", "Stored", "WithState", "from_plain", "stored_in"]
+__all__ = [
+    "Element",
+    "Inline",
+    "ListOf",
+    "MappingOf",
+    "Ordered",
+    "Ref",
+    "Stored",
+    "WithState",
+    "from_plain",
+    "stored_in",
+]
 
 
 class Ref:

@@ -64,7 +64,19 @@ class StepOutput:
 class Running:
     """The attempt that runs now, as its step sees it; made by ``perform``, one an attempt."""
 
-    __slots__ = ("attempt", "cost", "index", "key", "labels", "metrics", "params", "reported_at", "run_id", "send", "state")
+    __slots__ = (
+        "attempt",
+        "cost",
+        "index",
+        "key",
+        "labels",
+        "metrics",
+        "params",
+        "reported_at",
+        "run_id",
+        "send",
+        "state",
+    )
 
     def __init__(
         self,

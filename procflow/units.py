@@ -10,7 +10,19 @@ import math
 import re
 from dataclasses import dataclass
 
-__all__ = ["Rate", "Share", "Times", "duration", "duration_text", "pause", "rate", "share", "size", "size_text", "timeout"]
+__all__ = [
+    "Rate",
+    "Share",
+    "Times",
+    "duration",
+    "duration_text",
+    "pause",
+    "rate",
+    "share",
+    "size",
+    "size_text",
+    "timeout",
+]
 
 _DURATION_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _SIZE_UNITS = {"b": 1} | {

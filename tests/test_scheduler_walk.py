@@ -46,7 +46,9 @@ def hooks(draw: st.DrawFn) -> dict[str, Any]:
     """Hooks of a step or of the pipeline."""
     counts = {event: draw(count) for event, count in HOOKS.items()}
     return {
-        event: tuple(model.Transform(name=f"h{i}", function=nothing) for i in range(n)) for event, n in counts.items() if n
+        event: tuple(model.Transform(name=f"h{i}", function=nothing) for i in range(n))
+        for event, n in counts.items()
+        if n
     }
 
 

@@ -20,7 +20,15 @@ from procflow.dialects import DIALECTS, Reading
 from procflow.errors import PipelineError
 from procflow.units import Share
 
-__all__ = ["dialect_options", "limit_options", "many_workers_option", "param_options", "params_of", "reading_of", "workers_option"]
+__all__ = [
+    "dialect_options",
+    "limit_options",
+    "many_workers_option",
+    "param_options",
+    "params_of",
+    "reading_of",
+    "workers_option",
+]
 
 _FILE: Any = click.Path(dir_okay=False, path_type=Path)
 _Command = TypeVar("_Command", bound=Callable[..., Any])

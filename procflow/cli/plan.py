@@ -38,7 +38,9 @@ __all__ = ["plan", "print_plan", "print_table"]
 @limit_options
 @dialect_options
 @click.option("--json", "as_json", is_flag=True, help="Print the plan as a JSON object.")
-@click.option("--suggest", is_flag=True, help="Which steps of a sequence could run at once, and what a graph would save.")
+@click.option(
+    "--suggest", is_flag=True, help="Which steps of a sequence could run at once, and what a graph would save."
+)
 @click.option("--apply", "apply_it", is_flag=True, help="With --suggest: write it into FILE, comments and all.")
 def plan(
     file: str,

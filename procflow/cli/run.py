@@ -113,7 +113,12 @@ def run(
     action, wait_s = if_running
     try:
         with watching.telling() as tell:
-            options: dict[str, Any] = {**limits, "params": params_of(param, params_file), "state_dir": state_dir, "run_id": run_id}
+            options: dict[str, Any] = {
+                **limits,
+                "params": params_of(param, params_file),
+                "state_dir": state_dir,
+                "run_id": run_id,
+            }
             earlier = _earlier(start, only, skip, force)
             options = {**options, "lock_wait_s": wait_s, "earlier": earlier, "reading": reading, "cache": not no_cache}
             try:

@@ -269,7 +269,9 @@ def _steps_body(build: Build, setting: Setting, step: Map, seat: Seat, inside: S
     )
     units = members(build, inner, block, inside.block())
     alone: Seat = {**seat, "index": 0, "path": f"{seat['path']}.0", "after": (), "strict": frozenset()}
-    return ScopeUnit(**alone, kind="sequence", members=units, writes=units[-1].writes if units else (), state=setting.state)
+    return ScopeUnit(
+        **alone, kind="sequence", members=units, writes=units[-1].writes if units else (), state=setting.state
+    )
 
 
 def _expand(step: Map, seat: Seat, setting: Setting, bind: Binder) -> StepCall:

@@ -96,9 +96,7 @@ def subpipeline(
         on_error=policy(pipeline.on_error, pipeline.tolerate),
         tolerate=pipeline.tolerate,
         state={name: key.as_reducer() for name, key in pipeline.state.items()},
-        hooks=hooks_of(
-            build, own, pipeline, inside, seat["path"], seat["label"], (*seat["loc"], "file"), members_of
-        ),
+        hooks=hooks_of(build, own, pipeline, inside, seat["path"], seat["label"], (*seat["loc"], "file"), members_of),
     )
 
 

@@ -124,7 +124,14 @@ class Endings(Scopes):
         assert self._over_at is not None
         self._record(
             RunFinished(
-                self._at(), self.run_id, status, self.failures, self.tolerated, self._over_at, root.work_s, root.reason or self._cut
+                self._at(),
+                self.run_id,
+                status,
+                self.failures,
+                self.tolerated,
+                self._over_at,
+                root.work_s,
+                root.reason or self._cut,
             )
         )
 

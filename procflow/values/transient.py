@@ -21,7 +21,17 @@ from procflow.units import size_text
 from procflow.values import object_files, objects
 from procflow.values.object_views import total_bytes
 
-__all__ = ["NAME", "SpillingFolder", "enter", "folder_of", "freeing", "leave", "leaves_something", "made_for", "unusable"]
+__all__ = [
+    "NAME",
+    "SpillingFolder",
+    "enter",
+    "folder_of",
+    "freeing",
+    "leave",
+    "leaves_something",
+    "made_for",
+    "unusable",
+]
 
 NAME = "@transient"
 """The value under which an attempt finds the folder."""
