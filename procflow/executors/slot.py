@@ -144,7 +144,12 @@ class Slot:
         from procflow.working import worker
 
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        read_fd, write_fd = os.pipe()
+        try:
+            read_fd, write_fd = os.pipe()
+        except OSError:
+            ours.close()
+            theirs.close()
+            raise
         pidfd = -1
         try:
             # Both ends below stay open in the child only: with a copy here, its death would never be seen.
