@@ -80,9 +80,7 @@ class StepBase(Record):
     transient: bool = Field(False, description="large values in shared memory, without a checkpoint for resume")
     on_success: tuple[AnyStep, ...] = Field((), strict=False, description="steps that run once it has succeeded")
     on_failure: tuple[AnyStep, ...] = Field((), strict=False, description="steps that run once it has failed for good")
-    on_finish: tuple[AnyStep, ...] = Field(
-        (), strict=False, description="steps that run once it has ended, well or not"
-    )
+    on_finish: tuple[AnyStep, ...] = Field((), strict=False, description="steps that run once it has ended anyhow")
 
     refused: ClassVar[Mapping[str, str]] = {}
     """Keys of every step that steps of this type can't honour, with what to do instead."""
@@ -94,20 +92,14 @@ class StepBase(Record):
             yield "outputs", "output and outputs exclude each other: keep one"
         yield from retry_conflicts(given)
         yield from cls.not_honoured(given, cls.refused)
-        if (
-            is_relative(given.get("timeout"))
-            and issubclass(cls, (Block, Subpipeline))
-            and given.get("function") is None
-        ):
+        blocks = issubclass(cls, (Block, Subpipeline)) and given.get("function") is None
+        if blocks and is_relative(given.get("timeout")):
             yield (
                 "timeout",
-                "a share of what was learned is for single steps: write a duration, or a share on the steps inside",
+                "a share of what was learned is for single steps: write a duration, or it on the steps inside",
             )
         if given.get("cache") and given.get("transient"):
-            yield (
-                "transient",
-                "a value without a checkpoint can't be kept for the next run: leave out cache or transient",
-            )
+            yield "transient", "it leaves nothing that the next run could keep: leave out cache or transient"
         if given.get("on_error") == "finish" and not issubclass(cls, Block) and "on_error" not in cls.refused:
             yield "on_error", "finish is for blocks; a step says stop or continue"
 
@@ -393,9 +385,7 @@ class Pipeline(SharedKeys):
     on_error: OnError = "stop"
     tolerate: Tolerance | None = None
     on_success: tuple[AnyStep, ...] = Field((), strict=False, description="steps that run once the run has succeeded")
-    on_failure: tuple[AnyStep, ...] = Field(
-        (), strict=False, description="steps that run once it failed or was stopped"
-    )
+    on_failure: tuple[AnyStep, ...] = Field((), strict=False, description="steps that run if it failed or was stopped")
     on_finish: tuple[AnyStep, ...] = Field((), strict=False, description="steps that run at the very end, after those")
     show: Names = Field((), description="values that the run command prints when the run succeeded")
     keep: Names = Field((), description="large values that stay on the disk though no step needs them any more")
