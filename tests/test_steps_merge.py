@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from procflow.attempt import Failed, Succeeded
@@ -168,6 +168,7 @@ def test_arrays_concatenate_along_the_first_axis() -> None:
     assert whole.tolist() == [[0, 1], [2, 3], [0, 1]]
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_combining_is_associative(data: st.DataObject) -> None:
     kind = data.draw(

@@ -18,8 +18,8 @@ from typing import Any
 from procflow.pool.process_pool import ProcessPool
 
 try:
-    import joblib  # type: ignore[import-untyped]
-    from joblib._parallel_backends import (  # type: ignore[import-untyped]
+    import joblib
+    from joblib._parallel_backends import (
         AutoBatchingMixin,
         FallbackToBackend,
         ParallelBackendBase,
