@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import marshal
 import os
 import select
@@ -62,6 +63,22 @@ def arrive(data: bytes, cuts: list[int]) -> tuple[list[Any], Inbox]:
     return got, inbox
 
 
+def resumed(stream: bytes, cuts: list[int]) -> list[Any]:
+    """What arrives where the reader goes on behind whatever it can't understand."""
+    ours, theirs = socket.socketpair()
+    inbox = Inbox()
+    got: list[Any] = []
+    with ours, theirs:
+        edges = sorted({0, *cuts, len(stream)})
+        for start, end in itertools.pairwise(edges):
+            theirs.sendall(stream[start:end])
+            while _readable(ours.fileno()):
+                got += inbox.read(ours.fileno())
+                while inbox.broken:
+                    got += inbox.resume()
+    return got
+
+
 def _readable(fd: int) -> bool:
     return bool(select.select([fd], [], [], 0)[0])
 
@@ -93,6 +110,25 @@ def test_a_changed_bit_never_passes_for_a_message(sent: list[Any], data: st.Data
 def test_noise_is_seen_with_its_first_bytes(noise: bytes) -> None:
     _, inbox = arrive(noise, [])
     assert inbox.broken
+
+
+@quick
+@given(messages, messages, st.binary(min_size=4).filter(lambda noise: MAGIC[:1] not in noise), st.data())
+def test_behind_noise_every_message_is_found_again(
+    before: list[Any], behind: list[Any], noise: bytes, data: st.DataObject
+) -> None:
+    stream = b"".join(map(frame, before)) + noise + b"".join(map(frame, behind))
+    cuts = data.draw(st.lists(st.integers(0, len(stream)), max_size=4))
+    assert resumed(stream, cuts) == [*before, *behind]
+
+
+@quick
+@given(messages, messages, st.data())
+def test_behind_a_damaged_message_the_next_is_found(first: list[Any], behind: list[Any], data: st.DataObject) -> None:
+    damaged = bytearray(frame(first[0]))
+    place = data.draw(st.integers(0, len(damaged) - 1))
+    damaged[place] ^= 1 << data.draw(st.integers(0, 7))
+    assert resumed(bytes(damaged) + b"".join(map(frame, behind)), []) == behind
 
 
 @quick

@@ -296,3 +296,29 @@ def test_a_kill_of_what_the_worker_has_not_claimed_yet_takes_back_all_behind_it(
     assert told == [0], "nothing waits behind an attempt that is told to stop"
     assert began(tmp_path) <= {1}
     assert executor.running == 0
+
+
+def test_what_was_queued_behind_a_noisy_attempt_and_has_begun_is_not_lost_with_it(
+    executor: ProcessExecutor, tmp_path: Path
+) -> None:
+    (worker,) = executor.workers()
+    executor.submit(attempt(1, "noise"))
+    executor.queue(mark(tmp_path, 2))
+    executor.queue(attempt(3, "touch_and_wait", str(tmp_path / "began-3"), str(tmp_path / "go")))
+    executor.queue(mark(tmp_path, 4))
+    end = time.monotonic() + LONG_S
+    while began(tmp_path) != {2, 3}:
+        # Nobody reads meanwhile, so the noise is found when the third attempt runs.
+        assert time.monotonic() < end
+        time.sleep(0.001)
+    outcomes = until(executor, lambda: not executor._poller.noticed and len(executor._queued) == 0)
+    (tmp_path / "go").touch()
+    outcomes += finish(executor, 4 - len(ends(outcomes)))
+    assert ends(outcomes) == {1: Lost, 4: Returned, 2: Succeeded, 3: Succeeded}
+    assert [type(o) for o in outcomes if o.key == 3] == [Started, Succeeded]
+    noisy = next(outcome for outcome in outcomes if outcome.key == 1)
+    assert "was replaced" in lost(noisy).failure.message
+    executor.submit(attempt(5, "double", 5))
+    assert value(finish(executor)[-1]) == 10
+    assert worker not in executor.workers()
+    assert executor.running == 0

@@ -84,14 +84,18 @@ def exact(value: Any) -> Any:
 
 
 class Inbox:
-    """Turns what arrives on a descriptor into messages; ``broken`` says why nothing more can be understood."""
+    """Turns what arrives on a descriptor into messages; ``broken`` says why nothing more can be understood.
 
-    __slots__ = ("_body", "_crc", "_filled", "_rest", "broken", "closed")
+    Then ``resume`` looks for the next message that can be: each has its own checksum.
+    """
+
+    __slots__ = ("_body", "_crc", "_filled", "_rest", "_seeking", "broken", "closed")
 
     def __init__(self) -> None:
         self.broken = ""
         self.closed = False
         self._rest = b""
+        self._seeking = False
         self._body: memoryview | None = None
         self._filled = 0
         self._crc = 0
@@ -110,7 +114,20 @@ class Inbox:
             return []
         return self._parse(self._rest + data if self._rest else data)
 
+    def resume(self) -> list[Message]:
+        """Go on behind what was ``broken``; messages that were whole already."""
+        data, self._rest = self._rest[1:], b""
+        self.broken = ""
+        self._seeking = True
+        return self._parse(data)
+
     def _parse(self, data: bytes) -> list[Message]:
+        if self._seeking:
+            found = data.find(MAGIC)
+            if found < 0:
+                self._rest = data[1 - len(MAGIC) :]
+                return []
+            data, self._seeking = data[found:], False
         messages: list[Message] = []
         start, size = 0, len(data)
         self._rest = b""
@@ -118,6 +135,7 @@ class Inbox:
             magic, crc, length, check = _unpack_from(data, start)
             if magic != MAGIC or check != (crc ^ length ^ length >> 32) & 0xFFFFFFFF:
                 self.broken = "bytes that are no message"
+                self._rest = data[start:]
                 return messages
             start += HEADER_BYTES
             end = start + length
@@ -131,6 +149,7 @@ class Inbox:
                 self._body, self._crc = body, crc
                 return messages
             if not self._take(messages, data[start:end], crc):
+                self._rest = data[start:]
                 return messages
             start = end
         if start < size:
@@ -148,7 +167,8 @@ class Inbox:
         messages: list[Message] = []
         if self._filled == len(body):
             self._body = None
-            self._take(messages, body, self._crc)
+            if not self._take(messages, body, self._crc):
+                self._rest = bytes(body)
         return messages
 
     def _take(self, messages: list[Message], body: bytes | memoryview, crc: int) -> bool:

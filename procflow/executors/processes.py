@@ -48,6 +48,9 @@ CLAIM_S = 0.5
 """How long a worker may take to claim the attempt that it is to run now, before that is told to stop all the same."""
 DEPTH = 7
 """How many attempts may wait behind one."""
+NOISE = "its worker sent {} and was replaced; a step must not write to descriptors it did not open"
+BELIEVED = -1
+"""Stands for no attempt: a doubted worker's messages are believed again, though it gets no more work."""
 DISMISS_S = 2.0
 """How long a worker that is no longer needed may take to end."""
 
@@ -185,7 +188,7 @@ class ProcessExecutor:
             raise ExecutorError("the executor is closed")
         payload = self._payloads.of(attempt.call)
         now = time.monotonic()
-        slots = [slot for slot in self._running.values() if slot.stage in ("", "spawn")]
+        slots = [slot for slot in self._running.values() if slot.stage in ("", "spawn") and slot.doubted is None]
         young = [slot for slot in slots if slot.began > now - YOUNG_S]
         slot = min(young or slots, key=lambda slot: len(slot.line.waiting), default=None)
         if slot is None:
@@ -327,14 +330,22 @@ class ProcessExecutor:
         if messages and (drain or len(messages) > 1):
             # All that was printed before the last of them was sent.
             slot.drain_output()
-        for message in messages:
-            self._take(slot, message)
-            if inbox.broken:
+        while True:
+            noise = inbox.broken
+            for message in messages:
+                self._take(slot, message)
+                if inbox.broken != noise:
+                    break
+            if not noise or inbox.broken != noise or not self._went_on(slot):
                 break
+            messages = inbox.resume()
         if slot.attempt is not before and slot.attempt is not None and before is not None:
             self._outcomes.append(Started(slot.attempt.key))
         if inbox.broken:
             self._distrust(slot, inbox.broken)
+            return False
+        if slot.doubted is not None and slot.attempt is None:
+            self._replace(slot)
             return False
         if inbox.closed:
             self._retire(slot)
@@ -366,6 +377,9 @@ class ProcessExecutor:
                 slot.note(outcome)
                 self._outcomes.append(outcome)
             return
+        if outcome.key == slot.doubted:
+            slot.doubted = BELIEVED
+            return
         if attempt is None or outcome.key != attempt.key:
             slot.inbox.broken = f"an outcome for attempt {outcome.key}, which it does not run"
             return
@@ -380,9 +394,11 @@ class ProcessExecutor:
         slot.done_cpu_s += outcome.usage.cpu_s  # type: ignore[union-attr]
         self._outcomes.append(slot.size.end(outcome))  # type: ignore[arg-type]
         self._release(slot)
+        if slot.doubted is not None:
+            slot.doubted = BELIEVED
         if slot.line.waiting:
             self._next(slot)
-        else:
+        elif slot.doubted is None:
             self._idle.append(slot)
 
     def _next(self, slot: Slot) -> None:
@@ -459,10 +475,34 @@ class ProcessExecutor:
         if slot.read_output() is False:
             self._poller.unregister(slot.output_fd)
 
-    def _distrust(self, slot: Slot, what: str) -> None:
-        slot.trouble = f"its worker sent {what} and was replaced; a step must not write to descriptors it did not open"
-        self._retire(slot)
+    def _went_on(self, slot: Slot) -> bool:
+        """After noise: whether the worker has gone on to what was queued, so that the noisy attempt alone is lost by it.
+
+        It gets no more work then: what it has begun ends there, and it is replaced.
+        """
+        if slot.doubted is not None and slot.doubted != BELIEVED:
+            # More of the same: what the noisy attempt sent at its end has not come yet.
+            return True
+        if slot.attempt is None or slot.stage:
+            return False
         self._empty_line(slot)
+        if not slot.line.waiting:
+            return False
+        slot.doubted = slot.attempt.key
+        slot.trouble = NOISE.format(slot.inbox.broken)
+        self._outcomes.append(slot.lost(None))
+        slot.trouble = ""
+        self._release(slot)
+        self._next(slot)
+        return True
+
+    def _distrust(self, slot: Slot, what: str) -> None:
+        slot.trouble = NOISE.format(what)
+        self._empty_line(slot)
+        self._replace(slot)
+
+    def _replace(self, slot: Slot) -> None:
+        self._retire(slot)
         self._ladder.kill(slot)
 
     # Workers' lives

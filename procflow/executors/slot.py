@@ -57,6 +57,7 @@ class Slot:
         "cause",
         "channel_fd",
         "done_cpu_s",
+        "doubted",
         "due",
         "grace_s",
         "inbox",
@@ -114,12 +115,12 @@ class Slot:
         self.grace_s = 0.0
         self.tail = b""
         self.trouble = ""
+        self.doubted: int | None = None
         self.unread = False
         self.reported: set[int] = set()
         self.began = time.monotonic()
         self.base_cpu_s = self.done_cpu_s = 0.0
-        self.base_rss_bytes = 0
-        self.peak_rss_bytes = 0
+        self.base_rss_bytes = self.peak_rss_bytes = 0
         own = {WORKER_TOKEN_NAME: token, TOKEN_NAME: run_token}
         env = {**env, **environment(cpus), **own}
         try:

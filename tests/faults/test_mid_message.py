@@ -17,6 +17,7 @@ from typing import Any
 
 import fault_steps
 import ledger
+import psutil
 import pytest
 from executor_contract import LONG_S, Log, attempt, finish, is_final, open_fds, step_call, value
 
@@ -138,11 +139,22 @@ def sending(talk: Talk) -> None:
     assert select.select([slot.channel_fd], [], [], LONG_S)[0]
     for _ in range(talk.chance.randint(0, 2)):
         talk.executor._read(slot)
+    # A killed process leaves its send only when the socket is full: with a reader this quick it could send the rest.
+    stop(slot.pid)
     assert key not in talk.ended
     assert slot.inbox._body is None or slot.inbox._filled < len(slot.inbox._body)
     assert slot.attempt is not None
     talk.kill(slot)
     check_lost(talk.end(key))
+
+
+def stop(pid: int) -> None:
+    """SIGSTOP, and wait until the process stands still."""
+    os.kill(pid, signal.SIGSTOP)
+    end = time.monotonic() + LONG_S
+    while psutil.Process(pid).status() != psutil.STATUS_STOPPED:
+        assert time.monotonic() < end, f"process {pid} does not stop"
+        time.sleep(0.001)
 
 
 def check_lost(outcome: Outcome) -> None:
