@@ -255,8 +255,12 @@ def test_no_process_and_no_file_outlives_a_program_that_is_killed(tmp_path: Path
 def test_a_forked_child_can_not_use_the_pool_and_does_it_no_harm(tmp_path: Path) -> None:
     program = run(
         """
+        import warnings
+
         pool = ProcessPool(2)
         pool.submit(pow, 2, 3).result()
+        # Python 3.12 and later warn of a fork where threads run, which is what this is about.
+        warnings.simplefilter("ignore", DeprecationWarning)
         child = os.fork()
         if not child:
             try:

@@ -155,6 +155,10 @@ class _Bytes(io.RawIOBase):
         if get_ident() not in _logs:
             self._behind.buffer.flush()
 
+    def close(self) -> None:
+        # Neither a step nor the end of this object closes or flushes the parent's stdout, which may be closed already.
+        return
+
 
 class _Stream(io.TextIOBase):
     """A standard stream that sends what is written by a thread to its attempt's log."""

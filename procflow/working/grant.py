@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import sys
 
-__all__ = ["BLAS_NAMES", "environment", "grant"]
+__all__ = ["BLAS_NAMES", "environment", "grant", "tell_children"]
 
 BLAS_NAMES = (
     "OMP_NUM_THREADS",
@@ -22,8 +22,11 @@ BLAS_NAMES = (
 )
 """Environment variables that BLAS and OpenMP libraries read when they are loaded."""
 
-POOL_NAMES = ("LOKY_MAX_CPU_COUNT", "POLARS_MAX_THREADS", "RAYON_NUM_THREADS", "PYTHON_CPU_COUNT")
-"""The same for pools: loky and joblib (and procflow in a step), Polars, other Rust libraries, Python from 3.13 on."""
+POOL_NAMES = ("LOKY_MAX_CPU_COUNT", "POLARS_MAX_THREADS", "RAYON_NUM_THREADS")
+"""The same for pools: loky and joblib (and procflow in a step), Polars, other Rust libraries."""
+
+PYTHON_NAME = "PYTHON_CPU_COUNT"
+"""Python reads it from 3.13 on, once, when it starts: for the processes that a step starts, not for a worker, whose grant changes."""
 
 NUMBA_NAME = "NUMBA_NUM_THREADS"
 """numba raises an error where this changes after its threads were started."""
@@ -43,6 +46,7 @@ def grant(cpus: int) -> None:
     """From now on ``cpus`` cores in this process, whatever it was started with."""
     loaded = sys.modules
     wanted = environment(cpus)
+    tell_children(cpus)
     if "numba" in loaded:
         del wanted[NUMBA_NAME]
         _numba(cpus)
@@ -55,6 +59,11 @@ def grant(cpus: int) -> None:
         import threadpoolctl  # type: ignore[import-untyped]
 
         threadpoolctl.threadpool_limits(limits=cpus)
+
+
+def tell_children(cpus: int) -> None:
+    """What is of use only to Python processes that are started from here."""
+    os.environ[PYTHON_NAME] = str(cpus)
 
 
 def _numba(cpus: int) -> None:
