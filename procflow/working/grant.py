@@ -26,7 +26,7 @@ POOL_NAMES = ("LOKY_MAX_CPU_COUNT", "POLARS_MAX_THREADS", "RAYON_NUM_THREADS")
 """The same for pools: loky and joblib (and procflow in a step), Polars, other Rust libraries."""
 
 PYTHON_NAME = "PYTHON_CPU_COUNT"
-"""Python reads it from 3.13 on, once, when it starts: for the processes that a step starts, not for a worker, whose grant changes."""
+"""Python reads it from 3.13 on, when it starts: for processes that a step starts, not for a worker, whose grant changes."""
 
 NUMBA_NAME = "NUMBA_NUM_THREADS"
 """numba raises an error where this changes after its threads were started."""
