@@ -13,6 +13,11 @@ sys.path.insert(0, str(Path(__file__).parent / "faults"))
 import ledger
 import pytest
 import servers
+from hypothesis import settings
+
+# Machines are shared: how long an example takes says nothing.
+settings.register_profile("procflow", deadline=None, print_blob=True)
+settings.load_profile("procflow")
 
 
 @pytest.fixture(scope="session")

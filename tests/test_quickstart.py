@@ -40,7 +40,7 @@ def run(pipeline: Path, *arguments: str, state: Path) -> str:
         command, cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=DEADLINE_S, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert re.search(r"run \S+ succeeded: ", done.stderr.splitlines()[-1]), done.stderr
+    assert re.search(r"run \S+ succeeded: ", "".join(done.stderr.splitlines()[-2:])), done.stderr
     return done.stdout
 
 

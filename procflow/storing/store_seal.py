@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import marshal
 import sqlite3
+import sys
 import zlib
 from collections.abc import Iterable
 from functools import lru_cache
@@ -29,6 +30,7 @@ __all__ = [
     "reseal",
     "seal",
     "sealed",
+    "sql_seal",
     "way_out",
 ]
 
@@ -37,6 +39,8 @@ OF_RUNS = ("runs", "fingerprints", "sessions")
 TABLES = ("step_executions", *OF_EXECUTIONS, *OF_RUNS)
 
 _KEPT = frozenset({str, bytes})
+WHOLE_TEXTS = sys.version_info >= (3, 11)
+"""Before, an SQL function got no more of a text than what stands before its first NUL, but all of the same bytes."""
 SEALED_OF_REF = 6
 """A ref bears the checksum of its own body in its first bytes; that is checked when it is read."""
 
@@ -70,19 +74,31 @@ def sealed(rows: Iterable[tuple[Any, ...]], ref: bool = False) -> list[tuple[Any
 
 def install(db: sqlite3.Connection) -> None:
     """Make the SQL function ``seal`` known to a connection."""
-    db.create_function("seal", -1, seal, deterministic=True)
+    db.create_function("seal", -1, seal if WHOLE_TEXTS else _seal_typed, deterministic=True)
+
+
+def _seal_typed(*typed: Any) -> int:
+    pairs = zip(typed[::2], typed[1::2], strict=True)
+    return _seal([value.decode() if kind == "text" else value for kind, value in pairs])
 
 
 @lru_cache(maxsize=64)
-def _expression(columns: tuple[str, ...]) -> str:
-    return f"seal({', '.join(f'substr(ref, 1, {SEALED_OF_REF})' if c == 'ref' else c for c in columns)})"
+def sql_seal(columns: tuple[str, ...]) -> str:
+    """The SQL that makes the seal of these columns."""
+    parts = [f"substr(ref, 1, {SEALED_OF_REF})" if column == "ref" else column for column in columns]
+    if not WHOLE_TEXTS:
+        parts = [
+            f"typeof({part}), CASE typeof({part}) WHEN 'text' THEN CAST({part} AS BLOB) ELSE {part} END"
+            for part in parts
+        ]
+    return f"seal({', '.join(parts)})"
 
 
 def expression(db: sqlite3.Connection, table: str) -> str:
     """The SQL that makes the seal of a row of ``table``, which is one of ``TABLES``."""
     assert table in TABLES
     columns = tuple(row[1] for row in db.execute(f"PRAGMA table_info({table})"))
-    return _expression(tuple(c for c in columns if c != "seal"))
+    return sql_seal(tuple(c for c in columns if c != "seal"))
 
 
 def reseal(db: sqlite3.Connection, table: str, where: str, values: tuple[Any, ...]) -> None:
