@@ -21,6 +21,7 @@ from procflow.call import StepCall
 from procflow.errors import ExecutorError
 from procflow.executors import wire
 from procflow.executors.base import MemoryUse
+from procflow.executors.channel import arrived_reads
 from procflow.executors.ending import end_workers
 from procflow.executors.family import TOKEN_NAME, kill_family
 from procflow.executors.footprint import Footprint
@@ -355,8 +356,12 @@ class ProcessExecutor:
         return True
 
     def _read_all(self, slot: Slot) -> None:
-        while slot.channel_fd in self._poller and self._read(slot, drain=True):
-            continue
+        """Read what has come by now. Not what comes meanwhile: a step may send faster than it can be read."""
+        if slot.channel_fd not in self._poller:
+            return
+        for _ in range(arrived_reads(slot.channel_fd)):
+            if not self._read(slot, drain=True) or slot.channel_fd not in self._poller:
+                return
 
     def _take(self, slot: Slot, message: wire.Message) -> None:
         attempt = slot.attempt
@@ -488,12 +493,16 @@ class ProcessExecutor:
         self._empty_line(slot)
         if not slot.line.waiting:
             return False
+        # What it printed is still its own.
+        slot.drain_output()
         slot.doubted = slot.attempt.key
         slot.trouble = NOISE.format(slot.inbox.broken)
         self._outcomes.append(slot.lost(None))
         slot.trouble = ""
         self._release(slot)
         self._next(slot)
+        # It ends by itself behind the last that it has claimed: that one's outcome may be hidden by noise as well.
+        slot.line.hang_up()
         return True
 
     def _distrust(self, slot: Slot, what: str) -> None:
