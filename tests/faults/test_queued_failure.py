@@ -13,6 +13,7 @@ from procflow.events import AttemptFinished, Event, RunFinished, StepFinished
 from procflow.storing.history import History
 from procflow.storing.state_folder import StateFolder
 
+KEYS = queued.keys()
 FAILS = "s300"
 
 
@@ -34,7 +35,7 @@ def test_what_was_announced_runs_once_and_what_was_dropped_runs_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(ledger.VARIABLE, str(tmp_path / "ledger"))
-    members = (Step(key, work, params={"key": key, "marker": str(tmp_path / "failed")}) for key in queued.keys())
+    members = (Step(key, work, params={"key": key, "marker": str(tmp_path / "failed")}) for key in KEYS)
     pipeline = Pipeline("queued", steps=[Parallel("block", *members)])
     state = tmp_path / "state"
     first = list(pipeline.stream(executor="processes", workers=queued.SLOTS, state_dir=state))
@@ -54,7 +55,7 @@ def test_what_was_announced_runs_once_and_what_was_dropped_runs_again(
 
     again = pipeline.resume(state_dir=state)
     assert again.status == "succeeded", again.failures
-    assert dict(again.outputs) == {key: key for key in queued.keys()}
+    assert dict(again.outputs) == {key: key for key in KEYS}
     starts = ledger.starts(ledger.read(tmp_path / "ledger"))
     assert {key for key, times in starts.items() if times > 1} == dropped | {FAILS}
     assert max(starts.values()) == 2
