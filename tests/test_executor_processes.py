@@ -34,8 +34,9 @@ from executor_contract import (
 from procflow.attempt import Attempt, Failed, Items, Lost, Outcome, Started, Succeeded
 from procflow.call import Lookup, StepCall
 from procflow.errors import ExecutorError
-from procflow.executors import ladder
+from procflow.executors import ladder, processes
 from procflow.executors.channel import Outbox
+from procflow.executors.footprint import Footprint, Size
 from procflow.executors.processes import ProcessExecutor
 from procflow.values import objects
 
@@ -549,7 +550,45 @@ def test_a_worker_that_is_not_ready_in_time_is_replaced(tmp_path: Path) -> None:
         assert value(finish(executor)[-1]) == 8
 
 
+def test_a_worker_whose_memory_cannot_be_watched_is_ended_and_another_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    before, tried = children(), 0
+    size = Footprint.size
+
+    def refused_once(self: Footprint, pid: int) -> Size:
+        nonlocal tried
+        tried += 1
+        if tried == 1:
+            raise OSError(24, "Too many open files")
+        return size(self, pid)
+
+    ProcessExecutor(1).close()
+    fds = open_fds()
+    monkeypatch.setattr(Footprint, "size", refused_once)
+    with ProcessExecutor(1) as executor:
+        executor.submit(attempt(1, "double", 4))
+        assert len(children() - before) == 0, "what could not be watched is gone"
+        assert value(finish(executor)[-1]) == 8
+    assert tried == 2
+    assert open_fds() == fds
+    assert children() == before
+
+
 # Close
+
+
+def test_a_close_that_fails_lets_go_of_every_descriptor_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    ProcessExecutor(1).close()
+    fds = open_fds()
+    executor = ProcessExecutor(2)
+    run(executor, *(attempt(k, "double", k) for k in range(6)))
+    pids = executor.workers()
+    with monkeypatch.context() as broken:
+        broken.setattr(processes, "kill_family", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            executor.close()
+    assert open_fds() == fds
+    assert all(gone(pid) for pid in pids)
+    executor.close()
 
 
 def test_close_ends_busy_and_idle_workers_and_leaves_nothing(tmp_path: Path) -> None:

@@ -266,12 +266,16 @@ class ProcessExecutor:
             for attempt, _ in slot.line.waiting:
                 if attempt.log is not None:
                     attempt.log.close()
-        end_workers(self._all)
-        kill_family(0, f"{TOKEN_NAME}={self.token}")
-        self._footprint.close()
-        for kept in (self._all, self._running, self._queued, self._idle, self._outcomes):
-            kept.clear()
-        self._poller.close()
+        try:
+            end_workers(self._all)
+            kill_family(0, f"{TOKEN_NAME}={self.token}")
+        finally:
+            for slot in self._all:
+                slot.close()
+            self._footprint.close()
+            for kept in (self._all, self._running, self._queued, self._idle, self._outcomes):
+                kept.clear()
+            self._poller.close()
 
     def _timeout(self, until: float | None) -> float | None:
         deadline = self.deadline() if self._look_at is not None or self._ladder or self._waiting else None
