@@ -6,6 +6,7 @@ import json
 import operator
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -527,6 +528,36 @@ def test_three_workers_that_do_not_start_end_the_run_with_what_they_printed(tmp_
             finish(executor)
         with pytest.raises(ExecutorError, match="broken host"):
             executor.wait(time.monotonic() + 1)
+
+
+UPGRADED = """
+import os, sys, time
+from pathlib import Path
+import procflow
+from procflow import Parallel, Pipeline, ProcflowError, Step
+file = Path(procflow.__file__).parent / "working" / "worker.py"
+def upgrade():
+    text = file.read_text()
+    file.unlink()
+    file.write_text(text.replace("def main(", "def another("))
+    os._exit(1)
+try:
+    Pipeline("p", steps=[Step("first", upgrade, retries=1)]).run(executor="processes", workers=1, state_dir="state")
+except ProcflowError as error:
+    print(error)
+"""
+
+
+def test_a_run_whose_procflow_was_upgraded_meanwhile_says_so(tmp_path: Path) -> None:
+    package = Path(processes.__file__).parents[1]
+    shutil.copytree(package, tmp_path / "procflow", ignore=shutil.ignore_patterns("__pycache__"))
+    done = subprocess.run(
+        [sys.executable, "-c", UPGRADED], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert "3 in a row ended before they were ready" in done.stdout, done.stderr
+    assert f"procflow's own files have changed since this run began ({tmp_path}" in done.stdout
+    assert "then resume the run" in done.stdout
 
 
 def test_a_worker_that_does_not_start_is_charged_to_no_attempt(tmp_path: Path) -> None:

@@ -570,7 +570,10 @@ class ProcessExecutor:
         self._ladder.set(slot, "spawn", self._spawn_timeout_s)
 
     def _spawn_failed(self, attempt: Attempt, payload: Payload, why: str) -> None:
-        self._waiting.add(attempt, payload, why)
+        from procflow.executors.launch import upgraded
+
+        changed = upgraded()
+        self._waiting.add(attempt, payload, f"{changed}; {why}" if changed else why)
         if self._waiting.broken is not None:
             self._poller.wake()
 

@@ -138,8 +138,8 @@ class Slot:
         own_output: bool,
         results: str | None,
     ) -> None:
+        from procflow.working import worker  # isort: skip
         from procflow.executors.launch import WorkerProcess
-        from procflow.working import worker
 
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
