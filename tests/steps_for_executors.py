@@ -212,6 +212,21 @@ def noise() -> str:
     return "noisy"
 
 
+def print_and_noise(word: str) -> str:
+    print(word, flush=True)
+    return noise()
+
+
+def garble() -> None:
+    """From now on this worker sends nothing that can be understood."""
+    import gc
+
+    from procflow.executors.channel import WorkerEnd
+
+    for channel in [found for found in gc.get_objects() if type(found) is WorkerEnd]:
+        channel.send = lambda message, fd=channel.fd: os.write(fd, b"an outcome that nobody understands")  # type: ignore[method-assign]
+
+
 def print_much(megabytes: int) -> int:
     line = b"x" * 1023 + b"\n"
     for _ in range(megabytes * 1024):

@@ -123,6 +123,19 @@ def test_behind_noise_every_message_is_found_again(
 
 
 @quick
+@given(messages, st.binary(max_size=20), st.booleans())
+def test_what_a_head_without_a_body_swallowed_is_found_again(behind: list[Any], body: bytes, large: bool) -> None:
+    frames = b"".join(map(frame, behind))
+    tail = frame((b"x" * (CHUNK_BYTES if large else 0),))
+    # A good head that asks for less than follows: what it takes for its body is the beginning of other messages.
+    crc, length = 0xBAD, len(body) + len(frames) + len(tail)
+    head = HEADER.pack(MAGIC, crc, length, (crc ^ length ^ length >> 32) & 0xFFFFFFFF)
+    got = resumed(head + body + frames + tail, [])
+    assert got[: len(behind)] == behind
+    assert len(got) == len(behind) + 1
+
+
+@quick
 @given(messages, messages, st.data())
 def test_behind_a_damaged_message_the_next_is_found(first: list[Any], behind: list[Any], data: st.DataObject) -> None:
     damaged = bytearray(frame(first[0]))

@@ -6,6 +6,7 @@ import json
 import operator
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -34,8 +35,9 @@ from executor_contract import (
 from procflow.attempt import Attempt, Failed, Items, Lost, Outcome, Started, Succeeded
 from procflow.call import Lookup, StepCall
 from procflow.errors import ExecutorError
-from procflow.executors import ladder
+from procflow.executors import ladder, processes
 from procflow.executors.channel import Outbox
+from procflow.executors.footprint import Footprint, Size
 from procflow.executors.processes import ProcessExecutor
 from procflow.values import objects
 
@@ -528,6 +530,36 @@ def test_three_workers_that_do_not_start_end_the_run_with_what_they_printed(tmp_
             executor.wait(time.monotonic() + 1)
 
 
+UPGRADED = """
+import os, sys, time
+from pathlib import Path
+import procflow
+from procflow import Parallel, Pipeline, ProcflowError, Step
+file = Path(procflow.__file__).parent / "working" / "worker.py"
+def upgrade():
+    text = file.read_text()
+    file.unlink()
+    file.write_text(text.replace("def main(", "def another("))
+    os._exit(1)
+try:
+    Pipeline("p", steps=[Step("first", upgrade, retries=1)]).run(executor="processes", workers=1, state_dir="state")
+except ProcflowError as error:
+    print(error)
+"""
+
+
+def test_a_run_whose_procflow_was_upgraded_meanwhile_says_so(tmp_path: Path) -> None:
+    package = Path(processes.__file__).parents[1]
+    shutil.copytree(package, tmp_path / "procflow", ignore=shutil.ignore_patterns("__pycache__"))
+    done = subprocess.run(
+        [sys.executable, "-c", UPGRADED], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert "3 in a row ended before they were ready" in done.stdout, done.stderr
+    assert f"procflow's own files have changed since this run began ({tmp_path}" in done.stdout
+    assert "then resume the run" in done.stdout
+
+
 def test_a_worker_that_does_not_start_is_charged_to_no_attempt(tmp_path: Path) -> None:
     mark = tmp_path / "first"
     (tmp_path / "sitecustomize.py").write_text(
@@ -549,7 +581,45 @@ def test_a_worker_that_is_not_ready_in_time_is_replaced(tmp_path: Path) -> None:
         assert value(finish(executor)[-1]) == 8
 
 
+def test_a_worker_whose_memory_cannot_be_watched_is_ended_and_another_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    before, tried = children(), 0
+    size = Footprint.size
+
+    def refused_once(self: Footprint, pid: int) -> Size:
+        nonlocal tried
+        tried += 1
+        if tried == 1:
+            raise OSError(24, "Too many open files")
+        return size(self, pid)
+
+    ProcessExecutor(1).close()
+    fds = open_fds()
+    monkeypatch.setattr(Footprint, "size", refused_once)
+    with ProcessExecutor(1) as executor:
+        executor.submit(attempt(1, "double", 4))
+        assert len(children() - before) == 0, "what could not be watched is gone"
+        assert value(finish(executor)[-1]) == 8
+    assert tried == 2
+    assert open_fds() == fds
+    assert children() == before
+
+
 # Close
+
+
+def test_a_close_that_fails_lets_go_of_every_descriptor_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    ProcessExecutor(1).close()
+    fds = open_fds()
+    executor = ProcessExecutor(2)
+    run(executor, *(attempt(k, "double", k) for k in range(6)))
+    pids = executor.workers()
+    with monkeypatch.context() as broken:
+        broken.setattr(processes, "kill_family", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            executor.close()
+    assert open_fds() == fds
+    assert all(gone(pid) for pid in pids)
+    executor.close()
 
 
 def test_close_ends_busy_and_idle_workers_and_leaves_nothing(tmp_path: Path) -> None:

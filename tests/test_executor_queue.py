@@ -13,7 +13,8 @@ import pytest
 from executor_contract import LONG_S, Log, attempt, finish, is_final, step_call, value
 
 from procflow.attempt import Attempt, Failed, Lost, Outcome, Returned, Started, Succeeded
-from procflow.executors import processes
+from procflow.executors import processes, wire
+from procflow.executors.channel import Inbox
 from procflow.executors.ladder import Ladder
 from procflow.executors.processes import ProcessExecutor
 from procflow.executors.slot import Slot
@@ -322,3 +323,52 @@ def test_what_was_queued_behind_a_noisy_attempt_and_has_begun_is_not_lost_with_i
     assert value(finish(executor)[-1]) == 10
     assert worker not in executor.workers()
     assert executor.running == 0
+
+
+def test_attempts_whose_outcomes_noise_hides_are_lost_and_nobody_waits_for_them(
+    executor: ProcessExecutor, tmp_path: Path
+) -> None:
+    executor.submit(attempt(1, "garble"))
+    for key in (2, 3):
+        executor.queue(mark(tmp_path, key))
+    end = time.monotonic() + LONG_S
+    while began(tmp_path) != {2, 3}:
+        # Nobody reads meanwhile, so all three are over when the noise is found.
+        assert time.monotonic() < end
+        time.sleep(0.001)
+    assert ends(finish(executor, 3)) == {1: Lost, 2: Lost, 3: Lost}
+    assert value(finish_one(executor, attempt(4, "double", 4))) == 8
+    assert executor.running == 0
+
+
+def test_what_a_noisy_attempt_printed_is_in_its_own_log(executor: ProcessExecutor, tmp_path: Path) -> None:
+    noisy = attempt(1, "print_and_noise", "heard")
+    executor.submit(noisy)
+    executor.queue(mark(tmp_path, 2))
+    end = time.monotonic() + LONG_S
+    while began(tmp_path) != {2}:
+        assert time.monotonic() < end
+        time.sleep(0.001)
+    # The channel alone is read, as where the noise came first.
+    executor._read(executor._running[1])
+    assert b"heard" in log_of(noisy).data
+    assert ends(finish(executor, 2)) == {1: Lost, 2: Succeeded}
+
+
+def test_a_kill_does_not_wait_for_the_end_of_what_a_worker_keeps_sending(
+    executor: ProcessExecutor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hold(executor, tmp_path)
+    reads = 0
+
+    def endless(self: Inbox, fd: int) -> list[Any]:
+        nonlocal reads
+        reads += 1
+        assert reads < 1000, "the loop stands still"
+        return [(wire.RECORD, 20, "step", "again")]
+
+    with monkeypatch.context() as while_it_sends:
+        while_it_sends.setattr(Inbox, "read", endless)
+        executor.kill(1, "timeout", 0.1)
+    assert reads
+    assert ends(finish(executor)) == {1: Lost}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 from pathlib import Path
@@ -9,10 +10,11 @@ from pathlib import Path
 import pytest
 
 from procflow.attempt import Usage
-from procflow.events import AttemptFinished, AttemptStarted, ItemsDone
+from procflow.events import AttemptFinished, AttemptStarted, ItemsDone, RunFinished
 from procflow.ref import Inline
+from procflow.storing import store as store_module
 from procflow.storing.history import History
-from procflow.storing.state_folder import StateFolder
+from procflow.storing.state_folder import StateFolder, try_flock
 from procflow.storing.store import RunRecord, Store
 from procflow.storing.store_tail import Tail, read_tail, tail_path, tails
 
@@ -108,7 +110,8 @@ def test_received_results_of_a_killed_run_become_rows_once(tmp_path: Path, commi
     folder = tmp_path / "state"
     StateFolder.open(folder).new_run("r1")
     killed_writer(folder, "r1", commit_after, 5)
-    assert tails(folder) == (["r1"] if commit_after < 5 else [])
+    assert tails(folder) == ["r1"]
+    assert bool(tail_path(folder, "r1").stat().st_size) == (commit_after < 5)
     with Store.open(StateFolder.open(folder)) as store:
         assert store.recover("other") == 0, "a run of another pipeline may be alive"
         assert store.recover("p") == 5 - commit_after
@@ -138,3 +141,66 @@ def test_a_run_that_ends_leaves_no_tail(tmp_path: Path) -> None:
         store.record(finished(1))
         store.note()
     assert not tail_path(folder.path, "r1").exists()
+
+
+@pytest.mark.parametrize("size", [0, 100])
+def test_what_a_kill_behind_the_last_commit_left_goes_with_the_next_run(size: int, tmp_path: Path) -> None:
+    folder = StateFolder.open(tmp_path / "state")
+    folder.new_run("r1")
+    pid = os.fork()
+    if pid == 0:
+        store = Store.open(folder)
+        store.begin(RunRecord("r1", "p", lock="p"))
+        store.record(finished(1))
+        store.note()
+        store.record(RunFinished(2.0, "r1", "succeeded", 0, 0, 2.0, 1.0))
+        store.commit()
+        # As a worker does that went on to what was queued.
+        tail_path(folder.path, "r1+1.a").write_bytes(bytes(size))
+        os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(pid, 0)
+    assert len(list((folder.path / "tails").iterdir())) == 2
+    with Store.open(folder) as store:
+        assert store.recover("other") == 0
+    assert list((folder.path / "tails").iterdir()) == []
+
+
+def test_the_tail_of_a_run_that_goes_on_stays(tmp_path: Path) -> None:
+    folder = StateFolder.open(tmp_path / "state")
+    folder.new_run("r1")
+    with Store.open(folder) as live:
+        live.begin(RunRecord("r1", "p", lock="p"))
+        for note in (False, True):
+            if note:
+                live.record(finished(1))
+                live.note()
+            with Store.open(folder) as other:
+                assert other.recover("other") == 0
+            assert tail_path(folder.path, "r1").exists()
+
+
+def test_a_tail_is_removed_only_while_no_run_can_begin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that ended may be resumed by another process in this moment, and its new tail must stay."""
+    folder = StateFolder.open(tmp_path / "state")
+    folder.path.joinpath("tails").mkdir(mode=0o700)
+    tail_path(folder.path, "r1").touch()
+    free: list[bool] = []
+
+    def remove(path: Path) -> None:
+        fd = os.open(folder.writer_lock, os.O_RDWR)
+        free.append(try_flock(fd, fcntl.LOCK_EX))
+        os.close(fd)
+
+    monkeypatch.setattr(store_module, "remove", remove)
+    with Store.open(folder) as store:
+        store.recover("p")
+    assert free == [False]
+
+
+def test_a_run_that_is_forgotten_leaves_no_tail(tmp_path: Path) -> None:
+    folder = StateFolder.open(tmp_path / "state")
+    folder.new_run("r1")
+    killed_writer(folder.path, "r1", 0, 2)
+    with Store.open(folder) as store:
+        store.forget(["r1"])
+    assert tails(folder.path) == []

@@ -12,17 +12,31 @@ dead; the kernel gives each packet to one of the two. What is too large for a pa
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import marshal
 import operator
 import os
 import select
 import struct
+import sys
+import termios
 import threading
 from collections import deque
 from typing import Any
 from zlib import crc32
 
-__all__ = ["MAGIC", "PACKET_BYTES", "Inbox", "Outbox", "WorkerEnd", "exact", "frame", "packed", "unpacked"]
+__all__ = [
+    "MAGIC",
+    "PACKET_BYTES",
+    "Inbox",
+    "Outbox",
+    "WorkerEnd",
+    "arrived_reads",
+    "exact",
+    "frame",
+    "packed",
+    "unpacked",
+]
 
 MAGIC = b"pfC\x01"
 HEADER = struct.Struct("<4sIQI")
@@ -58,6 +72,13 @@ def unpacked(packet: bytes) -> Message:
     """The message of a packet that the other end made."""
     message: Message = _loads(packet)
     return message
+
+
+def arrived_reads(fd: int) -> int:
+    """How often ``Inbox.read`` must be called, at most, to have read all that has arrived by now, and the end."""
+    arrived = fcntl.ioctl(fd, termios.FIONREAD, bytes(4))
+    # One read takes all there is or a chunk, but it stops at the end of a large body.
+    return 3 + 2 * (int.from_bytes(arrived, sys.byteorder) // CHUNK_BYTES)
 
 
 def _check(crc: int, length: int) -> int:
@@ -116,7 +137,7 @@ class Inbox:
 
     def resume(self) -> list[Message]:
         """Go on behind what was ``broken``; messages that were whole already."""
-        data, self._rest = self._rest[1:], b""
+        data, self._rest = self._rest, b""
         self.broken = ""
         self._seeking = True
         return self._parse(data)
@@ -135,7 +156,7 @@ class Inbox:
             magic, crc, length, check = _unpack_from(data, start)
             if magic != MAGIC or check != (crc ^ length ^ length >> 32) & 0xFFFFFFFF:
                 self.broken = "bytes that are no message"
-                self._rest = data[start:]
+                self._rest = data[start + 1 :]
                 return messages
             start += HEADER_BYTES
             end = start + length
@@ -156,6 +177,7 @@ class Inbox:
             self._rest = data[start:]
             if self._rest[:4] != MAGIC[: len(self._rest)]:
                 self.broken = "bytes that are no message"
+                self._rest = self._rest[1:]
         return messages
 
     def _read_body(self, fd: int, body: memoryview) -> list[Message]:

@@ -32,7 +32,12 @@ def family(pid: int, token: str) -> list[int]:
     found: set[int] = set()
     mark = token.encode()
     me = os.getpid()
-    for name in os.listdir("/proc"):
+    try:
+        names = os.listdir("/proc")
+    except OSError:
+        # No descriptor is left: the sweep at the end of the run, by another process, finds them.
+        return []
+    for name in names:
         if not name.isdigit():
             continue
         other = int(name)

@@ -21,9 +21,40 @@ from typing import Any
 from loky.backend import get_context, reduction  # type: ignore[import-untyped]
 from loky.backend.popen_loky_posix import Popen as LokyPopen  # type: ignore[import-untyped]
 
-__all__ = ["WorkerProcess"]
+__all__ = ["WorkerProcess", "upgraded"]
 
 LokyProcess: Any = get_context("loky").Process
+
+
+def _stamps() -> dict[str, tuple[int, int, int]]:
+    """What the files of procflow that are loaded here look like on disk now; zeros for one that is gone."""
+    stamps = {}
+    for name, module in list(sys.modules.items()):
+        path = getattr(module, "__file__", None)
+        if path and (name == "procflow" or name.startswith("procflow.")):
+            try:
+                found = os.stat(path)
+                stamps[path] = (found.st_ino, found.st_size, found.st_mtime_ns)
+            except OSError:
+                stamps[path] = (0, 0, 0)
+    return stamps
+
+
+_LOADED = _stamps()
+"""As the first worker is about to start: ``slot.py`` imports this last."""
+
+
+def upgraded() -> str:
+    """That procflow's own files are not those that this process has loaded, as a sentence; empty where they are."""
+    now = _stamps()
+    changed = sorted(path for path, stamp in _LOADED.items() if now.get(path) != stamp)
+    if not changed:
+        return ""
+    more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
+    return (
+        f"procflow's own files have changed since this run began ({changed[0]}{more}), so new workers can't work with it: "
+        "it was upgraded or edited meanwhile; let that come to its end, then resume the run"
+    )
 
 
 class WorkerPopen(LokyPopen):  # type: ignore[misc]

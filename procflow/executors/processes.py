@@ -21,6 +21,7 @@ from procflow.call import StepCall
 from procflow.errors import ExecutorError
 from procflow.executors import wire
 from procflow.executors.base import MemoryUse
+from procflow.executors.channel import arrived_reads
 from procflow.executors.ending import end_workers
 from procflow.executors.family import TOKEN_NAME, kill_family
 from procflow.executors.footprint import Footprint
@@ -265,12 +266,16 @@ class ProcessExecutor:
             for attempt, _ in slot.line.waiting:
                 if attempt.log is not None:
                     attempt.log.close()
-        end_workers(self._all)
-        kill_family(0, f"{TOKEN_NAME}={self.token}")
-        self._footprint.close()
-        for kept in (self._all, self._running, self._queued, self._idle, self._outcomes):
-            kept.clear()
-        self._poller.close()
+        try:
+            end_workers(self._all)
+            kill_family(0, f"{TOKEN_NAME}={self.token}")
+        finally:
+            for slot in self._all:
+                slot.close()
+            self._footprint.close()
+            for kept in (self._all, self._running, self._queued, self._idle, self._outcomes):
+                kept.clear()
+            self._poller.close()
 
     def _timeout(self, until: float | None) -> float | None:
         deadline = self.deadline() if self._look_at is not None or self._ladder or self._waiting else None
@@ -355,8 +360,12 @@ class ProcessExecutor:
         return True
 
     def _read_all(self, slot: Slot) -> None:
-        while slot.channel_fd in self._poller and self._read(slot, drain=True):
-            continue
+        """Read what has come by now. Not what comes meanwhile: a step may send faster than it can be read."""
+        if slot.channel_fd not in self._poller:
+            return
+        for _ in range(arrived_reads(slot.channel_fd)):
+            if not self._read(slot, drain=True) or slot.channel_fd not in self._poller:
+                return
 
     def _take(self, slot: Slot, message: wire.Message) -> None:
         attempt = slot.attempt
@@ -488,12 +497,16 @@ class ProcessExecutor:
         self._empty_line(slot)
         if not slot.line.waiting:
             return False
+        # What it printed is still its own.
+        slot.drain_output()
         slot.doubted = slot.attempt.key
         slot.trouble = NOISE.format(slot.inbox.broken)
         self._outcomes.append(slot.lost(None))
         slot.trouble = ""
         self._release(slot)
         self._next(slot)
+        # It ends by itself behind the last that it has claimed: that one's outcome may be hidden by noise as well.
+        slot.line.hang_up()
         return True
 
     def _distrust(self, slot: Slot, what: str) -> None:
@@ -557,7 +570,10 @@ class ProcessExecutor:
         self._ladder.set(slot, "spawn", self._spawn_timeout_s)
 
     def _spawn_failed(self, attempt: Attempt, payload: Payload, why: str) -> None:
-        self._waiting.add(attempt, payload, why)
+        from procflow.executors.launch import upgraded
+
+        changed = upgraded()
+        self._waiting.add(attempt, payload, f"{changed}; {why}" if changed else why)
         if self._waiting.broken is not None:
             self._poller.wake()
 

@@ -101,34 +101,31 @@ class Slot:
         ``results`` is the file that it keeps results in which the parent may not have noted.
         """
         self.token = f"{WORKER_TOKEN_NAME}={token}"
-        self.inbox = Inbox()
-        self.outbox = Outbox()
+        self.inbox, self.outbox = Inbox(), Outbox()
         self.known: dict[bytes, None] = {}
         self.line = Line()
-        self.streamed = False
+        self.streamed = self.ready = self.unread = False
         self.attempt: Attempt | None = None
         self.payload: Payload | None = None
-        self.ready = False
         self.stage: Stage = ""
-        self.due = 0.0
+        self.due = self.grace_s = 0.0
         self.cause: Cause | None = None
-        self.grace_s = 0.0
         self.tail = b""
         self.trouble = ""
         self.doubted: int | None = None
-        self.unread = False
         self.reported: set[int] = set()
         self.began = time.monotonic()
         self.base_cpu_s = self.done_cpu_s = 0.0
         self.base_rss_bytes = self.peak_rss_bytes = 0
+        self.channel_fd = self.output_fd = self.pidfd = -1
         own = {WORKER_TOKEN_NAME: token, TOKEN_NAME: run_token}
         env = {**env, **environment(cpus), **own}
         try:
             self._start(name, env, cpus, log_level, inherit, objects, own_output, results)
+            self.size = size(self.pid)
         except BaseException:
-            self.line.close()
+            self._undo()
             raise
-        self.size = size(self.pid)
 
     def _start(
         self,
@@ -141,8 +138,8 @@ class Slot:
         own_output: bool,
         results: str | None,
     ) -> None:
+        from procflow.working import worker  # isort: skip
         from procflow.executors.launch import WorkerProcess
-        from procflow.working import worker
 
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
@@ -166,7 +163,6 @@ class Slot:
         except BaseException:
             ours.close()
             os.close(read_fd)
-            self._undo()
             raise
         finally:
             theirs.close()
@@ -176,13 +172,16 @@ class Slot:
         self.channel_fd, self.output_fd, self.pidfd = ours.detach(), read_fd, pidfd
 
     def _undo(self) -> None:
-        # The process may run already, and without its pidfd nobody will hear of its end.
+        # The process may run already, and nobody will hear of its end.
+        self.close()
         pid = getattr(self, "pid", None)
         if pid is None:
             return
         signal_all([pid], signal.SIGKILL)
         for _ in range(200):
-            if os.waitpid(pid, os.WNOHANG)[0]:
+            found, status = os.waitpid(pid, os.WNOHANG)
+            if found:
+                self.process._popen.reaped(os.waitstatus_to_exitcode(status))
                 return
             time.sleep(0.005)
 
@@ -348,7 +347,8 @@ class Slot:
 
     def close(self) -> None:
         """Close the descriptors; harmless when done before."""
-        self.size.close()
+        if hasattr(self, "size"):
+            self.size.close()
         self.line.close()
         for name in ("channel_fd", "output_fd", "pidfd"):
             fd = getattr(self, name)

@@ -132,9 +132,10 @@ class Store(Buffer):
         path = tail_path(self._folder.path, run_id)
         with self._transaction("what a killed run had received can't be recorded") as db:
             found = store_begin.unfinished(db, run_id)
-        if found is None:
-            remove(path)
-            return 0
+            if found is None:
+                # It ended, or is forgotten. Under the writer lock: a run that is resumed now makes its tail behind it.
+                remove(path)
+                return 0
         if found.lock != lock:
             return 0
         saved = 0
@@ -203,8 +204,11 @@ class Store(Buffer):
 
     def forget(self, run_ids: Iterable[str]) -> None:
         """Take runs out of the journal, in one transaction; the caller knows that nobody needs them."""
+        run_ids = list(run_ids)
         with self._transaction("the runs can't be removed") as db:
             cleaning.forget(db, run_ids)
+        for run_id in run_ids:
+            remove(tail_path(self._folder.path, run_id))
 
     def close(self) -> None:
         """Commit what is left and close; idempotent. StoreError where that commit fails; it is closed all the same."""

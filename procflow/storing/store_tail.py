@@ -163,9 +163,8 @@ def tail_path(state_folder: Path, run_id: str) -> Path:
 
 
 def tails(state_folder: Path) -> list[str]:
-    """Ids of runs that left a tail."""
+    """Ids of runs that left a tail, and of those that go on."""
     try:
-        found = {entry.name.partition("+")[0] for entry in os.scandir(state_folder / FOLDER) if entry.stat().st_size}
-        return sorted(found)
+        return sorted({name.partition("+")[0] for name in os.listdir(state_folder / FOLDER)})
     except FileNotFoundError:
         return []
