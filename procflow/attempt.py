@@ -10,10 +10,11 @@ step *failed* (it raised), the attempt was *lost* (its worker died or was killed
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, Literal, Protocol
 
 from procflow.call import StepCall
+from procflow.frozen import dataclass
 from procflow.ref import Ref
 
 __all__ = [

@@ -8,8 +8,10 @@ the attempt's values. Workers unpickle these records, so this file imports nothi
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, Literal
+
+from procflow.frozen import dataclass
 
 __all__ = ["INDEX", "ITEM", "SECRETS", "Kind", "Lookup", "Reducer", "StepCall", "Text"]
 

@@ -9,10 +9,11 @@ empty outside maps).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Literal
 
 from procflow.attempt import Failure, Usage
+from procflow.frozen import dataclass
 from procflow.ref import Ref
 
 __all__ = [
@@ -80,7 +81,7 @@ class AttemptFinished:
     executor: str
     status: Literal["succeeded", "skipped", "failed", "lost", "cancelled"]
     started_at: float
-    usage: Usage = Usage()  # noqa: RUF009  (frozen, so one for all)
+    usage: Usage = Usage()
     failure: Failure | None = None
     outputs: Mapping[str, Ref] = field(default_factory=dict)
     retry_in_s: float | None = None

@@ -8,8 +8,9 @@ never looks inside. Composite refs let the parent join, list and order values wi
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
+
+from procflow.frozen import dataclass
 
 __all__ = [
     "Element",
