@@ -8,10 +8,8 @@ the attempt's values. Workers unpickle these records, so this file imports nothi
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import field
+from dataclasses import dataclass, field
 from typing import Any, Literal
-
-from procflow.frozen import dataclass
 
 __all__ = ["INDEX", "ITEM", "SECRETS", "Kind", "Lookup", "Reducer", "StepCall", "Text"]
 
