@@ -23,6 +23,7 @@ from procflow.events import AttemptFinished, Event, ItemsDone
 from procflow.ref import from_plain
 from procflow.storing.own_files import open_own
 from procflow.storing.tail_record import bodies, record
+from procflow.storing.worker_tail import TOLD, finished
 
 __all__ = ["Tail", "read_tail", "remove", "tail_path", "tails"]
 
@@ -138,6 +139,8 @@ def _events(found: Iterable[tuple[Any, ...]]) -> Iterator[AttemptFinished | Item
 
 
 def _event(body: tuple[Any, ...]) -> AttemptFinished | ItemsDone:
+    if body[0] == TOLD:
+        body = finished(body)
     if body[0] == "items":
         _, (at, key, path, label, item), indices, chunk = body
         return ItemsDone(at, key, path, label, item, _indices(indices), from_plain(chunk))
