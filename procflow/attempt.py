@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from procflow.call import StepCall
+from procflow.passive import passive
 from procflow.ref import Ref
 
 __all__ = [
@@ -41,7 +42,7 @@ worker died by itself. ``oom``: over its own memory limit. ``pressure``: the run
 """
 
 
-@dataclass(frozen=True, slots=True)
+@passive(frozen=True, slots=True)
 class Failure:
     """Why an attempt failed, as data.
 
@@ -70,7 +71,7 @@ class Failure:
         return f"{self.type}: {self.message}" if self.message else self.type
 
 
-@dataclass(frozen=True, slots=True)
+@passive(frozen=True, slots=True)
 class FailedMember:
     """What a merge by ``module:name`` gets in place of the value of a member that failed.
 
@@ -90,7 +91,7 @@ class FailedMember:
         return f"{self.name} failed: {self.type}: {self.message}"
 
 
-@dataclass(frozen=True, slots=True)
+@passive(frozen=True, slots=True)
 class Usage:
     """What an attempt used: seconds on the monotonic clock, CPU seconds of the worker, peak memory.
 
@@ -111,7 +112,7 @@ class Usage:
         return self.wall_s if self.alone_s is None else self.alone_s
 
 
-@dataclass(frozen=True, slots=True)
+@passive(frozen=True, slots=True)
 class Items:
     """The items of a map that one attempt works on, in order.
 
@@ -146,7 +147,7 @@ class AttemptLog(Protocol):
         """No more output will come."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class Attempt:
     """One try of a task, ready to run.
 
@@ -177,7 +178,7 @@ class Attempt:
         return "/".join((*self.labels, *own))
 
 
-@dataclass(frozen=True, slots=True)
+@passive(frozen=True, slots=True)
 class Started:
     """The attempt's code begins now: sent only where a worker had to be started first, or where the attempt was queued
     behind another, so that clocks are fair. One that was queued may also end without it.
@@ -186,14 +187,14 @@ class Started:
     key: int
 
 
-@dataclass(frozen=True, slots=True)
+@passive(frozen=True, slots=True)
 class Returned:
     """The attempt was queued behind another and never began: it is given back, and nothing of it was run."""
 
     key: int
 
 
-@dataclass(frozen=True, slots=True)
+@passive(frozen=True, slots=True)
 class Progressed:
     """A sign of life from a running attempt.
 
@@ -210,7 +211,7 @@ class Progressed:
     total: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@passive(frozen=True, slots=True)
 class Succeeded:
     """The step returned. ``outputs`` are the published values; for a map's items see ``Progressed``.
 
@@ -228,7 +229,7 @@ class Succeeded:
     cost: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
+@passive(frozen=True, slots=True)
 class Skipped:
     """The step's ``when`` was false, so nothing was run."""
 
@@ -236,7 +237,7 @@ class Skipped:
     usage: Usage = Usage()
 
 
-@dataclass(frozen=True, slots=True)
+@passive(frozen=True, slots=True)
 class Failed:
     """The step raised, or what it returned could not be taken; its worker lives on."""
 
@@ -245,7 +246,7 @@ class Failed:
     usage: Usage = Usage()
 
 
-@dataclass(frozen=True, slots=True)
+@passive(frozen=True, slots=True)
 class Lost:
     """The attempt's worker is gone: it died (cause ``crash``) or was killed on request (the cause given to ``kill``).
 

@@ -23,7 +23,7 @@ from procflow.executors.base import Executor, Queueing
 from procflow.failpoints import fp
 from procflow.ref import Stored
 from procflow.scheduler import Scheduler
-from procflow.scheduling.actions import Action, Kill, Measured, Record, Release, StopAsked, Submit, Tick
+from procflow.scheduling.actions import Action, Kill, Measured, Release, StopAsked, Submit, Tick
 
 __all__ = ["COMMIT_S", "Engine", "Journal", "Meter", "Observer", "Waiter"]
 
@@ -38,8 +38,8 @@ COMMIT_MOST_S = 0.5
 class Journal(Protocol):
     """What the engine needs of a store."""
 
-    def record(self, event: Event) -> None:
-        """Buffer an event."""
+    def record(self, *events: Event) -> None:
+        """Buffer events, in order."""
 
     def note(self) -> None:
         """Make the results recorded so far safe from the death of this process."""
@@ -166,10 +166,12 @@ class Engine:
         return deadline
 
     def _perform(self, actions: list[Action]) -> None:
+        events: list[Event] = []
         for action in actions:
-            if isinstance(action, Record):
-                self._record(action.event)
-            elif isinstance(action, Submit):
+            if isinstance(action, Submit):
+                if events:
+                    self._record(events)
+                    events = []
                 if action.after > self._durable:
                     self._settle_debt()
                 else:
@@ -178,14 +180,17 @@ class Engine:
                 self._submit(action)
             elif isinstance(action, Release):
                 self._unneeded.extend(action.files)
-            else:
-                assert isinstance(action, Kill)
+            elif isinstance(action, Kill):
                 self._executors[action.executor].kill(action.key, action.cause, action.grace_s)
+            else:
+                events.append(action)
+        if events:
+            self._record(events)
 
-    def _record(self, event: Event) -> None:
-        self._journal.record(event)
-        self._waiting.append(event)
-        self._recorded += 1
+    def _record(self, events: list[Event]) -> None:
+        self._journal.record(*events)
+        self._waiting += events
+        self._recorded += len(events)
         if self._commit_at is None:
             self._commit_at = self._clock() + self._commit_gap_s
 

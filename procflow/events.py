@@ -9,10 +9,11 @@ empty outside maps).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Literal
 
 from procflow.attempt import Failure, Usage
+from procflow.passive import passive
 from procflow.ref import Ref
 
 __all__ = [
@@ -37,7 +38,7 @@ Role = Literal["member", "gate", "expand", "merger", "batch"]
 RunStatus = Literal["succeeded", "partial", "failed", "timed_out", "cancelled"]
 
 
-@dataclass(frozen=True, slots=True)
+@passive(frozen=True, slots=True)
 class RunStarted:
     at: float
     run_id: str
@@ -45,7 +46,7 @@ class RunStarted:
     steps: int
 
 
-@dataclass(frozen=True, slots=True)
+@passive(frozen=True, slots=True)
 class AttemptStarted:
     """An attempt was handed to an executor. ``key`` joins it with its end; ``role`` says what the task is for.
 
@@ -63,7 +64,7 @@ class AttemptStarted:
     memory_bytes: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@passive(frozen=True, slots=True)
 class AttemptFinished:
     """An attempt ended. ``status`` is lost where its worker died or was killed; another attempt follows in ``retry_in_s``.
 
@@ -80,7 +81,7 @@ class AttemptFinished:
     executor: str
     status: Literal["succeeded", "skipped", "failed", "lost", "cancelled"]
     started_at: float
-    usage: Usage = Usage()  # noqa: RUF009  (frozen, so one for all)
+    usage: Usage = Usage()
     failure: Failure | None = None
     outputs: Mapping[str, Ref] = field(default_factory=dict)
     retry_in_s: float | None = None
@@ -92,7 +93,7 @@ class AttemptFinished:
     pages: tuple[tuple[Ref, int], ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@passive(frozen=True, slots=True)
 class ItemsDone:
     """Items of a batch that still runs ended well; ``chunk`` opens to the list of their values."""
 
@@ -105,7 +106,7 @@ class ItemsDone:
     chunk: Ref
 
 
-@dataclass(frozen=True, slots=True)
+@passive(frozen=True, slots=True)
 class StepProgress:
     """``step.progress(done, total)``, or items done in a map."""
 
@@ -117,7 +118,7 @@ class StepProgress:
     total: float | None
 
 
-@dataclass(frozen=True, slots=True)
+@passive(frozen=True, slots=True)
 class StepFinished:
     """A leaf step reached its final state. ``reason`` says why it was skipped or cancelled.
 
@@ -138,7 +139,7 @@ class StepFinished:
     kept: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@passive(frozen=True, slots=True)
 class BlockStarted:
     """A block opened. ``members`` is their number; a map's is known only once its items are."""
 
@@ -151,7 +152,7 @@ class BlockStarted:
     join: str
 
 
-@dataclass(frozen=True, slots=True)
+@passive(frozen=True, slots=True)
 class BlockFinished:
     """A block reached its end: its result record.
 
@@ -178,7 +179,7 @@ class BlockFinished:
     retry_in_s: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@passive(frozen=True, slots=True)
 class RunFinished:
     """The run is over. ``failures`` counts steps and items that failed, ``tolerated`` those among them that were allowed."""
 

@@ -8,8 +8,9 @@ never looks inside. Composite refs let the parent join, list and order values wi
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
+
+from procflow.passive import passive
 
 __all__ = [
     "Element",
@@ -44,7 +45,7 @@ class Ref:
         return sum(part.size_bytes for part in self.parts())
 
 
-@dataclass(frozen=True, slots=True)
+@passive(frozen=True, slots=True)
 class Inline(Ref):
     """The pickle itself, protocol 5, with its out-of-band buffers beside it."""
 
@@ -59,7 +60,7 @@ class Inline(Ref):
         return len(self.data) + sum(len(b) for b in self.buffers)
 
 
-@dataclass(frozen=True, slots=True)
+@passive(frozen=True, slots=True)
 class Stored(Ref):
     """A file of the object folder (``object_files.py``): the pickle, then its out-of-band buffers.
 
@@ -78,7 +79,7 @@ class Stored(Ref):
         return sum(self.lengths)
 
 
-@dataclass(frozen=True, slots=True)
+@passive(frozen=True, slots=True)
 class Element(Ref):
     """One member of a value that is a list: an item of a map's page."""
 
@@ -92,7 +93,7 @@ class Element(Ref):
         yield self.of
 
 
-@dataclass(frozen=True, slots=True)
+@passive(frozen=True, slots=True)
 class ListOf(Ref):
     """A list with one value a ref."""
 
@@ -105,7 +106,7 @@ class ListOf(Ref):
         return iter(self.members)
 
 
-@dataclass(frozen=True, slots=True)
+@passive(frozen=True, slots=True)
 class MappingOf(Ref):
     """A mapping with one value a ref, in the order given."""
 
@@ -118,7 +119,7 @@ class MappingOf(Ref):
         return (m for _, m in self.members)
 
 
-@dataclass(frozen=True, slots=True)
+@passive(frozen=True, slots=True)
 class Ordered(Ref):
     """The results of a map: each chunk is a pickled list, placed by the item indices it holds.
 
@@ -135,7 +136,7 @@ class Ordered(Ref):
         return (r for _, r in self.chunks)
 
 
-@dataclass(frozen=True, slots=True)
+@passive(frozen=True, slots=True)
 class WithState(Ref):
     """A chunk of a map's results, with the changes of the pipeline's state that its items made.
 

@@ -75,32 +75,35 @@ class Scheduler(Endings):
         return self._turn()
 
     def _hear(self, outcome: Input) -> None:
-        if isinstance(outcome, Tick):
-            pass
-        elif isinstance(outcome, StopAsked):
-            if outcome.hurry:
+        if isinstance(outcome, (Tick, StopAsked, Measured)):
+            self._hear_else(outcome)
+            return
+        task = self.running.get(outcome.key)
+        if task is None:
+            task = self.queued.get(outcome.key)
+            if task is None:
+                self.late += 1
+                return
+            if self._came_back(task, outcome):
+                return
+            self._turn_came(task)
+        if isinstance(outcome, Started):
+            self._set_clocks(task)
+        elif isinstance(outcome, Progressed):
+            self._progressed(task, outcome)
+        else:
+            assert not isinstance(outcome, Returned), "what has begun can't be given back"
+            self._ended(task, outcome)
+
+    def _hear_else(self, heard: Tick | StopAsked | Measured) -> None:
+        """What does not come from an executor."""
+        if isinstance(heard, Measured):
+            self._measured(heard)
+        elif isinstance(heard, StopAsked):
+            if heard.hurry:
                 self._hurry()
             else:
-                self._stop(outcome.reason)
-        elif isinstance(outcome, Measured):
-            self._measured(outcome)
-        else:
-            task = self.running.get(outcome.key)
-            if task is None:
-                task = self.queued.get(outcome.key)
-                if task is None:
-                    self.late += 1
-                    return
-                if self._came_back(task, outcome):
-                    return
-                self._turn_came(task)
-            if isinstance(outcome, Started):
-                self._set_clocks(task)
-            elif isinstance(outcome, Progressed):
-                self._progressed(task, outcome)
-            else:
-                assert not isinstance(outcome, Returned), "what has begun can't be given back"
-                self._ended(task, outcome)
+                self._stop(heard.reason)
 
     def next_deadline(self) -> float | None:
         """When ``handle(Tick())`` must be called at the latest; None when only outcomes matter."""

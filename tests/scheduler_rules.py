@@ -9,11 +9,11 @@ import random
 from collections import Counter
 
 from procflow.attempt import Failed, Failure, Lost, Outcome, Progressed, Returned, Skipped, Started, Succeeded
-from procflow.events import AttemptFinished, AttemptStarted, RunFinished, StepFinished
+from procflow.events import AttemptFinished, AttemptStarted, Event, RunFinished, StepFinished
 from procflow.graph import TaskUnit
 from procflow.ref import Inline, Ref, Stored, stored_in
 from procflow.scheduler import Scheduler
-from procflow.scheduling.actions import Action, Kill, Measured, Record, Release, Stall, StopAsked, Submit, Tick
+from procflow.scheduling.actions import Action, Kill, Measured, Release, Stall, StopAsked, Submit, Tick
 from procflow.scheduling.runs import MapRun, ScopeRun, TaskRun
 from procflow.scheduling.states import FINAL, TRANSITIONS
 
@@ -126,7 +126,7 @@ class World:
         self.just_over: set[int | None] = set()
         self.doomed: dict[int, Kill] = {}
         self.log: list[str] = []
-        self.records: list[Record] = []
+        self.records: list[Event] = []
         self.submitted: Counter[tuple[str, str]] = Counter()
         self.left: dict[int, list[int]] = {}
         self.made: set[str] = set()
@@ -329,7 +329,7 @@ class World:
         assert not scheduler.running
         assert not scheduler.queued
         assert scheduler.root.state in FINAL
-        events = [r.event for r in self.records]
+        events = self.records
         assert isinstance(events[-1], RunFinished)
         started = [e.key for e in events if isinstance(e, AttemptStarted)]
         ended = [e.key for e in events if isinstance(e, AttemptFinished)]
@@ -346,7 +346,7 @@ class World:
 
 def moves(scheduler: Scheduler) -> set[tuple[str, str]]:
     """Moves that the scheduler made, all of them in the table."""
-    made = {(before, after) for _, _, before, after in scheduler._story}
+    made = {(before, after) for _, before, after in scheduler._story}
     assert made <= set(TRANSITIONS)
     return made
 

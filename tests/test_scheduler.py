@@ -10,10 +10,10 @@ from procflow import Graph, Map, Parallel, Pipeline, Sequence, Step
 from procflow.attempt import Failed, Failure, Lost, Succeeded
 from procflow.compiler import compile_pipeline
 from procflow.errors import InternalError
-from procflow.events import AttemptFinished, BlockFinished, StepFinished
+from procflow.events import AttemptFinished, BlockFinished, Event, StepFinished
 from procflow.ref import Inline
 from procflow.scheduler import Scheduler
-from procflow.scheduling.actions import Kill, Measured, Record, StopAsked, Submit, Tick
+from procflow.scheduling.actions import Kill, Measured, StopAsked, Submit, Tick
 from procflow.scheduling.kept import KeptTask
 from procflow.scheduling.states import TRANSITIONS
 from procflow.testing import Act, run_fake
@@ -558,8 +558,8 @@ def resumed(*steps: Any, earlier: Earlier) -> tuple[Scheduler, list[str], list[A
     names, events = [], []
     while queue:
         action = queue.pop(0)
-        if isinstance(action, Record):
-            events.append(action.event)
+        if isinstance(action, Event):
+            events.append(action)
         elif isinstance(action, Submit):
             names.append(
                 action.unit.name if action.items is None else f"{action.unit.name}{list(action.items.indices)}"
@@ -632,11 +632,11 @@ def test_attempt_numbers_go_on() -> None:
 def test_a_step_waits_for_the_record_of_the_one_before() -> None:
     scheduler = world(Step("a", f), Step("b", f))
     first = scheduler.start(0.0)
-    records = sum(isinstance(a, Record) for a in first)
+    records = sum(isinstance(a, Event) for a in first)
     second = scheduler.handle(Succeeded(submits(first)[0].key, {"a": Inline(b"")}), 1.0)
     submit = submits(second)[0]
     before = second[: second.index(submit)]
-    assert submit.after == records + sum(isinstance(a, Record) for a in before)
+    assert submit.after == records + sum(isinstance(a, Event) for a in before)
 
 
 def test_independent_tasks_wait_for_no_record() -> None:

@@ -43,8 +43,9 @@ def items(key: int) -> ItemsDone:
 def test_events_come_back_as_they_were(tmp_path: Path) -> None:
     tail = Tail(tmp_path, "run")
     events = [finished(1), items(2), finished(3, pages=((Inline(b"p"), 9),), role="expand", indices=(1, 5), count=2)]
-    for event in events:
-        tail.add(event)
+    tail.add(events[0])
+    tail.note()
+    tail.add(*events[1:])
     tail.note()
     assert read_tail(tail.path) == events
 
@@ -53,7 +54,7 @@ def test_a_torn_record_is_dropped_and_those_before_it_hold(tmp_path: Path) -> No
     tail = Tail(tmp_path, "run")
     for key in (1, 2, 3):
         tail.add(finished(key))
-    tail.note()
+        tail.note()
     whole = tail.path.read_bytes()
     for cut in range(len(whole)):
         tail.path.write_bytes(whole[:cut])

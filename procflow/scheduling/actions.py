@@ -1,4 +1,7 @@
-"""Actions: what the scheduler tells the engine to do; and the inputs that come from no executor. Passive records."""
+"""Actions: what the scheduler tells the engine to do; and the inputs that come from no executor. Passive records.
+
+An event among the actions is to be stored, then told to the observers.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from procflow.events import Event, Role
 from procflow.graph import TaskUnit
 from procflow.ref import Ref, Stored
 
-__all__ = ["Action", "Kill", "Measured", "Record", "Release", "Stall", "StopAsked", "Submit", "Tick"]
+__all__ = ["Action", "Kill", "Measured", "Release", "Stall", "StopAsked", "Submit", "Tick"]
 
 
 @dataclass(slots=True)
@@ -46,20 +49,13 @@ class Kill:
 
 
 @dataclass(slots=True)
-class Record:
-    """Something happened: store it, then tell the observers."""
-
-    event: Event
-
-
-@dataclass(slots=True)
 class Release:
     """Nobody needs these files any more, once all records made so far are durable."""
 
     files: tuple[Stored, ...]
 
 
-Action = Submit | Kill | Record | Release
+Action = Event | Submit | Kill | Release
 
 
 @dataclass(frozen=True, slots=True)

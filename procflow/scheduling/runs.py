@@ -59,7 +59,7 @@ class UnitRun:
     @property
     def item(self) -> str:
         """Items of the enclosing maps, ``3/17``."""
-        return "/".join(self.labels)
+        return "/".join(self.labels) if self.labels else ""
 
     @property
     def urgency(self) -> tuple[float, float, int]:

@@ -255,7 +255,8 @@ class Scopes(ItemRules):
                 self._end_early(scope, "enough", f"{scope.successes} members succeeded")
         if scope.ending is None:
             self._release_behind(scope, run)
-        self._maybe_close(scope)
+        if not scope.unsettled:
+            self._maybe_close(scope)
 
     def _visible(self, scope: ScopeRun, run: TaskRun | ScopeRun) -> Mapping[str, Ref]:
         """What later members see of the member's outputs.

@@ -28,7 +28,7 @@ from procflow.events import (
 )
 from procflow.graph import TaskGraph
 from procflow.ref import Ref, Stored
-from procflow.scheduling.actions import Action, Record
+from procflow.scheduling.actions import Action
 from procflow.scheduling.easing import Easing
 from procflow.scheduling.kept import Kept
 from procflow.scheduling.ready import Budget, Ready
@@ -100,7 +100,7 @@ class Turn:
         self._timers: list[tuple[float, int, str, Any, Any]] = []
         self._key = 0
         self._seq = 0
-        self._story: deque[tuple[str, str, str, str]] = deque(maxlen=STORY)
+        self._story: deque[tuple[UnitRun, State, State]] = deque(maxlen=STORY)
         self.began = 0.0
         """When the run began, on the clock that the scheduler is given."""
         self._now = 0.0
@@ -110,7 +110,7 @@ class Turn:
         self.records += 1
         if self._tells_hooks and type(event) is StepFinished:
             self._note_failure(event)
-        self._actions.append(Record(event))
+        self._actions.append(event)
 
     def _at(self) -> float:
         return self._now - self.began
@@ -124,16 +124,16 @@ class Turn:
 
     def _move(self, run: UnitRun, to: State) -> None:
         """Change a state, by the table only."""
-        if (run.state, to) not in TRANSITIONS:
-            name = run.unit.label or "the run"
-            story = [f"{s[0]} [{s[1]}] {s[2]} -> {s[3]}" for s in self._story if s[0] == name]
-            raise InternalError(f"{name} [{run.item}] can't go from {run.state} to {to}", story)
-        self._story.append((run.unit.label or "the run", run.item, run.state, to))
+        before = run.state
+        if (before, to) not in TRANSITIONS:
+            story = [_told(*move) for move in self._story if move[0].unit.label == run.unit.label]
+            raise InternalError(f"{_name(run)} can't go from {before} to {to}", story)
+        self._story.append((run, before, to))
         run.state = to
 
     def story(self) -> list[str]:
         """The last moves, for the report of an internal error."""
-        return [f"{label} [{item}] {before} -> {after}" for label, item, before, after in self._story][-20:]
+        return [_told(*move) for move in self._story][-20:]
 
     # What the layers above give to those below; the scheduler has them all.
 
@@ -234,3 +234,11 @@ class Turn:
     def _count_own(self, scope: ScopeRun, more: int) -> None:
         """Count failures that are no member's."""
         raise NotImplementedError
+
+
+def _name(run: UnitRun) -> str:
+    return f"{run.unit.label or 'the run'} [{run.item}]"
+
+
+def _told(run: UnitRun, before: State, after: State) -> str:
+    return f"{_name(run)} {before} -> {after}"

@@ -40,10 +40,14 @@ def plain_text(data: bytes | str) -> str:
     return clean(_ESCAPES.sub("", text).rstrip("\r"))
 
 
-@lru_cache(maxsize=4096)
 def _component(text: str) -> str:
     """A file name for a label or an item: itself where that is safe, else what is safe of it and a hash of it all."""
     name = text.replace("/", "__")
+    return name if name.isascii() and name.isidentifier() and len(name) <= _NAME_LENGTH else _made_safe(text, name)
+
+
+@lru_cache(maxsize=4096)
+def _made_safe(text: str, name: str) -> str:
     if len(name) <= _NAME_LENGTH and not _UNSAFE.search(name) and not name.startswith("."):
         return name
     digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]

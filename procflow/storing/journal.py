@@ -33,8 +33,8 @@ class Journal(Protocol):
     def begin(self, run: RunRecord) -> None:
         """Record a run's beginning, or a new session of a run that is resumed; durable when it returns."""
 
-    def record(self, event: Event) -> None:
-        """Buffer an event."""
+    def record(self, *events: Event) -> None:
+        """Buffer events, in order."""
 
     def note(self) -> None:
         """Make results recorded so far safe from the death of this process."""
@@ -58,7 +58,7 @@ class NullStore:
     def begin(self, run: RunRecord) -> None:
         """Nothing."""
 
-    def record(self, event: Event) -> None:
+    def record(self, *events: Event) -> None:
         """Nothing."""
 
     def commit(self) -> None:
@@ -87,16 +87,17 @@ class Buffer:
         """Seconds since the oldest uncommitted event was recorded; 0 with nothing pending."""
         return 0.0 if self._oldest is None else self._clock() - self._oldest
 
-    def record(self, event: Event) -> None:
-        """Buffer an event; a few microseconds, no system call."""
+    def record(self, *events: Event) -> None:
+        """Buffer events; a few microseconds each, no system call."""
         rows = self._rows
         if rows is None:
             raise InternalError("an event came before the run began")
-        fp("journal.record")
-        if rows.add(event):
-            self._pending += 1
-            if self._oldest is None:
-                self._oldest = self._clock()
+        for event in events:
+            fp("journal.record")
+            if rows.add(event):
+                self._pending += 1
+        if self._pending and self._oldest is None:
+            self._oldest = self._clock()
 
     def note(self) -> None:
         """Make what was recorded safe from the death of this process; memory never is."""

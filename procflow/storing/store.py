@@ -28,7 +28,7 @@ from procflow.storing.state_folder import StateFolder, is_network_mount, try_flo
 from procflow.storing.store_begin import ID_BITS, Print, RunRecord, Taken, utc_now
 from procflow.storing.store_rows import PLAIN_COLUMNS, Rows
 from procflow.storing.store_schema import COLUMNS, connect_writer, create_database, told
-from procflow.storing.store_seal import reseal, sealed
+from procflow.storing.store_seal import reseal, sealed, sealed_attempts
 from procflow.storing.store_tail import Tail, read_tail, remove, tail_path, tails
 
 __all__ = ["ID_BITS", "Journal", "MemoryStore", "NullStore", "Print", "RunRecord", "Store", "Taken", "utc_now"]
@@ -151,11 +151,11 @@ class Store(Buffer):
         remove(path)
         return saved
 
-    def record(self, event: Event) -> None:
-        """Buffer an event; a few microseconds, no system call."""
-        super().record(event)
+    def record(self, *events: Event) -> None:
+        """Buffer events; a few microseconds each, no system call."""
+        super().record(*events)
         if self._tail is not None:
-            self._tail.add(event)
+            self._tail.add(*events)
 
     def note(self) -> None:
         """Make the results recorded so far safe from the death of this process, by one write; the commit comes later."""
@@ -184,7 +184,8 @@ class Store(Buffer):
         with self._transaction("what happened can't be recorded") as db:
             fp("journal.commit.begun")
             for columns, batch in rows.batches():
-                db.executemany(_INSERT_STEP[columns], sealed(batch))
+                seal = sealed_attempts if columns is PLAIN_COLUMNS else sealed
+                db.executemany(_INSERT_STEP[columns], seal(batch))
             fp("journal.commit.steps")
             for sql, batch in (
                 (_INSERT_OUTPUT, rows.outputs),

@@ -106,6 +106,7 @@ class Rows:
         self._next_id = first_id
         self._places: dict[str, _Place] = {}
         self._blocks: dict[str, ev.BlockStarted] = {}
+        self._around: dict[str, tuple[int, str | None]] = {}
         self._open: dict[int, int] = {}
         self._open_blocks: dict[tuple[str, str], tuple[int, float]] = {}
         self._block_tries: dict[tuple[str, str], int] = {}
@@ -182,16 +183,26 @@ class Rows:
         return found
 
     def _find_place(self, path: str, label: str) -> _Place:
-        """Walk outwards to the nearest parallel block; blocks open before their members, so their kinds are known."""
-        parts, names = path.split("."), label.split("/")
-        branch = join = None
-        for depth in range(len(parts) - 1, -1, -1):
-            block = self._blocks.get(".".join(parts[:depth]))
+        parent, names = path.rpartition(".")[0], label.split("/")
+        around = self._around.get(parent)
+        if around is None:
+            around = self._around[parent] = self._find_parallel(parent)
+        depth, join = around
+        branch = names[min(depth, len(names) - 1)] if depth >= 0 else None
+        return _Place(path, label, names[-1], parent or None, branch, join)
+
+    def _find_parallel(self, path: str) -> tuple[int, str | None]:
+        """Depth and join of the nearest parallel block from here outwards; -1 where there is none.
+
+        Blocks open before their members, so their kinds are known.
+        """
+        while True:
+            block = self._blocks.get(path)
             if block is not None and block.kind == "parallel":
-                branch, join = names[min(depth, len(names) - 1)], block.join
-                break
-        parent = ".".join(parts[:-1]) or None
-        return _Place(path, label, names[-1], parent, branch, join)
+                return path.count(".") + 1 if path else 0, block.join
+            if not path:
+                return -1, None
+            path = path.rpartition(".")[0]
 
     def _attempt_started(self, e: ev.AttemptStarted) -> None:
         row_id = self._next_id
@@ -329,6 +340,7 @@ class Rows:
     def _block_started(self, e: ev.BlockStarted) -> None:
         if e.path not in self._blocks:
             self._blocks[e.path] = e
+            self._around.clear()
             self._places.pop(e.path, None)  # of its gate, which ran before the block was known
         place = self._find_place(e.path, e.label)
         row_id, where = self._new_id(), (e.path, e.item)

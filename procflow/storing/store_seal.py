@@ -30,6 +30,7 @@ __all__ = [
     "reseal",
     "seal",
     "sealed",
+    "sealed_attempts",
     "sql_seal",
     "way_out",
 ]
@@ -70,6 +71,30 @@ def sealed(rows: Iterable[tuple[Any, ...]], ref: bool = False) -> list[tuple[Any
     if ref:
         return [(*row, _seal((*row[:-1], row[-1][:SEALED_OF_REF]))) for row in rows]
     return [(*row, _seal(row)) for row in rows]
+
+
+def sealed_attempts(rows: Iterable[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
+    """As ``sealed``, at half the price, for rows of ``store_rows.PLAIN_COLUMNS``: it is known which of them are numbers."""
+    found = []
+    for row in rows:
+        (
+            number, run_id, key, path, label, name, item, attempt, kind, role, status, parent, branch, join, executor,
+            started, ended, wall_s, cpu_s, peak, cost, count, names, log,
+        ) = row  # fmt: skip
+        plain: list[Any] = [
+            number + 0.0, run_id, key + 0.0, path, label, name, item, attempt + 0.0, kind, role, status, parent, branch,
+            join, executor, started + 0.0, ended + 0.0, wall_s + 0.0, cpu_s + 0.0, peak + 0.0, cost + 0.0, count + 0.0,
+            names, log,
+        ]  # fmt: skip
+        known = started + ended + wall_s + cpu_s + cost
+        if branch is None or parent is None or join is None or known != known:
+            found.append((*row, _seal(row)))
+            continue
+        try:
+            found.append((*row, zlib.crc32(marshal.dumps(plain, 2))))
+        except ValueError:
+            found.append((*row, _seal(row)))
+    return found
 
 
 def install(db: sqlite3.Connection) -> None:

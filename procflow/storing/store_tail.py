@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from procflow.events import AttemptFinished, Event, ItemsDone
 from procflow.ref import from_plain
 from procflow.storing.own_files import open_own
 from procflow.storing.tail_record import bodies, record
+from procflow.storing.worker_tail import TOLD, finished
 
 __all__ = ["Tail", "read_tail", "remove", "tail_path", "tails"]
 
@@ -36,22 +38,23 @@ class Tail:
         folder.mkdir(mode=0o700, exist_ok=True)
         self.path = folder / run_id
         self._fd = open_own(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
-        self._waiting: list[bytes] = []
+        self._waiting: list[tuple[Any, ...]] = []
         self._written = False
 
-    def add(self, event: Event) -> None:
-        """Take an event if it is a result; it is written by the next ``note``."""
-        if type(event) is AttemptFinished:
-            if event.status == "succeeded" or event.status == "skipped":
-                self._waiting.append(record(_finished(event)))
-        elif type(event) is ItemsDone:
-            self._waiting.append(record(_items(event)))
+    def add(self, *events: Event) -> None:
+        """Take those of these events that are results; they are written by the next ``note``."""
+        for event in events:
+            if type(event) is AttemptFinished:
+                if event.status == "succeeded" or event.status == "skipped":
+                    self._waiting.append(_finished(event))
+            elif type(event) is ItemsDone:
+                self._waiting.append(_items(event))
 
     def note(self) -> None:
         """Write what waits; from here on a kill can't lose it. Raises OSError."""
         if not self._waiting:
             return
-        data = b"".join(self._waiting)
+        data = record(tuple(self._waiting))
         done = os.write(self._fd, data)
         while done < len(data):
             done += os.write(self._fd, data[done:])
@@ -108,7 +111,7 @@ def read_tail(path: Path) -> list[AttemptFinished | ItemsDone]:
     events: dict[tuple[Any, ...], AttemptFinished | ItemsDone] = {}
     for one in (path, *beside(path)):
         with contextlib.suppress(FileNotFoundError):
-            for event in map(_event, bodies(one.read_bytes())):
+            for event in _events(bodies(one.read_bytes())):
                 finished = type(event) is AttemptFinished
                 events.setdefault((event.key,) if finished else (event.key, event.indices), event)
     return list(events.values())
@@ -129,7 +132,15 @@ def remove(path: Path) -> None:
             one.unlink()
 
 
+def _events(found: Iterable[tuple[Any, ...]]) -> Iterator[AttemptFinished | ItemsDone]:
+    for body in found:
+        # One result, or all those of a turn.
+        yield from map(_event, (body,) if isinstance(body[0], str) else body)
+
+
 def _event(body: tuple[Any, ...]) -> AttemptFinished | ItemsDone:
+    if body[0] == TOLD:
+        body = finished(body)
     if body[0] == "items":
         _, (at, key, path, label, item), indices, chunk = body
         return ItemsDone(at, key, path, label, item, _indices(indices), from_plain(chunk))

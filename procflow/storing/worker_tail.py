@@ -2,10 +2,11 @@
 
 A worker that has more attempts in line goes on while its last outcome is still on the way. If the parent is killed in that
 moment, the outcome is lost with it; then this attempt would run again as well as the next. So before a worker begins an attempt
-that was queued, it appends the result before to a file of its own, ``tails/<run id>+<worker>.a`` or ``.b``, in the format of
-the parent's tail (``store_tail``), by one write. The next session takes up what the parent had not.
+that was queued, it appends the result before to a file of its own, ``tails/<run id>+<worker>.a`` or ``.b``, by one write: its
+outcome as it was sent, which ``finished`` turns into a record of the parent's tail (``store_tail``) if it is ever needed. The
+next session takes up what the parent had not.
 
-At most as many results as can be in line are of use, so the two files take turns when one is large. Used in workers only.
+At most as many results as can be in line are of use, so the two files take turns when one is large.
 """
 
 from __future__ import annotations
@@ -22,7 +23,10 @@ from procflow.executors import wire
 from procflow.storing.own_files import open_own
 from procflow.storing.tail_record import record
 
-__all__ = ["WorkerTail"]
+__all__ = ["TOLD", "WorkerTail", "finished"]
+
+TOLD = "told"
+"""What a record of an outcome as it was sent begins with."""
 
 TURN_BYTES = 1 << 20
 TURN_RECORDS = 64
@@ -39,10 +43,11 @@ class WorkerTail:
 
     def keep(self, about: tuple[Any, ...], message: wire.Message) -> None:
         """Keep the outcome that ``message`` told, if it is one worth keeping. A full disk is the parent's to tell of."""
-        body = _body(about, message)
-        if body is None:
+        if not about or message[0] not in (wire.SUCCEEDED, wire.SKIPPED):
             return
-        data = record(body)
+        if len(message) > 4:
+            message = _masked(message)
+        data = record((TOLD, time.monotonic(), about, message))
         with contextlib.suppress(OSError, StoreError):
             if self._fd < 0 or (self._bytes > TURN_BYTES and self._records >= TURN_RECORDS):
                 self._turn()
@@ -60,24 +65,28 @@ class WorkerTail:
         self._bytes = self._records = 0
 
 
-def _body(about: tuple[Any, ...], message: wire.Message) -> tuple[Any, ...] | None:
-    if not about or message[0] not in (wire.SUCCEEDED, wire.SKIPPED):
-        return None
-    path, label, item, number, executor, role, run_began = about
+def _masked(message: wire.Message) -> wire.Message:
+    *head, (indices, chunk, failures, pages, metrics, cost) = message
+    return (*head, (indices, chunk, failures, pages, {secrets.masked(n): v for n, v in metrics.items()}, cost))
+
+
+def finished(told: tuple[Any, ...]) -> tuple[Any, ...]:
+    """What the parent's tail would say of a result that a worker kept."""
+    _, ended, (path, label, item, number, executor, role, run_began), message = told
     key, skipped = message[1], message[0] == wire.SKIPPED
     used = message[2] if skipped else message[3]
     outputs: dict[str, Any] = {} if skipped else message[2]
     indices, chunk, _, pages, metrics, cost = message[4] if len(message) > 4 else ((), None, (), (), {}, 0.0)
     if chunk is not None:
         outputs = {"": chunk}
-    at = time.monotonic() - run_began
+    at = ended - run_began
     status = "skipped" if skipped else "succeeded"
     return (
         "finished",
         (at, key, path, label, item, number, executor, status, at - used[0]),
         used[:3],
         tuple(outputs.items()),
-        tuple((secrets.masked(name), value) for name, value in metrics.items()),
+        tuple(metrics.items()),
         (cost, _count(indices) if role == "batch" else 1, role),
         indices,
         pages,

@@ -122,15 +122,14 @@ def perform(
         if call.when is not None and not per_item and not _holds(call.when, scope):
             return Skipped(key, _usage(call, clock, wall, cpu, peak))
         if items is None:
-            outputs, extra = _single(call, kind, scope, running)
-            chunk = _Chunk(running, False)
-        else:
-            outputs, extra = {}, ()
-            chunk = _Chunk(running, report_each)
-            _each(call, kind, scope, running, items, chunk, per_item)
+            outputs, pages_found = _single(call, kind, scope, running)
+            usage = _usage(call, clock, wall, cpu, peak)
+            return Succeeded(key, outputs, usage, (), None, (), pages_found, running.metrics, running.cost)
+        chunk = _Chunk(running, report_each)
+        _each(call, kind, scope, running, items, chunk, per_item)
         indices, ref, failures = chunk.rest()
         usage = _usage(call, clock, wall, cpu, peak)
-        return Succeeded(key, outputs, usage, indices, ref, failures, extra, running.metrics, running.cost)
+        return Succeeded(key, {}, usage, indices, ref, failures, (), running.metrics, running.cost)
     except BaseException as exc:
         usage = _usage(call, clock, wall, cpu, peak)
         return Failed(key, failure_from(exc), usage)

@@ -17,6 +17,10 @@ import resource
 import signal
 import sys
 import time
+
+# Without the enums that ``signal`` makes of each answer: it is asked after every attempt.
+from _signal import SIG_BLOCK, SIGINT, SIGTERM, getsignal, pthread_sigmask  # type: ignore[import-not-found]
+from collections.abc import Callable
 from typing import Any, TextIO
 
 from procflow.attempt import Failed, Progressed, Skipped, Succeeded
@@ -91,6 +95,9 @@ def _belong_to(parent_pid: int) -> None:
 
 
 def _serve(channel: WorkerEnd, surroundings: Surroundings, cpus: int, results: str | None, mark: bytes) -> None:
+    def report(progress: Progressed) -> None:
+        channel.send(wire.plain_outcome(progress))
+
     calls = Calls(channel)
     peak = Peak()
     tail = WorkerTail(results) if results is not None else None
@@ -108,7 +115,7 @@ def _serve(channel: WorkerEnd, surroundings: Surroundings, cpus: int, results: s
         if wanted != cpus:
             cpus = wanted
             grant(cpus)
-        outcome = _run(channel, calls, digest, rest, key, values, items, number, run_id, report_each, labels, peak)
+        outcome = _run(report, calls, digest, rest, key, values, items, number, run_id, report_each, labels, peak)
         surroundings.flush()
         if not channel.alive:
             os._exit(0)
@@ -166,7 +173,7 @@ class Calls:
 
 
 def _run(
-    channel: WorkerEnd,
+    report: Callable[[Progressed], None],
     calls: Calls,
     digest: bytes,
     rest: bytes,
@@ -179,9 +186,6 @@ def _run(
     labels: tuple[str, ...],
     peak: Peak,
 ) -> Succeeded | Skipped | Failed:
-    def send(progress: Progressed) -> None:
-        channel.send(wire.plain_outcome(progress))
-
     began = time.monotonic()
     try:
         return perform(
@@ -192,7 +196,7 @@ def _run(
             run_id=run_id,
             key=key,
             report_each=report_each,
-            send=send,
+            send=report,
             labels=labels,
             peak=peak,
         )
@@ -246,7 +250,8 @@ class Surroundings:
 
     def flush(self) -> None:
         """Put what Python still buffers into the pipe."""
-        for file in (sys.stdout, sys.stderr, self._stdout, self._stderr):
+        out, err = self._stdout, self._stderr
+        for file in (out, err) if sys.stdout is out and sys.stderr is err else (sys.stdout, sys.stderr, out, err):
             try:
                 file.flush()
             except Exception:
@@ -270,11 +275,11 @@ class Surroundings:
         if self._stderr.closed:
             self._stderr = self._text(2)
         sys.stdin, sys.stdout, sys.stderr = self._stdin, self._stdout, self._stderr
-        if signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
-        if signal.pthread_sigmask(signal.SIG_BLOCK, ()):
+        if getsignal(SIGTERM) != signal.SIG_DFL:
+            signal.signal(SIGTERM, signal.SIG_DFL)
+        if getsignal(SIGINT) != signal.SIG_IGN:
+            signal.signal(SIGINT, signal.SIG_IGN)
+        if pthread_sigmask(SIG_BLOCK, ()):
             signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
     def _restore_late(self) -> None:
