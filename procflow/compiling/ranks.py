@@ -9,14 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from graphlib import TopologicalSorter
+from typing import TypeVar
 
-from procflow.graph import MapUnit, ScopeUnit, TaskUnit, Unit, walk
+from procflow.graph import MapUnit, ScopeUnit, TaskUnit, Unit, in_order, walk
 
 __all__ = ["Expected", "critical_path", "ranked"]
 
 HIDDEN_S = 1.0
 """Expected seconds of a task that nobody declared (gate, expand, merger) and of a step that is not known."""
+
+_Any = TypeVar("_Any", bound=Unit)
 
 Paths = dict[int, dict[int, float]]
 """By identity of a block: for each member, the longest path from its start to the end of the block."""
@@ -103,14 +105,15 @@ def _weighed(root: ScopeUnit, expected: Expected) -> tuple[dict[int, float], Pat
 
 
 def _longest(scope: ScopeUnit, weights: Mapping[int, float]) -> dict[int, float]:
-    behind: dict[int, list[int]] = {m.index: [] for m in scope.members}
-    for member in scope.members:
-        for before in member.after:
-            behind[before].append(member.index)
-    by_index = {m.index: m for m in scope.members}
     found: dict[int, float] = {}
-    for index in TopologicalSorter(behind).static_order():
-        found[index] = weights[id(by_index[index])] + max((found[i] for i in behind[index]), default=0.0)
+    # What is longest behind a member is known once all that wait for it are done.
+    behind = dict.fromkeys(range(len(scope.members)), 0.0)
+    for index in reversed(in_order(scope)):
+        member = scope.members[index]
+        longest = found[index] = weights[id(member)] + behind[index]
+        for before in member.after:
+            if behind[before] < longest:
+                behind[before] = longest
     return found
 
 
@@ -135,8 +138,13 @@ def _scope(scope: ScopeUnit, expected: Expected, weights: Mapping[int, float], p
 def _unit(unit: Unit, expected: Expected, weights: Mapping[int, float], paths: Paths, tail: float) -> Unit:
     if isinstance(unit, ScopeUnit):
         return _scope(unit, expected, weights, paths, tail)
-    return replace(unit, rank=weights[id(unit)] + tail)
+    return _at(unit, weights[id(unit)] + tail)
 
 
 def _task(task: TaskUnit | None, rank: float) -> TaskUnit | None:
-    return None if task is None else replace(task, rank=rank)
+    return None if task is None else _at(task, rank)
+
+
+def _at(unit: _Any, rank: float) -> _Any:
+    """The unit with this rank: itself where it has it, which is so for every plain step without history."""
+    return unit if unit.rank == rank else replace(unit, rank=rank)

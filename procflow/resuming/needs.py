@@ -12,10 +12,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from graphlib import TopologicalSorter
 
 from procflow.call import INDEX
-from procflow.graph import MapUnit, ScopeUnit, TaskGraph, TaskUnit, Unit
+from procflow.graph import MapUnit, ScopeUnit, TaskGraph, TaskUnit, Unit, in_order
 from procflow.state import MARK
 
 __all__ = ["Key", "Need", "needs_of"]
@@ -145,7 +144,7 @@ class _Walk:
         done: dict[int, _Done] = {}
         outer = self.before
         last: dict[int, tuple[Key, ...]] = {}
-        for index in _in_order(unit):
+        for index in in_order(unit):
             member = unit.members[index]
             if unit.state and member.after:
                 self.before = tuple(dict.fromkeys(key for i in sorted(member.after) for key in last[i]))
@@ -172,12 +171,6 @@ class _Walk:
         assert isinstance(unit.body, ScopeUnit)
         members = self.members(unit.body, _Names(inside), strict, depth + 1)
         return (expand, *(member.key for member in members))
-
-
-def _in_order(unit: ScopeUnit) -> Iterable[int]:
-    if all(before < member.index for member in unit.members for before in member.after):
-        return range(len(unit.members))
-    return TopologicalSorter({member.index: member.after for member in unit.members}).static_order()
 
 
 def _published(unit: ScopeUnit, result: Key, inside: list[_Done]) -> _Done:
