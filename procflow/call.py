@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from procflow.passive import passive
 
-__all__ = ["INDEX", "ITEM", "NOTHING", "SECRETS", "Kind", "Lookup", "Reducer", "StepCall", "Text"]
+__all__ = ["INDEX", "ITEM", "NOTHING", "SECRETS", "Kind", "Lookup", "Reducer", "StepCall", "Text", "nothing"]
 
 Kind = Literal[
     "transform", "shell", "merge", "split", "expand", "gate", "pooled", "fold", "reduce", "query", "skill", "rest"
@@ -75,7 +75,8 @@ NOTHING: Mapping[str, Any] = {}
 """An empty mapping that the records of many steps share; nobody writes to it."""
 
 
-def _nothing() -> Mapping[str, Any]:
+def nothing() -> Mapping[str, Any]:
+    """``NOTHING``, for the default of a field."""
     return NOTHING
 
 
@@ -99,15 +100,15 @@ class StepCall:
     name: str
     function: str | Callable[..., Any] | None = None
     args: tuple[Any, ...] = ()
-    kwargs: Mapping[str, Any] = field(default_factory=_nothing)
+    kwargs: Mapping[str, Any] = field(default_factory=nothing)
     outputs: tuple[str, ...] | Literal["*"] = ()
-    options: Mapping[str, Any] = field(default_factory=_nothing)
+    options: Mapping[str, Any] = field(default_factory=nothing)
     when: str | None = None
-    constants: Mapping[str, Any] = field(default_factory=_nothing)
-    params: Mapping[str, Any] = field(default_factory=_nothing)
+    constants: Mapping[str, Any] = field(default_factory=nothing)
+    params: Mapping[str, Any] = field(default_factory=nothing)
     folder: str | None = None
     item_name: str | None = None
-    state: Mapping[str, Reducer] = field(default_factory=_nothing)
+    state: Mapping[str, Reducer] = field(default_factory=nothing)
     transient: bool = False
 
     def __reduce__(self) -> tuple[type[StepCall], tuple[Any, ...]]:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from graphlib import TopologicalSorter
 from typing import Literal, Protocol
 
-from procflow.call import NOTHING, Reducer, StepCall
+from procflow.call import Reducer, StepCall, nothing
 from procflow.errors import Loc, Place
 from procflow.passive import passive
 from procflow.units import Rate, Share
@@ -55,10 +55,6 @@ class MergeSpec:
 
     strategy: Literal["update", "collect_all", "first_success", "rows", "task"] = "update"
     output: str | None = None
-
-
-def _nothing() -> Mapping[str, float]:
-    return NOTHING
 
 
 @passive(frozen=True, slots=True, kw_only=True)
@@ -106,7 +102,7 @@ class TaskUnit(Unit):
     executor: str
     cpus: int = 1
     memory_bytes: int | None = None
-    resources: Mapping[str, float] = field(default_factory=_nothing)
+    resources: Mapping[str, float] = field(default_factory=nothing)
     idle_timeout_s: float | None = None
     kill_grace_s: float = 2.0
     grace_declared: bool = False

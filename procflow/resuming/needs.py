@@ -11,10 +11,11 @@ alone can tell (``outputs: "*"``) counts as possible.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 
-from procflow.call import INDEX
+from procflow.call import INDEX, NOTHING, nothing
 from procflow.graph import MapUnit, ScopeUnit, TaskGraph, TaskUnit, Unit, in_order
+from procflow.passive import passive
 from procflow.state import MARK
 
 __all__ = ["Key", "Need", "needs_of"]
@@ -23,7 +24,7 @@ Key = tuple[str, str]
 """Label and role of a task; role ``block`` for a block."""
 
 
-@dataclass(frozen=True, slots=True)
+@passive(frozen=True, slots=True)
 class Need:
     """A task or a block, and what it builds on.
 
@@ -36,11 +37,11 @@ class Need:
     key: Key
     unit: Unit
     depth: int
-    reads: Mapping[str, tuple[Key, ...]] = field(default_factory=dict)
+    reads: Mapping[str, tuple[Key, ...]] = field(default_factory=nothing)
     strict: tuple[Key, ...] = ()
     members: tuple[Key, ...] = ()
     parts: tuple[Key, ...] = ()
-    values: Mapping[str, tuple[Key, ...]] = field(default_factory=dict)
+    values: Mapping[str, tuple[Key, ...]] = field(default_factory=nothing)
     open: tuple[Key, ...] = ()
 
     @property
@@ -85,7 +86,7 @@ class _Names:
         self.open += also
 
 
-@dataclass(frozen=True, slots=True)
+@passive(frozen=True, slots=True)
 class _Done:
     """A member that was walked: its key, the makers of what it publishes, and those that may publish any name."""
 
@@ -107,9 +108,11 @@ class _Walk:
         more: Mapping[str, tuple[Key, ...]] | None = None,
     ) -> Key:  # fmt: skip
         key = (unit.label, role)
-        reads = {name: names.of(name) for name in unit.reads}
-        state = {MARK: self.before} if unit.call.state else {}
-        self.found[key] = Need(key, unit, depth, {**reads, **(more or {}), **state}, strict)
+        reads: Mapping[str, tuple[Key, ...]] = NOTHING
+        if unit.reads or more or unit.call.state:
+            state = {MARK: self.before} if unit.call.state else {}
+            reads = {**{name: names.of(name) for name in unit.reads}, **(more or {}), **state}
+        self.found[key] = Need(key, unit, depth, reads, strict)
         return key
 
     def scope(self, unit: ScopeUnit, names: _Names, strict: tuple[Key, ...], depth: int) -> _Done:

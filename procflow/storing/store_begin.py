@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from procflow import __version__
+from procflow.passive import passive
 from procflow.storing.store_rows import storable
 from procflow.storing.store_schema import COLUMNS
 from procflow.storing.store_seal import OF_EXECUTIONS, check_run, reseal
@@ -27,6 +28,7 @@ __all__ = ["ID_BITS", "Print", "RunRecord", "Taken", "begin", "ids_of", "utc_now
 
 ID_BITS = 32
 """Row ids are ``runs.seq << 32`` and up, so the rows of two runs that go on together never meet."""
+_JSON = json.JSONEncoder(default=repr, skipkeys=True)
 COUNTS = ("succeeded", "failed", "lost", "skipped", "cancelled")
 
 
@@ -40,7 +42,7 @@ def ids_of(seq: int) -> tuple[int, int]:
     return seq << ID_BITS, ((seq + 1) << ID_BITS) - 1
 
 
-@dataclass(frozen=True, slots=True)
+@passive(frozen=True, slots=True)
 class Print:
     """What one task of the pipeline is made from.
 
@@ -228,4 +230,4 @@ _COPY_CHUNKS = "INSERT INTO chunks SELECT ?, first, ?, indices, ref, NULL FROM c
 
 
 def _json(value: Mapping[str, Any]) -> str:
-    return json.dumps({str(k): v for k, v in value.items()}, default=repr, skipkeys=True)
+    return _JSON.encode({str(k): v for k, v in value.items()})
