@@ -29,6 +29,8 @@ START_S = 0.02
 
 Spans = tuple[tuple[int, float, float], ...]
 """Items in their order: how many, their seconds together, and the CPU seconds in them."""
+_PLAIN = ((), 0, 0, 0)
+"""Spans, sizes and skips of a lesson of one attempt of a plain step."""
 Key = tuple[str, str, str]
 """Label, role and executor."""
 
@@ -70,6 +72,11 @@ class Lesson(NamedTuple):
     size_bytes: int = 0
     skipped: int = 0
     made_of: str = ""
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether this is of one attempt that succeeded, which most lessons are."""
+        return self.walls == (self.wall_s,) and len(self.peaks) <= 1 and self[:2] == (1, 1) and self[7:11] == _PLAIN
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +199,7 @@ def encoded(lessons: Lessons) -> bytes:
 
 def _row(key: Key, one: Lesson) -> list[Any]:
     """The lesson of a single attempt is short, since most are."""
-    if one.walls == (one.wall_s,) and len(one.peaks) <= 1 and one[:2] == (1, 1) and one[7:11] == ((), 0, 0, 0):
+    if one.is_plain:
         peak = one.peaks[0] if one.peaks else 0
         return [*key, round(one.wall_s, 6), round(one.cpu_s, 6), round(one.overhead_s, 6), peak, one.made_of]
     return [

@@ -22,7 +22,7 @@ from procflow import __version__
 from procflow.passive import passive
 from procflow.storing.store_rows import storable
 from procflow.storing.store_schema import COLUMNS
-from procflow.storing.store_seal import OF_EXECUTIONS, check_run, reseal
+from procflow.storing.store_seal import OF_EXECUTIONS, check_run, reseal, sealed
 
 __all__ = ["ID_BITS", "Print", "RunRecord", "Taken", "begin", "ids_of", "utc_now"]
 
@@ -122,7 +122,6 @@ def begin(db: sqlite3.Connection, run: RunRecord, path: Path) -> tuple[int, int,
     following = _take_over(db, run, first)
     reseal(db, "runs", "seq = ?", (seq,))
     reseal(db, "sessions", "run_id = ? AND number = ?", (run.run_id, number))
-    reseal(db, "fingerprints", "run_id = ?", (run.run_id,))
     return seq, following, counts
 
 
@@ -180,8 +179,8 @@ def _bury(db: sqlite3.Connection, run: RunRecord, path: Path) -> None:
 def _write_prints(db: sqlite3.Connection, run: RunRecord, first: int) -> None:
     db.execute("DELETE FROM fingerprints WHERE run_id = ?", (run.run_id,))
     db.executemany(
-        "INSERT INTO fingerprints (run_id, label, role, path, digest, parts, since) VALUES (?,?,?,?,?,?,?)",
-        (
+        "INSERT INTO fingerprints (run_id, label, role, path, digest, parts, since, seal) VALUES (?,?,?,?,?,?,?,?)",
+        sealed(
             (run.run_id, p.label, p.role, p.path, p.digest, _json(p.parts), first if p.since is None else p.since)
             for p in run.prints
         ),
