@@ -252,6 +252,8 @@ def iterate(
             folder.new_run(prepared.run_id)
         shown = mask.tree(graph.params) if mask is not None else dict(graph.params)
         store.begin(_record(session, name, shown, asked(options, graph.params, shown, earlier)))
+        # They are in the journal now, and half a kilobyte a step.
+        session.prints = ()
         objects = make_folder(str(folder.run(prepared.run_id) / "objects"))
         _clean(objects, folder, prepared.run_id)
         swept = transient.leaves_something(graph)

@@ -111,7 +111,8 @@ def learn(attempts: Iterable[Seen], made_of: Mapping[tuple[str, str], str] | Non
         groups.setdefault((seen.label, seen.role, seen.executor), []).append(seen)
     starts = sorted(s.outside_s for group in groups.values() for s in group if s.outside_s > START_S)
     prints = made_of or {}
-    found = {key: _lesson(group, prints.get(key[:2], "")) for key, group in groups.items()}
+    # Attempts go as their lesson is made: a run may have had a hundred thousand.
+    found = {key: _lesson(groups.pop(key), prints.get(key[:2], "")) for key in list(groups)}
     return Lessons(found, quantile(starts, 0.5) if starts else 0.0, cores)
 
 
