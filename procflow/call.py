@@ -11,7 +11,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-__all__ = ["INDEX", "ITEM", "SECRETS", "Kind", "Lookup", "Reducer", "StepCall", "Text"]
+from procflow.passive import passive
+
+__all__ = ["INDEX", "ITEM", "NOTHING", "SECRETS", "Kind", "Lookup", "Reducer", "StepCall", "Text", "nothing"]
 
 Kind = Literal[
     "transform", "shell", "merge", "split", "expand", "gate", "pooled", "fold", "reduce", "query", "skill", "rest"
@@ -69,7 +71,16 @@ class Reducer:
         )
 
 
-@dataclass(frozen=True, slots=True)
+NOTHING: Mapping[str, Any] = {}
+"""An empty mapping that the records of many steps share; nobody writes to it."""
+
+
+def nothing() -> Mapping[str, Any]:
+    """``NOTHING``, for the default of a field."""
+    return NOTHING
+
+
+@passive(frozen=True, slots=True)
 class StepCall:
     """What to run for one step.
 
@@ -89,15 +100,15 @@ class StepCall:
     name: str
     function: str | Callable[..., Any] | None = None
     args: tuple[Any, ...] = ()
-    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    kwargs: Mapping[str, Any] = field(default_factory=nothing)
     outputs: tuple[str, ...] | Literal["*"] = ()
-    options: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=nothing)
     when: str | None = None
-    constants: Mapping[str, Any] = field(default_factory=dict)
-    params: Mapping[str, Any] = field(default_factory=dict)
+    constants: Mapping[str, Any] = field(default_factory=nothing)
+    params: Mapping[str, Any] = field(default_factory=nothing)
     folder: str | None = None
     item_name: str | None = None
-    state: Mapping[str, Reducer] = field(default_factory=dict)
+    state: Mapping[str, Reducer] = field(default_factory=nothing)
     transient: bool = False
 
     def __reduce__(self) -> tuple[type[StepCall], tuple[Any, ...]]:

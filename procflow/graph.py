@@ -11,16 +11,19 @@ there for later members at once; in a parallel block they are kept apart until t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from graphlib import TopologicalSorter
 from typing import Literal, Protocol
 
-from procflow.call import Reducer, StepCall
+from procflow.call import Reducer, StepCall, nothing
 from procflow.errors import Loc, Place
+from procflow.passive import passive
 from procflow.units import Rate, Share
 
 __all__ = [
-    "HookEvent", "Hooks", "MapUnit", "MergeSpec", "Places", "RetrySpec", "ScopeUnit", "TaskGraph", "TaskUnit", "Unit", "walk",
+    "HookEvent", "Hooks", "MapUnit", "MergeSpec", "Places", "RetrySpec", "ScopeUnit", "TaskGraph", "TaskUnit", "Unit",
+    "in_order", "walk",
 ]  # fmt: skip
 
 HookEvent = Literal["on_success", "on_failure", "on_finish"]
@@ -54,7 +57,7 @@ class MergeSpec:
     output: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@passive(frozen=True, slots=True, kw_only=True)
 class Unit:
     """A member of a scope.
 
@@ -84,7 +87,7 @@ class Unit:
     hooks: Hooks = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@passive(frozen=True, slots=True, kw_only=True)
 class TaskUnit(Unit):
     """A compiled leaf: one call that one worker runs.
 
@@ -99,7 +102,7 @@ class TaskUnit(Unit):
     executor: str
     cpus: int = 1
     memory_bytes: int | None = None
-    resources: Mapping[str, float] = field(default_factory=dict)
+    resources: Mapping[str, float] = field(default_factory=nothing)
     idle_timeout_s: float | None = None
     kill_grace_s: float = 2.0
     grace_declared: bool = False
@@ -109,7 +112,7 @@ class TaskUnit(Unit):
     rates: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@passive(frozen=True, slots=True, kw_only=True)
 class ScopeUnit(Unit):
     """A block. ``gate`` (a task) decides a block's ``when``; ``merger`` (a task) merges by content after the join.
 
@@ -133,7 +136,7 @@ class ScopeUnit(Unit):
     state: Mapping[str, Reducer] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@passive(frozen=True, slots=True, kw_only=True)
 class MapUnit(ScopeUnit):
     """A map. ``expand`` turns its items into pages; ``body`` is one task (run in batches) or a scope per item.
 
@@ -177,6 +180,13 @@ class TaskGraph:
     keep: frozenset[str] = frozenset()
     rates: Mapping[str, Rate] = field(default_factory=dict)
     cached: frozenset[str] = frozenset()
+
+
+def in_order(scope: ScopeUnit) -> Sequence[int]:
+    """The indices of a block's members, each after those it waits for; as declared where that will do."""
+    if all(before < member.index for member in scope.members for before in member.after):
+        return range(len(scope.members))
+    return tuple(TopologicalSorter({member.index: member.after for member in scope.members}).static_order())
 
 
 def walk(unit: Unit, hooks: bool = False) -> Iterator[Unit]:

@@ -222,14 +222,15 @@ def iterate(
     ``earlier`` is a run that this one builds on, or goes on; without ``cache`` nothing else is kept. Closing the generator
     stops the run.
     """
-    prepared = prepare(pipeline, **options)
-    from procflow.storing.attempt_log import LogFolder
-    from procflow.storing.learned import taught_by
-    from procflow.storing.store import Store
-
-    graph = prepared.graph
-    file = prepared.source.path if prepared.source is not None else None
     with ExitStack() as stack:
+        stack.enter_context(few_collections())
+        prepared = prepare(pipeline, **options)
+        from procflow.storing.attempt_log import LogFolder
+        from procflow.storing.learned import taught_by
+        from procflow.storing.store import Store
+
+        graph = prepared.graph
+        file = prepared.source.path if prepared.source is not None else None
         observers = (*observers, *stack.enter_context(sending(os.environ, log.warning)))
         mask = stack.enter_context(secrets.known({name: os.environ[name] for name in graph.secrets}))
         folder = StateFolder.open(locate(state_dir, file))
@@ -251,6 +252,8 @@ def iterate(
             folder.new_run(prepared.run_id)
         shown = mask.tree(graph.params) if mask is not None else dict(graph.params)
         store.begin(_record(session, name, shown, asked(options, graph.params, shown, earlier)))
+        # They are in the journal now, and half a kilobyte a step.
+        session.prints = ()
         objects = make_folder(str(folder.run(prepared.run_id) / "objects"))
         _clean(objects, folder, prepared.run_id)
         swept = transient.leaves_something(graph)
@@ -276,7 +279,7 @@ def iterate(
             clock=watch.clock,
         )
         signals.attach(engine.stop, engine.hurry)
-        with _crash_only(store, prepared.run_id), few_collections():
+        with _crash_only(store, prepared.run_id):
             samples.begin()
             for events in engine.turns():
                 yield from events

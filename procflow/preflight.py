@@ -35,22 +35,31 @@ def check(graph: TaskGraph, *, slots: int, memory_bytes: int) -> list[Problem]:
         return known[key]
 
     payload = _payloads()
-    below = _executors_below(graph.root)
     for unit in walk(graph.root, hooks=True):
         if isinstance(unit, TaskUnit):
-            problems += _too_large(unit, graph, slots, memory_bytes)
-            problems += _resources(unit, graph)
-            problems += _functions(unit, find_once)
-            problems += _reducers(unit, graph, find_once)
-            problems += _outside(unit)
-            problems += payload(unit)
-            problems += _transient(unit)
+            call = unit.call
+            if unit.cpus > 1 or unit.memory_bytes is not None:
+                problems += _too_large(unit, graph, slots, memory_bytes)
+            if unit.resources:
+                problems += _resources(unit, graph)
+            if call.options or isinstance(call.function, str):
+                problems += _functions(unit, find_once)
+            if call.state:
+                problems += _reducers(unit, graph, find_once)
+            if call.kind in ("query", "skill", "rest"):
+                problems += _outside(unit)
+            problem = payload(unit)
+            if problem is not None:
+                problems.append(problem)
+            if call.transient:
+                problems += _transient(unit)
             problems += _clocks(unit, graph)
-            problems += _memory(unit, graph)
+            if unit.memory_bytes is not None:
+                problems += _memory(unit, graph)
         elif isinstance(unit, ScopeUnit) and unit.timeout_s is not None:
             loc = (*unit.loc, "timeout") if unit.path else ("limits", "timeout")
             what = f"{unit.kind} {unit.name!r} has" if unit.path else "the run has"
-            for executor in sorted(below[id(unit)]):
+            for executor in sorted({inner.executor for inner in walk(unit) if isinstance(inner, TaskUnit)}):
                 problems += _cannot(f"{what} a timeout of {duration_text(unit.timeout_s)}", loc, executor, "kill")
     return placed(dict.fromkeys(problems), graph.files)
 
@@ -120,23 +129,25 @@ def _reducers(unit: TaskUnit, graph: TaskGraph, find_once: Find) -> Iterator[Pro
 
 def _outside(unit: TaskUnit) -> Iterator[Problem]:
     """Libraries and URLs of steps that ask something outside."""
-    if unit.call.kind in ("query", "skill", "rest"):
-        from procflow.sources.needs import problems
+    from procflow.sources.needs import problems
 
-        yield from (Problem(message, (*unit.loc, key), hint) for key, message, hint in problems(unit.call))
+    yield from (Problem(message, (*unit.loc, key), hint) for key, message, hint in problems(unit.call))
 
 
-def _payloads() -> Callable[[TaskUnit], Iterator[Problem]]:
-    """Functions and constants given in Python must reach a worker; what many steps share is pickled once."""
+def _payloads() -> Callable[[TaskUnit], Problem | None]:
+    """Functions and constants given in Python must reach a worker; what many steps share is tried once."""
     tried: Any = None
+    # By identity: the graph holds them, so their ids stay theirs.
+    good: set[int] = set()
 
-    def payload(unit: TaskUnit) -> Iterator[Problem]:
+    def payload(unit: TaskUnit) -> Problem | None:
         nonlocal tried
         call = unit.call
-        if unit.executor != "processes" or _is_plain(
-            (call.function, call.args, call.kwargs, call.options, call.params)
-        ):
-            return
+        if unit.executor != "processes":
+            return None
+        plain = all(_is_plain(tree) for tree in (call.args, call.kwargs, call.options, call.params) if tree)
+        if plain and (id(call.function) in good or _is_plain(call.function)):
+            return None
         if tried is None:
             from procflow.executors.payload import Payloads
 
@@ -144,14 +155,16 @@ def _payloads() -> Callable[[TaskUnit], Iterator[Problem]]:
         try:
             tried.of(call)
         except ExecutorError as error:
-            yield Problem(str(error), unit.loc)
+            return Problem(str(error), unit.loc)
+        good.add(id(call.function))
+        return None
 
     return payload
 
 
 def _transient(unit: TaskUnit) -> Iterator[Problem]:
     """Shared memory where there is none."""
-    why = unusable() if unit.call.transient else ""
+    why = unusable()
     if why:
         yield Problem(f"step {unit.name!r} can't be transient: {why}", (*unit.loc, "transient"), "leave out transient")
 
@@ -183,9 +196,9 @@ def _clocks(unit: TaskUnit, graph: TaskGraph) -> Iterator[Problem]:
 
 def _memory(unit: TaskUnit, graph: TaskGraph) -> Iterator[Problem]:
     """A task's memory limit, where its executor can't hold it to that."""
-    if unit.memory_bytes is not None:
-        who, loc = _place(unit, "memory", graph)
-        yield from _cannot(f"{who} has a memory limit of {size_text(unit.memory_bytes)}", loc, unit.executor, "memory")
+    assert unit.memory_bytes is not None
+    who, loc = _place(unit, "memory", graph)
+    yield from _cannot(f"{who} has a memory limit of {size_text(unit.memory_bytes)}", loc, unit.executor, "memory")
 
 
 def _cannot(what: str, loc: Loc, executor: str, capability: Capability) -> Iterator[Problem]:
@@ -194,16 +207,3 @@ def _cannot(what: str, loc: Loc, executor: str, capability: Capability) -> Itera
             f"{what}, and executor {executor} can't {CAPABILITIES[capability]}", loc,
             f"run it with executor: processes, or leave out {loc[-1]}",
         )  # fmt: skip
-
-
-def _executors_below(root: Unit) -> dict[int, set[str]]:
-    """For each block with a clock, by identity, the executors of the tasks inside; one pass from the inside out."""
-    found: dict[int, set[str]] = {}
-    for unit in reversed(list(walk(root, hooks=True))):
-        if isinstance(unit, TaskUnit):
-            found[id(unit)] = {unit.executor}
-        elif isinstance(unit, ScopeUnit):
-            inner = [*unit.members, *(u for u in (unit.gate, unit.merger) if u is not None)]
-            inner += [u for u in (getattr(unit, "body", None), getattr(unit, "expand", None)) if u is not None]
-            found[id(unit)] = set().union(*(found[id(u)] for u in inner))
-    return found

@@ -14,6 +14,7 @@ from typing import Any
 
 from procflow import events as ev
 from procflow.attempt import Failure
+from procflow.call import nothing
 from procflow.errors import RunFailed
 from procflow.graph import TaskGraph
 from procflow.guarding.signals import exit_code_of
@@ -118,7 +119,7 @@ class StepRecord:
     count: int = 0
     failures: int = 0
     reason: str = ""
-    metrics: dict[str, float] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=nothing)
     block: BlockRecord | None = None
 
 
@@ -311,7 +312,7 @@ class Recorder:
             step.lost += 1
             self._lost += 1
         if e.metrics:
-            step.metrics.update(e.metrics)
+            step.metrics = {**step.metrics, **e.metrics}
 
     def _step_finished(self, e: ev.StepFinished) -> None:
         step = self._step(e.path, e.label)

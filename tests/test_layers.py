@@ -15,7 +15,10 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "procflow"
 
-WORDS = "errors passive failpoints units ref call attempt events grammar record record_sources record_state model graph executors.base"
+WORDS = (
+    "errors passive failpoints units ref call attempt events grammar record record_sources record_state model graph"
+    " executors.base"
+)
 CORE = "state compiler compiling learning scheduler scheduling resuming.needs resuming.selection showing.critical_path plaintext"
 LOOP = "engine"
 TOP = "procflow __main__ api launch cli compat testing benching.capture"

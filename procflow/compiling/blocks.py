@@ -18,6 +18,7 @@ from procflow.compiling.leaves import Common, call_of, merge_options
 from procflow.compiling.names import Scope
 from procflow.compiling.ordering import order
 from procflow.compiling.surface import (
+    LEAVES,
     ROOTS,
     Face,
     inner_steps,
@@ -38,6 +39,9 @@ __all__ = ["members"]
 
 PAGE = 1000
 """Items of a map in one page at most."""
+
+_NONE: frozenset[int] = frozenset()
+_RESERVED = frozenset({*ROOTS, INDEX})
 
 Faces = Mapping[int, Face]
 AnyBlock = Union[Sequence, Parallel, Graph, Map]
@@ -64,14 +68,17 @@ def members(
             path=f"{block.path}.{i}" if block.path else str(i),
             label=f"{block.label}/{name}" if block.label else name,
             loc=(*loc, i),
-            after=tuple(sorted(place[j] for j in after[i])),
-            strict=frozenset(place[j] for j in strict[i]),
+            after=tuple(sorted([place[j] for j in after[i]])) if after[i] else (),
+            strict=frozenset([place[j] for j in strict[i]]) if strict[i] else _NONE,
             priority=step.priority if "priority" in step.model_fields_set else setting.priority,
         )
         unit = _unit(build, setting, step, seat, scope.view(name), faces[i])
-        check_kind(build, step, seat["loc"])
-        own = hooks_of(build, setting, step, Scope(scope.facts), seat["path"], seat["label"], seat["loc"], members)
-        units.append(replace(unit, hooks=(*unit.hooks, *own)) if own else unit)
+        if step.transient:
+            check_kind(build, step, seat["loc"])
+        if step.on_success or step.on_failure or step.on_finish:
+            own = hooks_of(build, setting, step, Scope(scope.facts), seat["path"], seat["label"], seat["loc"], members)
+            unit = replace(unit, hooks=(*unit.hooks, *own))
+        units.append(unit)
         if kind == "sequence":
             scope.publish(name, faces[i])
     return tuple(units)
@@ -83,15 +90,17 @@ def _announce(build: Build, scope: Scope, block: subpipelines.Members, names: li
         "sequence": "step {name!r} makes it, and runs later",
         "parallel": "step {name!r} makes it in the same parallel block; use type: graph, or a step after the block",
     }
-    for i in faces:
+    for i, face in faces.items():
         if block.kind == "graph":
-            scope.publish(names[i], faces[i])
+            scope.publish(names[i], face)
         else:
-            scope.withhold(names[i], (names[i], *faces[i].writes), why[block.kind].format(name=names[i]))
-    for step, name in zip(block.steps, names, strict=True):
+            scope.withhold(names[i], (names[i], *face.writes), why[block.kind])
+    for i, (step, name) in enumerate(zip(block.steps, names, strict=True)):
+        if i in faces and isinstance(step, LEAVES):
+            continue
         for value, writer, off in build.surfaces.dormant(step, name):
-            scope.withhold(writer, (value,), f"step {writer!r} makes it, and {off}")
-        if is_off(step):
+            scope.withhold(writer, (value,), f"step {{name!r}} makes it, and {off}")
+        if i not in faces:
             scope.withhold(name, (name,), f"it is a step, and {why_off(step)}")
 
 
@@ -102,18 +111,17 @@ def _check_names(build: Build, block: subpipelines.Members, names: list[str], fa
     exclusive = block.kind == "graph" or (block.kind == "parallel" and block.joins)
     for i, name in enumerate(names):
         first = seen.setdefault(name.casefold(), i)
-        key: Loc = ("name",) if block.steps[i].name is not None else ()
         if first != i:
+            key: Loc = ("name",) if block.steps[i].name is not None else ()
             build.note(
                 f"two steps of one block are named {name!r}", (*block.loc, i, *key), f"the other is step {first}"
             )
     for i, face in faces.items():
         step = block.steps[i]
-        declares = not (isinstance(step, Block) and publishes_members(step))
         for value in face.writes:
             first = writers.setdefault(value, i)
             twice = exclusive and first != i and names[first].casefold() != names[i].casefold()
-            reserved = declares and value in (*ROOTS, INDEX)
+            reserved = value in _RESERVED and not (isinstance(step, Block) and publishes_members(step))
             if not (twice or reserved):
                 continue
             at = (*block.loc, i, *written_at(step, value, build.surfaces))
@@ -131,13 +139,13 @@ def _check_names(build: Build, block: subpipelines.Members, names: list[str], fa
 
 def _unit(build: Build, setting: Setting, step: AnyStep, seat: Seat, scope: Scope, face: Face) -> Unit:
     """The unit of one declared step; ``scope`` is what the step sees."""
+    if isinstance(step, LEAVES):
+        return leaf(build, setting, step, seat, scope, face)
     if isinstance(step, Subpipeline):
         return subpipelines.subpipeline(build, setting, step, seat, scope, face, members)
     if isinstance(step, Map):
         return _map(build, setting, step, seat, scope)
-    if isinstance(step, (Sequence, Parallel, Graph)):
-        return _block(build, setting, step, seat, scope, face)
-    return leaf(build, setting, step, seat, scope, face)
+    return _block(build, setting, step, seat, scope, face)
 
 
 def _block(

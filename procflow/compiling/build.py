@@ -17,11 +17,12 @@ from procflow.compiling.declared import Declared, Installed
 from procflow.compiling.names import NoValue, Scope
 from procflow.compiling.surface import ROOTS, Surfaces
 from procflow.errors import Loc, Problem
-from procflow.graph import Places
+from procflow.graph import Places, RetrySpec
 from procflow.model import Defaults, Pipeline
+from procflow.passive import passive
 from procflow.units import Rate
 
-__all__ = ["Binder", "Build", "Load", "LoadedFile", "Seat", "Setting", "SourceFile", "placed"]
+__all__ = ["Binder", "Build", "Limits", "Load", "LoadedFile", "Seat", "Setting", "SourceFile", "placed"]
 
 
 class SourceFile(Places, Protocol):
@@ -64,6 +65,24 @@ class Seat(TypedDict):
     after: tuple[int, ...]
     strict: frozenset[int]
     priority: int
+
+
+class Limits(TypedDict):
+    """What a step and the defaults of its file say of its attempts; these are fields of ``graph.TaskUnit``."""
+
+    retry: RetrySpec
+    timeout_s: float | None
+    timeout_share: float | None
+    tolerated: bool
+    rate: Rate | None
+    rates: tuple[str, ...]
+    cpus: int
+    memory_bytes: int | None
+    resources: Mapping[str, float]
+    idle_timeout_s: float | None
+    kill_grace_s: float
+    grace_declared: bool
+    inherited: frozenset[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +135,8 @@ class Build:
     surfaces: Surfaces = field(default_factory=Surfaces)
     secrets: set[str] = field(default_factory=set)
     installed: Installed | None = None
+    limits: dict[int, tuple[Setting, Limits]] = field(default_factory=dict)
+    """The limits of a step that declares none, by identity of the setting that it inherits."""
     cached: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """The labels of steps whose results the next run uses, with the values that they publish."""
     shared: dict[str, str] = field(default_factory=dict)
@@ -126,7 +147,7 @@ class Build:
         self.problems.append(Problem(message, loc, hint))
 
 
-@dataclass(frozen=True, slots=True)
+@passive(frozen=True, slots=True)
 class Binder:
     """Binds the references of one step, whose place in the tree is ``loc``, in the scope where they stand."""
 

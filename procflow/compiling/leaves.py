@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal, TypedDict
 
-from procflow.call import Lookup, StepCall
+from procflow.call import NOTHING, Lookup, StepCall
 from procflow.compiling.build import Binder
 from procflow.compiling.surface import input_tree
 from procflow.compiling.template import shell_word
@@ -48,8 +48,10 @@ def call_of(step: AnyStep, common: Common, bind: Binder) -> StepCall:
     return _split(step, common, bind)
 
 
-def _arguments(step: AnyStep, bind: Binder) -> tuple[tuple[Any, ...], dict[str, Any], dict[str, Any]]:
+def _arguments(step: AnyStep, bind: Binder) -> tuple[tuple[Any, ...], Mapping[str, Any], Mapping[str, Any]]:
     """Positional arguments, keyword arguments (with the params among them), and the params alone."""
+    if not step.inputs and not step.params:
+        return (), NOTHING, NOTHING
     tree = bind(input_tree(step.inputs), "inputs")
     params = bind(step.params, "params") or {}
     if not isinstance(tree, dict):
@@ -94,7 +96,8 @@ def _merge(step: Merge, common: Common, bind: Binder) -> StepCall:
 def _split(step: Split, common: Common, bind: Binder) -> StepCall:
     args, kwargs, params = _arguments(step, bind)
     if isinstance(step.inputs, dict):
-        value = args = tuple(kwargs.pop(key) for key in step.inputs if key in kwargs)
+        value = args = tuple(kwargs[key] for key in step.inputs if key in kwargs)
+        kwargs = {key: tree for key, tree in kwargs.items() if key not in step.inputs}
     else:
         value = args
     bind.refuse_secrets(value, "inputs")

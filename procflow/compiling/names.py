@@ -17,6 +17,7 @@ from typing import Any
 from procflow.call import SECRETS, Lookup
 from procflow.compiling import template
 from procflow.compiling.surface import ROOTS, Face, is_output
+from procflow.passive import passive
 
 __all__ = ["Facts", "NoValue", "Scope", "did_you_mean", "with_params"]
 
@@ -91,12 +92,26 @@ class Facts:
         return Lookup(SECRETS, (variable,))
 
 
-@dataclass(frozen=True, slots=True)
+@passive(frozen=True, slots=True)
 class Absent:
-    """A value or step of a block that is not there for (some of) its members: who makes it, and why not."""
+    """A value or step of a block that is not there for (some of) its members: who makes it, and why not.
+
+    ``{name!r}`` in ``reason`` is the step: one text serves all members of a block.
+    """
 
     step: str
-    why: str
+    reason: str
+
+    @property
+    def why(self) -> str:
+        """The reason with the step's name."""
+        return self.reason.replace("{name!r}", repr(self.step))
+
+
+_NO_NAMES: dict[str, str] = {}
+_NO_STEPS: dict[str, Face] = {}
+_NO_OPENERS: set[str] = set()
+_NO_ABSENT: dict[str, Absent] = {}
 
 
 @dataclass(slots=True)
@@ -122,7 +137,8 @@ class Scope:
 
     def view(self, member: str) -> Scope:
         """What a member of this block sees."""
-        return Scope(self.facts, self, member)
+        # Shared, since nothing is ever published in a view.
+        return Scope(self.facts, self, member, _NO_NAMES, _NO_STEPS, _NO_OPENERS, _NO_ABSENT)
 
     def publish(self, step: str, face: Face) -> None:
         """The step's outputs have values from here on."""
@@ -133,8 +149,9 @@ class Scope:
 
     def withhold(self, step: str, names: Iterable[str], why: str) -> None:
         """What the step makes has no value here, for the reason given; a reason given earlier stays."""
+        absent = Absent(step, why)
         for name in names:
-            self.absent.setdefault(name, Absent(step, why))
+            self.absent.setdefault(name, absent)
 
     # -- questions ---------------------------------------------------------------------------------------------
 

@@ -7,17 +7,20 @@ once. The longest path of all is the critical path: no number of workers makes a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from graphlib import TopologicalSorter
+from typing import Any
 
-from procflow.graph import MapUnit, ScopeUnit, TaskUnit, Unit, walk
+from procflow.graph import MapUnit, ScopeUnit, TaskUnit, Unit, in_order, walk
+from procflow.passive import changed
 
 __all__ = ["Expected", "critical_path", "ranked"]
 
 HIDDEN_S = 1.0
 """Expected seconds of a task that nobody declared (gate, expand, merger) and of a step that is not known."""
 
+Told = Callable[[TaskUnit], Mapping[str, Any]]
+"""Fields of a task with the values that they are to have."""
 Paths = dict[int, dict[int, float]]
 """By identity of a block: for each member, the longest path from its start to the end of the block."""
 
@@ -45,11 +48,13 @@ class Expected:
         return HIDDEN_S if self.hidden is None else self.own_s(label, role)
 
 
-def ranked(root: ScopeUnit, durations: Mapping[str, float] | Expected) -> ScopeUnit:
-    """The same tree with ranks; ``durations`` are expected seconds by label, one second where there is none."""
+def ranked(root: ScopeUnit, durations: Mapping[str, float] | Expected, told: Told | None = None) -> ScopeUnit:
+    """The same tree with ranks; ``durations`` are expected seconds by label, one second where there is none.
+
+    ``told`` gives other values that a task is to have besides.
+    """
     expected = durations if isinstance(durations, Expected) else Expected(durations)
-    weights, paths = _weighed(root, expected)
-    return _scope(root, expected, weights, paths, 0.0)
+    return _Ranker(expected, *_weighed(root, expected), told).scope(root, 0.0)
 
 
 def critical_path(root: ScopeUnit, expected: Expected) -> tuple[float, tuple[str, ...]]:
@@ -103,40 +108,52 @@ def _weighed(root: ScopeUnit, expected: Expected) -> tuple[dict[int, float], Pat
 
 
 def _longest(scope: ScopeUnit, weights: Mapping[int, float]) -> dict[int, float]:
-    behind: dict[int, list[int]] = {m.index: [] for m in scope.members}
-    for member in scope.members:
-        for before in member.after:
-            behind[before].append(member.index)
-    by_index = {m.index: m for m in scope.members}
     found: dict[int, float] = {}
-    for index in TopologicalSorter(behind).static_order():
-        found[index] = weights[id(by_index[index])] + max((found[i] for i in behind[index]), default=0.0)
+    # What is longest behind a member is known once all that wait for it are done.
+    behind = dict.fromkeys(range(len(scope.members)), 0.0)
+    for index in reversed(in_order(scope)):
+        member = scope.members[index]
+        longest = found[index] = weights[id(member)] + behind[index]
+        for before in member.after:
+            if behind[before] < longest:
+                behind[before] = longest
     return found
 
 
-def _scope(scope: ScopeUnit, expected: Expected, weights: Mapping[int, float], paths: Paths, tail: float) -> ScopeUnit:
-    """The block with ranks; ``tail`` is what follows it. Recursive over the depth of blocks only."""
-    total = weights[id(scope)] + tail
-    gate, merger = _task(scope.gate, total), _task(scope.merger, tail + expected.hidden_s(scope.label, "merger"))
-    if isinstance(scope, MapUnit):
-        body = _unit(scope.body, expected, weights, paths, tail)
-        first = total if expected.hidden is not None else total + HIDDEN_S
-        expand = replace(scope.expand, rank=first)
-        reduce = _task(scope.reduce, first)
-        return replace(scope, body=body, expand=expand, rank=first, gate=gate, merger=merger, reduce=reduce)
-    own = paths[id(scope)]
-    members = tuple(
-        _unit(member, expected, weights, paths, own[member.index] - weights[id(member)] + tail)
-        for member in scope.members
-    )
-    return replace(scope, members=members, rank=total, gate=gate, merger=merger)
+@dataclass(slots=True)
+class _Ranker:
+    """Makes the tree with ranks. Recursive over the depth of blocks only."""
 
+    expected: Expected
+    weights: dict[int, float]
+    paths: Paths
+    told: Told | None
 
-def _unit(unit: Unit, expected: Expected, weights: Mapping[int, float], paths: Paths, tail: float) -> Unit:
-    if isinstance(unit, ScopeUnit):
-        return _scope(unit, expected, weights, paths, tail)
-    return replace(unit, rank=weights[id(unit)] + tail)
+    def scope(self, scope: ScopeUnit, tail: float) -> ScopeUnit:
+        """The block with ranks; ``tail`` is what follows it."""
+        expected, total = self.expected, self.weights[id(scope)] + tail
+        gate, merger = scope.gate, scope.merger
+        gate = self.task(gate, total) if gate is not None else None
+        merger = self.task(merger, tail + expected.hidden_s(scope.label, "merger")) if merger is not None else None
+        if isinstance(scope, MapUnit):
+            body = self.unit(scope.body, tail)
+            first = total if expected.hidden is not None else total + HIDDEN_S
+            expand = self.task(scope.expand, first)
+            reduce = self.task(scope.reduce, first) if scope.reduce is not None else None
+            return replace(scope, body=body, expand=expand, rank=first, gate=gate, merger=merger, reduce=reduce)
+        own, weights = self.paths[id(scope)], self.weights
+        members = tuple([self.unit(member, own[member.index] - weights[id(member)] + tail) for member in scope.members])
+        return replace(scope, members=members, rank=total, gate=gate, merger=merger)
 
+    def unit(self, unit: Unit, tail: float) -> Unit:
+        if isinstance(unit, TaskUnit):
+            return self.task(unit, self.weights[id(unit)] + tail)
+        assert isinstance(unit, ScopeUnit)
+        return self.scope(unit, tail)
 
-def _task(task: TaskUnit | None, rank: float) -> TaskUnit | None:
-    return None if task is None else replace(task, rank=rank)
+    def task(self, task: TaskUnit, rank: float) -> TaskUnit:
+        """The task with this rank: itself where nothing differs, which is so for plain steps without history."""
+        told = self.told(task) if self.told is not None else None
+        if told:
+            return changed(task, rank=rank, **told)
+        return task if task.rank == rank else changed(task, rank=rank)

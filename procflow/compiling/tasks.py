@@ -8,14 +8,14 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Literal, TypeVar
 
-from procflow.call import INDEX, StepCall
+from procflow.call import INDEX, NOTHING, StepCall
 from procflow.compiling import asking, condition, template
-from procflow.compiling.build import Binder, Build, Seat, Setting
+from procflow.compiling.build import Binder, Build, Limits, Seat, Setting
 from procflow.compiling.leaves import Common, call_of
 from procflow.compiling.names import Scope
 from procflow.compiling.surface import ROOTS, Face
 from procflow.graph import RetrySpec, TaskUnit
-from procflow.model import AnyStep, Defaults, Pipeline, Query, Rest, Retry, UseSkill
+from procflow.model import AnyStep, Defaults, Merge, Pipeline, Query, Rest, Retry, Shell, Split, Transform, UseSkill
 from procflow.state import MARK
 from procflow.units import Times
 
@@ -36,21 +36,24 @@ __all__ = [
     "with_files",
 ]
 
+_CALLS = (Transform, Shell, Merge, Split)
+"""Leaves that ask nothing outside, the most frequent first."""
 KILL_GRACE_S = 2.0
 FOLD = "(state)"
 """The label of the task that folds the state at the end of a run; no step can be called so."""
+_NO_RETRIES = RetrySpec()
 T = TypeVar("T")
 
 
 def leaf(build: Build, setting: Setting, step: AnyStep, seat: Seat, scope: Scope, face: Face) -> TaskUnit:
     """The task of a declared leaf step."""
     bind = Binder(build, scope, seat["loc"])
-    when, constants = bind.condition(step.when)
+    when, constants = bind.condition(step.when) if step.when is not None else (None, NOTHING)
     common = Common(
         path=seat["path"], name=seat["name"], outputs=outputs_of(face), when=when, constants=constants,
         folder=setting.folder,
     )  # fmt: skip
-    if isinstance(step, (Query, UseSkill, Rest)):
+    if not isinstance(step, _CALLS) and isinstance(step, (Query, UseSkill, Rest)):
         call = with_files(asking.call_of(step, common, bind, setting.declared), step, bind)
         return asking.equipped(setting, step, limited(build, setting, step, seat, call, face.names))
     return limited(build, setting, step, seat, with_files(call_of(step, common, bind), step, bind), face.names)
@@ -68,39 +71,62 @@ def limited(
     build: Build, setting: Setting, step: AnyStep, seat: Seat, call: StepCall, writes: tuple[str, ...] | None
 ) -> TaskUnit:
     """A task with the step's limits, the defaults under them."""
-    defaults, given = setting.defaults, step.model_fields_set
-    clock = step.timeout if step.timeout is not None else defaults.timeout
-    inherited = {
-        key for key in ("cpus", "memory", "timeout", "idle_timeout", "kill_grace")
-        if getattr(defaults, key) is not None and (key not in given or getattr(step, key) is None)
-    }  # fmt: skip
     call = _combining(setting, call)
     if setting.state and call.function is not None:
         call = replace(call, state=setting.state)
     if step.transient:
         call = replace(call, transient=True)
-    elif _or(step.cache, defaults.cache):
+    elif _or(step.cache, setting.defaults.cache):
         named = step.outputs if isinstance(step.outputs, tuple) else ()
         build.cached[seat["label"]] = (*named, *(name for name in (step.output, step.name) if name is not None))
     return TaskUnit(
         **seat,
+        **_limits(build, setting, step),
         reads=_reads(call),
         writes=writes,
+        call=call,
+        executor=executor_of(build, setting, step),
+    )
+
+
+def _limits(build: Build, setting: Setting, step: AnyStep) -> Limits:
+    """What the step and its defaults say of its attempts; worked out once for all that say nothing themselves."""
+    if not step.model_fields_set.isdisjoint(_LIMITING):
+        return _limits_of(setting, step)
+    known = build.limits.get(id(setting))
+    if known is None:
+        # The setting is kept with its answer, so that its id can't go to another.
+        known = build.limits[id(setting)] = (setting, _limits_of(setting, step))
+    return known[1]
+
+
+_DEFAULTED = ("cpus", "memory", "timeout", "idle_timeout", "kill_grace")
+_LIMITING = frozenset({*_DEFAULTED, "retry", "retries", "on_error", "rate_limit", "resources"})
+"""Keys of a step that ``_limits_of`` looks at."""
+
+
+def _limits_of(setting: Setting, step: AnyStep) -> Limits:
+    defaults, given = setting.defaults, step.model_fields_set
+    clock = step.timeout if step.timeout is not None else defaults.timeout
+    inherited = frozenset(
+        key
+        for key in _DEFAULTED
+        if getattr(defaults, key) is not None and (key not in given or getattr(step, key) is None)
+    )
+    return Limits(
         retry=retry_of(step, defaults),
         timeout_s=seconds(clock),
         timeout_share=_share(clock),
         tolerated=step.on_error == "continue",
         rate=step.rate_limit,
         rates=setting.rates,
-        call=call,
-        executor=executor_of(build, setting, step),
         cpus=defaults.cpus if "cpus" in inherited and defaults.cpus is not None else step.cpus,
         memory_bytes=_or(step.memory, defaults.memory),
-        resources=dict(step.resources),
+        resources=dict(step.resources) if step.resources else NOTHING,
         idle_timeout_s=_or(step.idle_timeout, defaults.idle_timeout),
         kill_grace_s=_grace(step, defaults),
         grace_declared=_or(step.kill_grace, defaults.kill_grace) is not None,
-        inherited=frozenset(inherited),
+        inherited=inherited,
     )
 
 
@@ -165,7 +191,8 @@ def fold_of(build: Build, setting: Setting, pipeline: Pipeline) -> TaskUnit:
 
 def executor_of(build: Build, setting: Setting, step: AnyStep) -> str:
     """Where the step's tasks run; noted as needed."""
-    executor = step.executor or ("threads" if asking.waits(step, setting) else setting.executor)
+    waits = not isinstance(step, _CALLS) and asking.waits(step, setting)
+    executor = step.executor or ("threads" if waits else setting.executor)
     build.executors.add(executor)
     return executor
 
@@ -182,7 +209,7 @@ def retry_of(step: AnyStep | None, defaults: Defaults | None) -> RetrySpec:
             return _retry(keys.retry)
         if keys is not None and keys.retries is not None:
             return RetrySpec(retries=keys.retries)
-    return RetrySpec()
+    return _NO_RETRIES
 
 
 def policy(on_error: str | None, tolerate: object) -> Literal["stop", "finish", "continue"]:
@@ -199,10 +226,14 @@ def _retry(retry: Retry) -> RetrySpec:
 def _reads(call: StepCall) -> tuple[str, ...]:
     """Names that the call looks up, without those that the item of a map provides."""
     names: dict[str, None] = {}
-    for tree in (call.args, dict(call.kwargs), dict(call.options), dict(call.params)):
-        names.update((lookup.name, None) for _, lookup in template.lookups(tree))
+    for tree in (call.args, call.kwargs, call.options, call.params):
+        if tree:
+            found = template.lookups(tree if isinstance(tree, tuple) else dict(tree))
+            names.update((lookup.name, None) for _, lookup in found)
     if call.when is not None:
         names.update((lookup.name, None) for lookup in condition.parse(call.when).lookups)
+    if not names:
+        return ()
     own: tuple[str | None, ...] = (*ROOTS, call.item_name, INDEX) if call.item_name is not None else ROOTS
     return tuple(name for name in names if name not in own)
 

@@ -14,6 +14,7 @@ from itertools import accumulate
 from typing import Any, Protocol
 
 from procflow.learning.lessons import Key, Lesson, Lessons, Spans, median, quantile
+from procflow.passive import passive
 
 __all__ = ["HIGH", "Course", "Knowledge", "Known", "Run", "gather"]
 
@@ -67,7 +68,7 @@ class Course:
         return max((wall[i] - wall[i - 1]) / (counts[i] - counts[i - 1]) for i in range(1, len(counts)))
 
 
-@dataclass(frozen=True, slots=True)
+@passive(frozen=True, slots=True)
 class Known:
     """What is known of one task from ``runs`` runs with ``attempts`` attempts, made with up to ``workers`` workers
     on ``cores`` cores (0: not known).
@@ -157,10 +158,25 @@ def gather(
     starts = [run.lessons.start_s for run in runs if run.lessons.start_s]
     by_place = {}
     for place, seen in found.items():
+        if len(seen) == 1:
+            best, at, key, lesson = seen[0]
+            if lesson.is_plain:
+                by_place[place] = _once(runs[at], key, lesson, same=best & 3 == 3)
+                continue
         best = max(fits for fits, _, _, _ in seen)
         chosen = [(runs[at], key, lesson) for fits, at, key, lesson in seen if fits == best]
         by_place[place] = _known(chosen, same=best & 3 == 3)
     return Knowledge(by_place, len(runs), median(starts) if starts else 0.0, tuple(unusable))
+
+
+def _once(run: Run, key: Key, lesson: Lesson, same: bool) -> Known:
+    """The same as ``_known`` where all that is known is one attempt of a plain step: a pipeline may have very many of these."""
+    peak = lesson.peaks[0] if lesson.peaks else 0
+    wall_s = lesson.wall_s
+    return Known(
+        1, 1, same, key[2], run.workers, run.lessons.cores, 1, wall_s, wall_s, wall_s, lesson.cpu_s, lesson.overhead_s,
+        peak, peak,
+    )  # fmt: skip
 
 
 def _known(chosen: Sequence[tuple[Run, Key, Lesson]], same: bool) -> Known:

@@ -29,6 +29,8 @@ START_S = 0.02
 
 Spans = tuple[tuple[int, float, float], ...]
 """Items in their order: how many, their seconds together, and the CPU seconds in them."""
+_PLAIN = ((), 0, 0, 0)
+"""Spans, sizes and skips of a lesson of one attempt of a plain step."""
 Key = tuple[str, str, str]
 """Label, role and executor."""
 
@@ -71,6 +73,11 @@ class Lesson(NamedTuple):
     skipped: int = 0
     made_of: str = ""
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether this is of one attempt that succeeded, which most lessons are."""
+        return self.walls == (self.wall_s,) and len(self.peaks) <= 1 and self[:2] == (1, 1) and self[7:11] == _PLAIN
+
 
 @dataclass(frozen=True, slots=True)
 class Lessons:
@@ -104,7 +111,8 @@ def learn(attempts: Iterable[Seen], made_of: Mapping[tuple[str, str], str] | Non
         groups.setdefault((seen.label, seen.role, seen.executor), []).append(seen)
     starts = sorted(s.outside_s for group in groups.values() for s in group if s.outside_s > START_S)
     prints = made_of or {}
-    found = {key: _lesson(group, prints.get(key[:2], "")) for key, group in groups.items()}
+    # Attempts go as their lesson is made: a run may have had a hundred thousand.
+    found = {key: _lesson(groups.pop(key), prints.get(key[:2], "")) for key in list(groups)}
     return Lessons(found, quantile(starts, 0.5) if starts else 0.0, cores)
 
 
@@ -192,7 +200,7 @@ def encoded(lessons: Lessons) -> bytes:
 
 def _row(key: Key, one: Lesson) -> list[Any]:
     """The lesson of a single attempt is short, since most are."""
-    if one.walls == (one.wall_s,) and len(one.peaks) <= 1 and one[:2] == (1, 1) and one[7:11] == ((), 0, 0, 0):
+    if one.is_plain:
         peak = one.peaks[0] if one.peaks else 0
         return [*key, round(one.wall_s, 6), round(one.cpu_s, 6), round(one.overhead_s, 6), peak, one.made_of]
     return [

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from procflow.call import Lookup, Text
 from procflow.compiling.ranks import Expected, ranked
@@ -127,22 +127,25 @@ def taught(graph: TaskGraph, knowledge: Knowledge, *, slots: int, memory_bytes: 
     alone: dict[str, None] = {}
     where = places(graph.root)
 
-    def told(unit: TaskUnit) -> TaskUnit:
-        place = where[id(unit)]
+    def told(unit: TaskUnit) -> dict[str, Any]:
+        place = where.get(id(unit))
+        if place is None:
+            return {}
+        found: dict[str, Any] = {}
         known = knowledge(*place)
-        unit = replace(unit, learned_bytes=_memory(unit, known, slots, memory_bytes, alone))
+        learned_bytes = _memory(unit, known, slots, memory_bytes, alone)
+        if learned_bytes != unit.learned_bytes:
+            found["learned_bytes"] = learned_bytes
         share = unit.timeout_share
         if share is not None:
-            unit = replace(unit, timeout_s=timeout_of(share, known))
-            if unit.timeout_s is None and place[1] in ("member", "batch"):
+            timeout_s = found["timeout_s"] = timeout_of(share, known)
+            if timeout_s is None and place[1] in ("member", "batch"):
                 without[clean(unit.label)] = None
-        return unit
+        return found
 
     root = graph.root
     if knowledge.by_place or any(isinstance(u, TaskUnit) and u.timeout_share is not None for u in walk(root)):
-        changed = changed_tasks(root, told)
-        assert isinstance(changed, ScopeUnit)
-        root = ranked(changed, expected(graph, knowledge, slots))
+        root = ranked(root, expected(graph, knowledge, slots), told)
     warnings = [f"not learned from: {text}" for text in knowledge.unusable]
     if without:
         warnings.append(f"no history yet, so no timeout: {_some(without)} (a share of the learned median)")

@@ -15,6 +15,7 @@ from dataclasses import fields, is_dataclass
 from decimal import Decimal
 from enum import Enum
 from fractions import Fraction
+from functools import lru_cache
 from pathlib import PurePath
 from types import ModuleType
 from typing import Any
@@ -33,9 +34,15 @@ _TOLD: tuple[type, ...] = (
 
 def digest(data: bytes) -> str:
     """128 bits of the bytes as hexadecimal text."""
-    import xxhash
+    return _hash()(data)
 
-    return xxhash.xxh3_128(data).hexdigest()
+
+@lru_cache(maxsize=1)
+def _hash() -> Callable[[bytes], str]:
+    from xxhash import xxh3_128_hexdigest
+
+    found: Callable[[bytes], str] = xxh3_128_hexdigest
+    return found
 
 
 def _framed(tag: str, *parts: bytes) -> bytes:
@@ -64,8 +71,13 @@ class Canonical:
     def of(self, value: Any) -> bytes:
         """The canonical bytes of a value."""
         kind = type(value)
+        if kind is str:
+            if self._watch and self._watch in value:
+                self.seen = True
+            text = value.encode("utf-8", "surrogatepass")
+            return b"str(%d:%b)" % (len(text), text)
         if kind in _PLAIN:
-            return self._plain(value)
+            return _framed(kind.__name__, value if kind is bytes else repr(value).encode())
         if id(value) in self._open:
             # A value that holds itself is told by how far out it stands.
             return _framed("again", b"%d" % (len(self._open) - self._open.index(id(value))))
@@ -77,19 +89,12 @@ class Canonical:
         finally:
             self._open.pop()
 
-    def _plain(self, value: Any) -> bytes:
-        if isinstance(value, str):
-            if self._watch and self._watch in value:
-                self.seen = True
-            return _framed("str", value.encode("utf-8", "surrogatepass"))
-        return _framed(type(value).__name__, value if isinstance(value, bytes) else repr(value).encode())
-
     def _container(self, value: Any) -> bytes | None:
         kind = type(value)
         if kind in (list, tuple):
             if len(value) > 50 and set(map(type, value)) <= {int, float, bool}:
                 return _framed(f"{kind.__name__} of numbers", repr(value).encode())
-            return _framed(kind.__name__, *map(self.of, value))
+            return _framed(kind.__name__, *[self.of(member) for member in value])
         if isinstance(value, Mapping) and (kind is dict or kind.__module__ in ("builtins", "collections", "types")):
             pairs = sorted(_framed("", self.of(key), self.of(member)) for key, member in value.items())
             return _framed("dict", *pairs)

@@ -106,7 +106,7 @@ def open_session(
     Raises ``NothingToDo``, ``CannotContinue``, or ``UnknownRun`` where the earlier run is not there.
     """
     needs = needs_of(prepared.graph)
-    prints = _fingerprints(prepared)
+    prints = _fingerprints(prepared, needs)
     if earlier is None and cache and prepared.graph.cached:
         earlier = Earlier(cached=True)
     if earlier is None:
@@ -177,8 +177,8 @@ def _anew(prepared: Prepared, needs: Mapping[Key, Need], prints: Mapping[Key, Fi
     return Session(prepared, prints=[Print(*key, needs[key].unit.path, p.digest, p.parts) for key, p in prints.items()])
 
 
-def _fingerprints(prepared: Prepared) -> Mapping[Key, Fingerprint]:
-    found = fingerprints(needs_of(prepared.graph), prepared.run_id)
+def _fingerprints(prepared: Prepared, needs: Mapping[Key, Need]) -> Mapping[Key, Fingerprint]:
+    found = fingerprints(needs, prepared.run_id)
     if found.mentions_run_id and prepared.compile_as is not None:
         found = fingerprints(needs_of(prepared.compile_as(RUN_ID)))
     return found.by_key

@@ -16,6 +16,7 @@ from typing import Any
 
 from procflow.call import StepCall
 from procflow.graph import ScopeUnit, TaskUnit
+from procflow.passive import passive
 from procflow.resuming.canonical import ALGORITHM, Canonical, digest
 from procflow.resuming.code_print import CodePrints
 from procflow.resuming.needs import Key, Need
@@ -34,7 +35,7 @@ MOST_TELLING = 2000
 """A pipeline of more tasks keeps no pieces: its journal would be full of them."""
 
 
-@dataclass(frozen=True, slots=True)
+@passive(frozen=True, slots=True)
 class Fingerprint:
     """``digest`` names its algorithm; ``parts`` are short digests by name, only those that say something.
 
@@ -66,19 +67,24 @@ class _Printer:
     """Makes fingerprints; what many steps share is digested once, since a pipeline may have a hundred thousand."""
 
     def __init__(self, run_id: str) -> None:
-        self.mentions = False
-        self._run_id = run_id
         self._code = CodePrints()
+        self._canonical = Canonical(self._code.callable, run_id)
         self._known: dict[Any, str] = {}
         self._pieces: dict[tuple[str, str | None], dict[str, str]] = {}
         self.tells_pieces = True
 
+    @property
+    def mentions(self) -> bool:
+        """Whether any text so far held the id of the run."""
+        return self._canonical.seen
+
     def fingerprint(self, need: Need) -> Fingerprint:
-        canonical = Canonical(self._code.callable, self._run_id)
+        canonical = self._canonical
+        canonical.opaque.clear()
         parts: dict[str, str] = {}
         if isinstance(need.unit, TaskUnit):
             call = need.unit.call
-            parts["kind"] = self._shared(("kind", call.kind, call.outputs, call.item_name), canonical)
+            parts["kind"] = canonical.digest(("kind", call.kind, call.outputs, call.item_name))
             code = self._functions(call, canonical)
             if code:
                 parts["code"] = code
@@ -86,9 +92,10 @@ class _Printer:
         else:
             assert isinstance(need.unit, ScopeUnit)
             told = _block(need, need.unit)
-        parts.update((name, canonical.digest(value)) for name, value in told.items() if value)
+        for name, value in told.items():
+            if value:
+                parts[name] = canonical.digest(value)
         whole = digest("".join([f"{name}={parts[name]};" for name in sorted(parts)]).encode())
-        self.mentions = self.mentions or canonical.seen
         short = {name: part[:SHORT] for name, part in parts.items()}
         if "code" in parts and self.tells_pieces and isinstance(need.unit, TaskUnit):
             short |= self._pieces_of(need.unit.call.function, need.unit.call.folder)
@@ -103,19 +110,16 @@ class _Printer:
             self._pieces[key] = {PIECE + name: digest(text)[:SHORT_PIECE] for name, text in found}
         return self._pieces[key]
 
-    def _shared(self, value: tuple[Any, ...], canonical: Canonical) -> str:
-        if value not in self._known:
-            self._known[value] = canonical.digest(value)
-        return self._known[value]
-
     def _functions(self, call: StepCall, canonical: Canonical) -> str:
         """The function, and the score of a merge where that is one."""
-        score = call.options.get("score")
-        own = [spec.function for spec in call.state.values() if spec.function is not None]
-        own += [f for f in (call.options.get("combiners") or {}).values() if isinstance(f, str)]
-        functions = [call.function, score if isinstance(score, str) and ":" in score else None, *own]
+        functions = [call.function]
+        if call.options or call.state:
+            score = call.options.get("score")
+            functions.append(score if isinstance(score, str) and ":" in score else None)
+            functions += [spec.function for spec in call.state.values() if spec.function is not None]
+            functions += [f for f in (call.options.get("combiners") or {}).values() if isinstance(f, str)]
         # Callables by identity: the graph holds them, so their ids stay theirs.
-        key = ("code", call.folder, *(f if f is None or isinstance(f, str) else id(f) for f in functions))
+        key = (call.folder, *[f if f is None or isinstance(f, str) else id(f) for f in functions])
         if key not in self._known:
             opaque = len(canonical.opaque)
             found = [
@@ -133,20 +137,26 @@ _APART = ("files", "limits")
 
 
 def _task(need: Need, call: StepCall) -> dict[str, Any]:
-    params = dict(call.params)
-    inputs = {
-        "args": call.args,
-        "kwargs": {name: tree for name, tree in call.kwargs.items() if name not in params},
-        "made by": {name: makers for name, makers in need.reads.items() if makers},
-    }
-    return {
-        "inputs": {name: value for name, value in inputs.items() if value},
-        "params": params,
-        "files": declared_files(call) if "files" in call.options else None,
-        "options": {n: _unplaced(v, call.folder) for n, v in call.options.items() if v is not None and n not in _APART},
-        "state": [(key, spec.name, spec.initial, spec.has_initial) for key, spec in sorted(call.state.items())],
-        "when": (call.when, dict(call.constants)) if call.when is not None else None,
-    }
+    told: dict[str, Any] = {}
+    if call.args or call.kwargs or need.reads:
+        inputs = {
+            "args": call.args,
+            "kwargs": {name: tree for name, tree in call.kwargs.items() if name not in call.params},
+            "made by": {name: makers for name, makers in need.reads.items() if makers},
+        }
+        told["inputs"] = {name: value for name, value in inputs.items() if value}
+    if call.params:
+        told["params"] = dict(call.params)
+    if call.options:
+        told["files"] = declared_files(call) if "files" in call.options else None
+        told["options"] = {
+            n: _unplaced(v, call.folder) for n, v in call.options.items() if v is not None and n not in _APART
+        }
+    if call.state:
+        told["state"] = [(key, spec.name, spec.initial, spec.has_initial) for key, spec in sorted(call.state.items())]
+    if call.when is not None:
+        told["when"] = (call.when, dict(call.constants))
+    return told
 
 
 def declared_files(call: StepCall) -> list[tuple[Any, ...]]:

@@ -11,11 +11,11 @@ alone can tell (``outputs: "*"``) counts as possible.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
-from graphlib import TopologicalSorter
+from dataclasses import field, replace
 
-from procflow.call import INDEX
-from procflow.graph import MapUnit, ScopeUnit, TaskGraph, TaskUnit, Unit
+from procflow.call import INDEX, NOTHING, nothing
+from procflow.graph import MapUnit, ScopeUnit, TaskGraph, TaskUnit, Unit, in_order
+from procflow.passive import passive
 from procflow.state import MARK
 
 __all__ = ["Key", "Need", "needs_of"]
@@ -24,7 +24,7 @@ Key = tuple[str, str]
 """Label and role of a task; role ``block`` for a block."""
 
 
-@dataclass(frozen=True, slots=True)
+@passive(frozen=True, slots=True)
 class Need:
     """A task or a block, and what it builds on.
 
@@ -37,11 +37,11 @@ class Need:
     key: Key
     unit: Unit
     depth: int
-    reads: Mapping[str, tuple[Key, ...]] = field(default_factory=dict)
+    reads: Mapping[str, tuple[Key, ...]] = field(default_factory=nothing)
     strict: tuple[Key, ...] = ()
     members: tuple[Key, ...] = ()
     parts: tuple[Key, ...] = ()
-    values: Mapping[str, tuple[Key, ...]] = field(default_factory=dict)
+    values: Mapping[str, tuple[Key, ...]] = field(default_factory=nothing)
     open: tuple[Key, ...] = ()
 
     @property
@@ -86,7 +86,7 @@ class _Names:
         self.open += also
 
 
-@dataclass(frozen=True, slots=True)
+@passive(frozen=True, slots=True)
 class _Done:
     """A member that was walked: its key, the makers of what it publishes, and those that may publish any name."""
 
@@ -108,9 +108,11 @@ class _Walk:
         more: Mapping[str, tuple[Key, ...]] | None = None,
     ) -> Key:  # fmt: skip
         key = (unit.label, role)
-        reads = {name: names.of(name) for name in unit.reads}
-        state = {MARK: self.before} if unit.call.state else {}
-        self.found[key] = Need(key, unit, depth, {**reads, **(more or {}), **state}, strict)
+        reads: Mapping[str, tuple[Key, ...]] = NOTHING
+        if unit.reads or more or unit.call.state:
+            state = {MARK: self.before} if unit.call.state else {}
+            reads = {**{name: names.of(name) for name in unit.reads}, **(more or {}), **state}
+        self.found[key] = Need(key, unit, depth, reads, strict)
         return key
 
     def scope(self, unit: ScopeUnit, names: _Names, strict: tuple[Key, ...], depth: int) -> _Done:
@@ -145,7 +147,7 @@ class _Walk:
         done: dict[int, _Done] = {}
         outer = self.before
         last: dict[int, tuple[Key, ...]] = {}
-        for index in _in_order(unit):
+        for index in in_order(unit):
             member = unit.members[index]
             if unit.state and member.after:
                 self.before = tuple(dict.fromkeys(key for i in sorted(member.after) for key in last[i]))
@@ -172,12 +174,6 @@ class _Walk:
         assert isinstance(unit.body, ScopeUnit)
         members = self.members(unit.body, _Names(inside), strict, depth + 1)
         return (expand, *(member.key for member in members))
-
-
-def _in_order(unit: ScopeUnit) -> Iterable[int]:
-    if all(before < member.index for member in unit.members for before in member.after):
-        return range(len(unit.members))
-    return TopologicalSorter({member.index: member.after for member in unit.members}).static_order()
 
 
 def _published(unit: ScopeUnit, result: Key, inside: list[_Done]) -> _Done:

@@ -19,14 +19,16 @@ from pathlib import Path
 from typing import Any
 
 from procflow import __version__
+from procflow.passive import passive
 from procflow.storing.store_rows import storable
 from procflow.storing.store_schema import COLUMNS
-from procflow.storing.store_seal import OF_EXECUTIONS, check_run, reseal
+from procflow.storing.store_seal import OF_EXECUTIONS, check_run, reseal, sealed
 
 __all__ = ["ID_BITS", "Print", "RunRecord", "Taken", "begin", "ids_of", "utc_now"]
 
 ID_BITS = 32
 """Row ids are ``runs.seq << 32`` and up, so the rows of two runs that go on together never meet."""
+_JSON = json.JSONEncoder(default=repr, skipkeys=True)
 COUNTS = ("succeeded", "failed", "lost", "skipped", "cancelled")
 
 
@@ -40,7 +42,7 @@ def ids_of(seq: int) -> tuple[int, int]:
     return seq << ID_BITS, ((seq + 1) << ID_BITS) - 1
 
 
-@dataclass(frozen=True, slots=True)
+@passive(frozen=True, slots=True)
 class Print:
     """What one task of the pipeline is made from.
 
@@ -120,7 +122,6 @@ def begin(db: sqlite3.Connection, run: RunRecord, path: Path) -> tuple[int, int,
     following = _take_over(db, run, first)
     reseal(db, "runs", "seq = ?", (seq,))
     reseal(db, "sessions", "run_id = ? AND number = ?", (run.run_id, number))
-    reseal(db, "fingerprints", "run_id = ?", (run.run_id,))
     return seq, following, counts
 
 
@@ -178,8 +179,8 @@ def _bury(db: sqlite3.Connection, run: RunRecord, path: Path) -> None:
 def _write_prints(db: sqlite3.Connection, run: RunRecord, first: int) -> None:
     db.execute("DELETE FROM fingerprints WHERE run_id = ?", (run.run_id,))
     db.executemany(
-        "INSERT INTO fingerprints (run_id, label, role, path, digest, parts, since) VALUES (?,?,?,?,?,?,?)",
-        (
+        "INSERT INTO fingerprints (run_id, label, role, path, digest, parts, since, seal) VALUES (?,?,?,?,?,?,?,?)",
+        sealed(
             (run.run_id, p.label, p.role, p.path, p.digest, _json(p.parts), first if p.since is None else p.since)
             for p in run.prints
         ),
@@ -228,4 +229,4 @@ _COPY_CHUNKS = "INSERT INTO chunks SELECT ?, first, ?, indices, ref, NULL FROM c
 
 
 def _json(value: Mapping[str, Any]) -> str:
-    return json.dumps({str(k): v for k, v in value.items()}, default=repr, skipkeys=True)
+    return _JSON.encode({str(k): v for k, v in value.items()})

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,8 +32,8 @@ RUNS = 10
 """Runs of a pipeline that are learned from."""
 LOOKED_AT = 30
 """Runs that are looked at for them, newest first."""
-MOST_LESSONS = 50_000
-"""No further run is read once there are so many: a pipeline of many thousand steps learns from fewer runs."""
+MOST_LESSONS = 10_000
+"""No further run is read once there are so many: a pipeline of many thousand steps learns from its last run alone."""
 MOST_ATTEMPTS = 5_000
 """A run without a row of its own (it was killed, or is of an older procflow) is read attempt by attempt up to here."""
 SHORT = 24
@@ -41,7 +42,7 @@ OPENED_PAGES = 10_000
 
 _ATTEMPTS = """
 SELECT label, coalesce(role, ''), coalesce(executor, ''), item, status, coalesce(wall_s, 0), coalesce(cpu_s, 0),
-    max(0, coalesce(ended - started - wall_s, 0)), coalesce(peak_rss_bytes, 0), id, {whole}
+    max(0, coalesce(ended - started - wall_s, 0)), coalesce(peak_rss_bytes, 0), 0, 0, id, {whole}
 FROM step_executions
 WHERE id BETWEEN ? AND ? AND kind = 'task' AND (status IN ('succeeded', 'skipped') OR cause = 'oom') ORDER BY id
 """
@@ -83,7 +84,7 @@ def write(db: sqlite3.Connection, seq: int) -> None:
     """
     (run_id,) = db.execute("SELECT run_id FROM runs WHERE seq = ?", (seq,)).fetchone()
     (since,) = db.execute("SELECT coalesce(max(first_id), 0) FROM sessions WHERE run_id = ?", (run_id,)).fetchone()
-    # SQLite works out both sides of an OR, and a seal costs more than all the rest of the row.
+    # CASE looks at a seal only where it has to; OR looks at all.
     whole = f"CASE WHEN id >= {since:d} THEN 1 ELSE seal IS {expression(db, 'step_executions')} END"
     data = encoded(_learned(db, seq, run_id, whole))
     create_table(db)
@@ -97,7 +98,13 @@ def _learned(db: sqlite3.Connection, seq: int, run_id: str, whole: str) -> Lesso
     prints = db.execute("SELECT label, role, digest FROM fingerprints WHERE run_id = ?", (run_id,))
     made_of = {(label, role): digest[:SHORT] for label, role, digest in prints}
     rows = db.execute(_ATTEMPTS.format(whole=whole), ids)
-    return learn((Seen(*row[:9], *pages.get(row[9], ())) for row in rows if row[10]), made_of, _cores())
+    seen = (_seen(row, pages.get(row[11])) for row in rows if row[12])
+    return learn(seen, made_of, _cores())
+
+
+def _seen(row: Sequence[Any], page: tuple[int, int] | None) -> Seen:
+    seen = Seen._make(row[:11])
+    return seen if page is None else seen._replace(size=page[0], size_bytes=page[1])
 
 
 def _cores() -> int:
@@ -152,7 +159,7 @@ def _read(db: sqlite3.Connection, past: Past, pipeline: str, lock: str | None) -
             continue
         past.runs.append(RunLessons(*run, lessons))
         total += len(lessons.by_key)
-        if len(past.runs) >= RUNS or total > MOST_LESSONS:
+        if len(past.runs) >= RUNS or total >= MOST_LESSONS:
             return
     if not past.runs:
         _from_attempts(db, past, without)

@@ -1,7 +1,7 @@
-"""Garbage: fewer collections while a run goes on.
+"""Garbage: fewer collections from the compile to the end of a run.
 
-A run keeps some records for every task, and none of them are in cycles. Python's collector walks them all again and again,
-which costs a fifth of the parent's time with ten thousand steps. So what is there when the run begins is left out of
+A pipeline and its run keep some records for every task, and none of them are in cycles. Python's collector walks them all
+again and again, which costs a fifth of the parent's time with ten thousand steps. So what is there before is left out of
 collections, and they come less often; afterwards everything is as it was. Owns nothing else of the interpreter.
 """
 
