@@ -27,6 +27,7 @@ from procflow.failure import failure_from
 from procflow.machine.peak import Peak
 from procflow.storing.worker_tail import WorkerTail
 from procflow.values import objects
+from procflow.working.garbage import spared
 from procflow.working.grant import grant
 from procflow.working.perform import perform
 
@@ -56,6 +57,7 @@ def main(
     kept before an attempt begins that was queued behind it, ``mark`` what is written to the output pipe then.
     """
     _belong_to(parent_pid)
+    spared()
     objects.FOLDER.set(folder)
     surroundings = Surroundings()
     channel = WorkerEnd(_high(channel_fd), _high(packet_fd))
