@@ -21,7 +21,7 @@ TITLES = {
     "UseSkill": "`type: skill`", "Merge": "`type: merge`", "Split": "`type: split`", "Subpipeline": "`type: pipeline`",
     "Sequence": "`type: sequence`", "Parallel": "`type: parallel`", "Graph": "`type: graph`", "Map": "`type: map`",
     "Limits": "`limits`", "Defaults": "`defaults`", "Retry": "`retry`", "Param": "`params`, long form", "Source": "`sources`",
-    "Skill": "`skills`", "Prices": "`prices` of a skill",
+    "Skill": "`skills`", "Prices": "`prices` of a skill", "AnyStep": "a step",
 }  # fmt: skip
 STEPS = (
     "Transform",
@@ -60,7 +60,7 @@ def _keys() -> Iterator[str]:
     yield "## Keys of every step\n"
     yield "A type of step that can't honour one of them refuses it, and says what to write instead.\n"
     yield from _table({"properties": common, "required": []})
-    for name in (*STEPS, *(n for n in definitions if n not in STEPS)):
+    for name in (*STEPS, *(n for n in definitions if n not in (*STEPS, "AnyStep"))):
         definition = definitions[name]
         yield f"## {TITLES.get(name, name)}\n"
         if definition.get("description"):
@@ -112,7 +112,7 @@ def _type(value: dict[str, Any]) -> str:
     for key in ("anyOf", "oneOf"):
         if key in value:
             known = dict.fromkeys(text for one in value[key] if (text := _type(one)))
-            return "a step" if len(known) > 6 else " or ".join(known)
+            return " or ".join(known)
     examples = value.get("examples")
     if examples:
         return ", ".join(f"`{one}`" for one in examples)

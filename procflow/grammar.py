@@ -23,7 +23,7 @@ from procflow.units import Rate, Share
 __all__ = [
     "MERGES", "NAME", "Amount", "Budget", "Command", "Duration", "Environment", "Function", "Inputs", "Join", "Name",
     "Names", "Outputs", "Pause", "RateLimit", "RetryBudget", "RetryOn", "Score", "Secrets", "Size", "SplitStrategy", "Stdin",
-    "Strategy", "Text", "Tolerance", "When", "Workers", "is_name", "near", "refuse", "variable_of",
+    "Strategy", "Text", "Tolerance", "When", "Workers", "function", "is_name", "near", "refuse", "variable_of",
 ]  # fmt: skip
 
 NAME = r"^[A-Za-z_][A-Za-z0-9_-]{0,127}$"
@@ -155,7 +155,8 @@ Outputs = Annotated[
 # -- functions and strategies ----------------------------------------------------------------------------------
 
 
-def _function(value: object) -> object:
+def function(value: object) -> object:
+    """A callable, or text that may name one; ValueError otherwise."""
     if callable(value):
         return value
     if isinstance(value, str):
@@ -178,7 +179,7 @@ def _choice(what: str, known: tuple[str, ...]) -> Callable[[object], object]:
             raise ValueError(f"unknown {what} {_clip(value)}; {hint}")
         if not isinstance(value, str) and not callable(value):
             raise ValueError(f"expected one of {', '.join(known)}, or module:name")
-        return _function(value)
+        return function(value)
 
     return check
 
@@ -190,7 +191,7 @@ def _optional(check: Callable[[object], object]) -> Callable[[object], object]:
 def _score(value: object) -> object:
     if isinstance(value, str) and ":" not in value:
         return _some_text(value)
-    return _function(value)
+    return function(value)
 
 
 _FUNCTION_PATTERN = r"^[^:\s]+:[^:\s]+$"
@@ -204,7 +205,7 @@ def _choice_schema(known: tuple[str, ...]) -> WithJsonSchema:
 
 Function = Annotated[
     Any,
-    PlainValidator(_function),
+    PlainValidator(function),
     WithJsonSchema({"type": "string", "pattern": _FUNCTION_PATTERN, "examples": ["module:name"]}),
 ]
 """``module:name`` in files; in Python any callable."""
@@ -374,9 +375,7 @@ _SECRET = re.compile(r"\$\{\s*env\.([A-Za-z_][A-Za-z0-9_]*)\s*\}")
 
 def variable_of(secret: str) -> str:
     """The environment variable that a declared secret names: ``API_TOKEN`` for ``${env.API_TOKEN}``."""
-    found = _SECRET.fullmatch(secret)
-    assert found is not None
-    return found[1]
+    return _SECRET.sub(r"\1", secret)
 
 
 def _secrets(value: object) -> dict[str, str]:

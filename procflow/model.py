@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Annotated, Any, ClassVar, Literal, Union
 
 from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, Tag, WithJsonSchema, field_validator
+from typing_extensions import TypeAliasType
 
 from procflow.grammar import (  # isort: skip
     MERGES, NAME, Amount, Command, Duration, Environment, Function, Inputs, Join, Name, Names, Outputs, Pause,
@@ -348,23 +349,17 @@ def step_tag(value: object) -> str:
     return f"<{'transform' if kind == 'function' else kind}>" if isinstance(kind, str) and len(kind) < 100 else "<>"
 
 
-AnyStep = Annotated[
+AnyStep = TypeAliasType("AnyStep", Annotated[
     Union[
-        Annotated[Transform, Tag("<transform>")],
-        Annotated[Query, Tag("<query>")],
-        Annotated[UseSkill, Tag("<skill>")],
-        Annotated[Shell, Tag("<shell>")],
-        Annotated[Rest, Tag("<rest>")],
-        Annotated[Merge, Tag("<merge>")],
-        Annotated[Split, Tag("<split>")],
-        Annotated[Subpipeline, Tag("<pipeline>")],
-        Annotated[Sequence, Tag("<sequence>")],
-        Annotated[Parallel, Tag("<parallel>")],
-        Annotated[Graph, Tag("<graph>")],
-        Annotated[Map, Tag("<map>")],
+        Annotated[Transform, Tag("<transform>")], Annotated[Query, Tag("<query>")], Annotated[UseSkill, Tag("<skill>")],
+        Annotated[Shell, Tag("<shell>")], Annotated[Rest, Tag("<rest>")], Annotated[Merge, Tag("<merge>")],
+        Annotated[Split, Tag("<split>")], Annotated[Subpipeline, Tag("<pipeline>")],
+        Annotated[Sequence, Tag("<sequence>")], Annotated[Parallel, Tag("<parallel>")],
+        Annotated[Graph, Tag("<graph>")], Annotated[Map, Tag("<map>")],
     ],
     Discriminator(step_tag),
-]
+])  # fmt: skip
+"""Any step; an alias with a name, whose validator is built once and not anew for every key that holds steps."""
 
 
 class Pipeline(SharedKeys):

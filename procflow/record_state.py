@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field, PlainValidator, TypeAdapter, WithJsonSchema
+from pydantic import BeforeValidator, Field, PlainValidator, WithJsonSchema
 
 from procflow.call import Reducer
-from procflow.grammar import Function, Name, near, refuse
+from procflow.grammar import Function, Name, function, near, refuse
 from procflow.record import Conflicts, Given, Record
 
 __all__ = ["Combiners", "ReduceKeys", "SharedKeys", "SharedState", "StateKey"]
@@ -97,19 +97,18 @@ def _combiners(value: object) -> dict[Any, Any]:
     if not isinstance(value, Mapping):
         raise ValueError("expected a mapping of types to functions: {Table: module:name}")
     faults: list[tuple[tuple[int | str, ...], str, object]] = []
-    for kind, function in value.items():
+    for kind, named in value.items():
         words = kind.replace(":", ".", 1).split(".") if isinstance(kind, str) else ()
         if not callable(kind) and not (words and all(word.isidentifier() for word in words)):
             hint = "write Table, package.module.Table, or module:name of a class or a predicate"
             faults.append(((str(kind),), f"{str(kind)[:60]!r} names no type; {hint}", kind))
         try:
-            _FUNCTION.validate_python(function)
+            function(named)
         except ValueError:
-            faults.append(((str(kind),), "a combiner is a function, module:name, of the list of values", function))
+            faults.append(((str(kind),), "a combiner is a function, module:name, of the list of values", named))
     return refuse(faults) if faults else dict(value)
 
 
-_FUNCTION: TypeAdapter[Any] = TypeAdapter(Function)
 Combiners = Annotated[
     dict[Any, Any], PlainValidator(_combiners),
     WithJsonSchema({"type": "object", "additionalProperties": {"type": "string", "pattern": r"^[^:\s]+:[^:\s]+$"}}),

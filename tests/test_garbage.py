@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import subprocess
+import sys
 
 import pytest
 
@@ -32,3 +34,20 @@ def test_a_process_without_the_collector_is_left_alone() -> None:
             assert gc.get_threshold() == before
     finally:
         gc.enable()
+
+
+def test_what_a_command_brings_with_it_is_never_collected_and_what_steps_make_is() -> None:
+    script = (
+        "import gc, sys, weakref\n"
+        "from procflow.working.garbage import few_collections, quick_command\n"
+        "class Ring: pass\n"
+        "with quick_command():\n"
+        "    brought = gc.get_freeze_count()\n"
+        "    with few_collections():\n"
+        "        ring = Ring(); ring.ring = ring; seen = weakref.ref(ring); del ring\n"
+        "        sys.modules['procflow.working.perform'] = sys\n"
+        "    gc.collect()\n"
+        "    print(brought > 1000, gc.get_freeze_count() >= brought, seen() is None)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.split() == ["True"] * 3

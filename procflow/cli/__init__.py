@@ -150,4 +150,7 @@ def cli() -> None:
 
 def main(prog_name: str = "procflow") -> NoReturn:
     """The ``procflow`` command."""
-    cli.main(prog_name=prog_name)
+    from procflow.working.garbage import quick_command
+
+    with quick_command():
+        cli.main(prog_name=prog_name)

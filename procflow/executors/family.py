@@ -11,7 +11,7 @@ import os
 import signal
 from collections.abc import Iterable
 
-from procflow.guarding.sweep import TOKEN_NAME
+from procflow.guarding.sweep import TOKEN_NAME, read
 
 __all__ = ["TOKEN_NAME", "WORKER_TOKEN_NAME", "family", "kill_family", "killed", "signal_all"]
 
@@ -41,7 +41,7 @@ def family(pid: int, token: str) -> list[int]:
         if not name.isdigit():
             continue
         other = int(name)
-        stat = _read(f"/proc/{name}/stat")
+        stat = read(f"/proc/{name}/stat")
         # The name may hold blanks and brackets; what follows the last bracket is regular.
         fields = stat[stat.rfind(b")") + 2 :].split()
         if len(fields) < 4 or fields[0] in (b"Z", b"X"):
@@ -49,7 +49,7 @@ def family(pid: int, token: str) -> list[int]:
         parents[other] = int(fields[1])
         if other in (pid, me):
             continue
-        if (pid and int(fields[3]) == pid) or mark in _read(f"/proc/{name}/environ").split(b"\0"):
+        if (pid and int(fields[3]) == pid) or mark in read(f"/proc/{name}/environ").split(b"\0"):
             found.add(other)
     found |= _descendants(pid, parents)
     return sorted(member for member in found - {pid, me} if not _is_tracker(member))
@@ -94,12 +94,4 @@ def signal_all(pids: Iterable[int], number: int) -> None:
 
 
 def _is_tracker(pid: int) -> bool:
-    return b"resource_tracker import main" in _read(f"/proc/{pid}/cmdline")
-
-
-def _read(path: str) -> bytes:
-    try:
-        with open(path, "rb", buffering=0) as file:
-            return file.read()
-    except OSError:
-        return b""
+    return b"resource_tracker import main" in read(f"/proc/{pid}/cmdline")

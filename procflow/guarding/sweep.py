@@ -18,7 +18,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["HERE", "SHM", "TOKEN_NAME", "bearers", "environment", "main", "prefix", "remove_left", "sweep"]
+__all__ = ["HERE", "SHM", "TOKEN_NAME", "bearers", "environment", "main", "prefix", "read", "remove_left", "sweep"]
 
 TOKEN_NAME = "PROCFLOW_RUN_TOKEN"
 HERE = "-here"
@@ -53,8 +53,8 @@ def bearers(token: str) -> Iterator[tuple[int, bool]]:
     me = os.getpid()
     for name in os.listdir("/proc"):
         # A zombie has no environment any more, and those of other users can't be read.
-        if name.isdigit() and not marks.isdisjoint(_read(f"/proc/{name}/environ").split(b"\0")) and int(name) != me:
-            yield int(name), b"resource_tracker import main" in _read(f"/proc/{name}/cmdline")
+        if name.isdigit() and not marks.isdisjoint(read(f"/proc/{name}/environ").split(b"\0")) and int(name) != me:
+            yield int(name), b"resource_tracker import main" in read(f"/proc/{name}/cmdline")
 
 
 def sweep(token: str, limit_s: float = 2.0) -> list[int]:
@@ -128,7 +128,8 @@ def _reaped(pid: int) -> bool:
         return True
 
 
-def _read(path: str) -> bytes:
+def read(path: str) -> bytes:
+    """All of a file, nothing where it can't be read; by system calls alone, since sweeps read several for each process."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:

@@ -31,6 +31,7 @@ from procflow.failure import failure_from
 from procflow.machine.peak import Peak
 from procflow.storing.worker_tail import WorkerTail
 from procflow.values import objects
+from procflow.working.garbage import spared
 from procflow.working.grant import grant, tell_children
 from procflow.working.perform import perform
 
@@ -61,6 +62,7 @@ def main(
     """
     _belong_to(parent_pid)
     tell_children(cpus)
+    spared()
     objects.FOLDER.set(folder)
     surroundings = Surroundings()
     channel = WorkerEnd(_high(channel_fd), _high(packet_fd))
