@@ -18,7 +18,7 @@ from procflow import secrets, units
 from procflow.attempt import Cause, Failure
 from procflow.errors import ProcflowError
 
-__all__ = ["CommandFailed", "failure_from", "item_text", "lost_failure", "on_exception", "user_frame"]
+__all__ = ["CommandFailed", "failure_from", "item_text", "lost_failure", "mark_place", "on_exception", "user_frame"]
 
 MAX_MESSAGE = 10_000
 MAX_TRACEBACK = 64_000
@@ -26,6 +26,8 @@ MAX_EXCEPTION_BYTES = 64 * 1024
 MAX_CHAIN = 20
 MAX_FRAMES = 60
 MAX_ITEM = 200
+
+_PLACE = "_procflow_place"
 
 _OWN = os.path.dirname(os.path.abspath(__file__)) + os.sep
 _STDLIB = os.path.dirname(os.path.abspath(os.__file__)) + os.sep
@@ -54,10 +56,11 @@ def failure_from(exc: BaseException, cause: Cause = "error", *, peak_rss_bytes: 
         on_exception(exc)
     command = exc if isinstance(exc, CommandFailed) else None
     message = _message(exc)
+    place = _marked(exc).get(_PLACE, "")
     return Failure(
         cause=cause,
         type=_type_name(type(exc)),
-        message=message,
+        message=f"{place}: {message}" if place else message,
         traceback=_survive(lambda: _traceback_text(exc), ""),
         user_place=_survive(lambda: _user_place(exc), ""),
         kinds=tuple(k.__name__ for k in type(exc).__mro__ if k not in (BaseException, object)),
@@ -67,6 +70,20 @@ def failure_from(exc: BaseException, cause: Cause = "error", *, peak_rss_bytes: 
         exception=_rebuildable(exc, len(message)),
         retry_after_s=_asked_pause(exc),
     )
+
+
+def mark_place(exc: BaseException, place: str) -> None:
+    """Let the failure that will tell of the exception begin with where in a step it was raised; its type stays."""
+    _marked(exc)[_PLACE] = place
+
+
+def _marked(exc: BaseException) -> dict[str, Any]:
+    # Past whatever its class has made of attributes.
+    try:
+        found = object.__getattribute__(exc, "__dict__")
+    except Exception:
+        return {}
+    return found if type(found) is dict else {}
 
 
 def _asked_pause(exc: BaseException) -> float | None:

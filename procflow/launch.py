@@ -126,7 +126,8 @@ def prepare(
     compile_as = partial(_compiled, pipeline, params, folder, executor, _loader())
     try:
         graph = compile_as(run_id)
-        problems = check(graph, slots=slots, memory_bytes=memory_bytes)
+        rules = pipeline.combiners
+        problems = check(graph, slots=slots, memory_bytes=memory_bytes, combiners=rules, folder=folder)
         if problems:
             raise PipelineError(problems)
     except PipelineError as error:

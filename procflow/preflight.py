@@ -6,7 +6,7 @@ here, so that no setting is ever parsed and then ignored. What comes from ``defa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator, Mapping
 from typing import Any
 
 from procflow.compiling.build import placed
@@ -23,8 +23,18 @@ __all__ = ["check"]
 Find = Callable[[str, "str | None"], "str | None"]
 
 
-def check(graph: TaskGraph, *, slots: int, memory_bytes: int) -> list[Problem]:
-    """Every reason why the pipeline can't run here, in declared order; those in other files with their places."""
+def check(
+    graph: TaskGraph,
+    *,
+    slots: int,
+    memory_bytes: int,
+    combiners: Mapping[Any, Any] | None = None,
+    folder: str | None = None,
+) -> list[Problem]:
+    """Every reason why the pipeline can't run here, in declared order; those in other files with their places.
+
+    ``combiners`` are those of the pipeline in ``folder``: they are checked though no merge may ask for them.
+    """
     problems: list[Problem] = []
     known: dict[tuple[str, str | None], str | None] = {}
 
@@ -61,7 +71,18 @@ def check(graph: TaskGraph, *, slots: int, memory_bytes: int) -> list[Problem]:
             what = f"{unit.kind} {unit.name!r} has" if unit.path else "the run has"
             for executor in sorted({inner.executor for inner in walk(unit) if isinstance(inner, TaskUnit)}):
                 problems += _cannot(f"{what} a timeout of {duration_text(unit.timeout_s)}", loc, executor, "kill")
+    problems += _unused(combiners or {}, folder, find_once, {problem.message for problem in problems})
     return placed(dict.fromkeys(problems), graph.files)
+
+
+def _unused(
+    combiners: Mapping[Any, Any], folder: str | None, find_once: Find, told: Container[str]
+) -> Iterator[Problem]:
+    for pair in combiners.items():
+        for name in pair:
+            message = find_once(name, folder) if isinstance(name, str) and ":" in name else None
+            if message is not None and message not in told:
+                yield Problem(message, ("combiners", str(pair[0])))
 
 
 def _place(unit: TaskUnit, key: str, graph: TaskGraph) -> tuple[str, Loc]:

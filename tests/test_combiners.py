@@ -114,6 +114,18 @@ def test_wrong_combiners_are_told_before_the_run_with_their_place() -> None:
 # -- costs and metrics -------------------------------------------------------------------------------------------------
 
 
+def test_combiners_that_no_merge_asks_for_are_checked_all_the_same(tmp_path: Path) -> None:
+    file = tmp_path / "p.yaml"
+    file.write_text(
+        "name: p\ncombiners:\n  Bag: combine_steps:nowhere\nsteps:\n  - {type: shell, name: a, command: [echo]}\n"
+    )
+    for command in ("validate", "run"):
+        done = CliRunner().invoke(cli, [command, str(file)])
+        assert done.exit_code == 2
+        assert "p.yaml:3:8" in done.output
+        assert "nowhere" in done.output
+
+
 @pytest.mark.parametrize("executor", THREE)
 def test_costs_and_metrics_reach_result_journal_and_show(tmp_path: Path, executor: str) -> None:
     block = Parallel("p", *(Step(f"s{n}", c.costly, params={"n": n}) for n in (1, 2)))

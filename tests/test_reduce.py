@@ -110,7 +110,17 @@ def test_an_initial_value_may_be_a_reference_and_no_items_need_one(tmp_path: Pat
 def test_a_fold_that_raises_fails_the_map(tmp_path: Path, executor: str) -> None:
     result = run(tmp_path, Map("m", r.same, items=range(3000), reduce=r.not_joined), executor=executor)
     assert result.status == "failed"
-    assert "ValueError: no" in str(result.failures[0])
+    [failure] = [f.failure for f in result.failures if f.failure is not None][:1]
+    assert failure.type == "ValueError"
+    assert failure.message == "reduce, at item 1 with the result 1: no"
+
+
+def test_a_fold_names_the_item_that_it_raised_at_in_any_chunk(tmp_path: Path) -> None:
+    fold = Map("m", r.same, items=range(3000), batch=7, reduce=r.not_2500, initial=0, on_error="continue")
+    result = run(tmp_path, fold, executor="threads")
+    [failure] = [f.failure for f in result.failures if f.failure is not None][:1]
+    assert failure.message == "reduce, at item 2500 with the result 2500: no"
+    assert "ValueError: no" in failure.traceback
 
 
 def done_items(event: Event) -> Iterable[int]:

@@ -384,3 +384,28 @@ def test_a_lock_whose_text_is_damaged_still_holds(folder: StateFolder) -> None:
     assert folder.lock("a").holder() is not None
     with pytest.raises(LockHeld, match="another process holds"):
         folder.lock("a").acquire("2")
+
+
+COMMANDS = [
+    *(["history"], ["show"], ["logs"], ["why", "a"], ["report"], ["trace"], ["clean"], ["resume"], ["retry"]),
+    *(["diff", "a", "b"], ["recover"], ["doctor"], ["replay", "x", "y"], ["run", "p.yaml"]),
+]
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command[0])
+def test_every_command_refuses_a_file_as_its_state_folder_in_the_same_words(
+    command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "p.yaml").write_text("name: p\nsteps: [{type: shell, name: a, command: [echo]}]\n")
+    (tmp_path / "file").touch()
+    done = subprocess.run(
+        [sys.executable, "-m", "procflow", *command, "--state-dir", "file"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    said = f"{tmp_path / 'file'}: is a file, not a folder; move it away, or name another with --state-dir"
+    assert said in done.stdout + done.stderr
+    assert done.returncode == (1 if command == ["doctor"] else 74)

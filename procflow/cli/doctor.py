@@ -184,14 +184,20 @@ def _folder(state_dir: str | None) -> Path:
     from procflow.storing.state_folder import locate
 
     place = locate(state_dir)
-    while not place.exists():
+    while not place.is_dir():
         place = place.parent
     return place
 
 
 def _state(state_dir: str | None) -> Finding:
-    from procflow.storing.state_folder import is_network_mount, locate
+    from procflow.errors import StoreError
+    from procflow.storing.state_folder import StateFolder, is_network_mount, locate
 
+    if os.path.lexists(locate(state_dir)):
+        try:
+            StateFolder.open(locate(state_dir), create=False)
+        except StoreError as error:
+            return Finding("state folder", "warning", str(error))
     place = _folder(state_dir)
     usage = shutil.disk_usage(place)
     text = f"{locate(state_dir)}: {size_text(usage.free)} of {size_text(usage.total)} free"

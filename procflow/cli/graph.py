@@ -33,7 +33,7 @@ FORMATS = ("text", "mermaid", "dot", "svg")
     "--format", "form", type=click.Choice(FORMATS), default="mermaid", show_default=True, help="What to draw."
 )
 @click.option("--run", metavar="RUN", help="Draw this run as it was, coloured by outcome; last is the last one.")
-@click.option("--state-dir", metavar="DIR", type=click.Path(file_okay=False), help="State folder of the run.")
+@click.option("--state-dir", metavar="DIR", type=click.Path(), help="State folder of the run.")
 @click.option("-o", "--output", metavar="F", type=click.Path(dir_okay=False), help="Write to this file, not to stdout.")
 def graph(file: str | None, form: str, run: str | None, state_dir: str | None, output: str | None, **given: Any) -> int:
     """Draw the pipeline in FILE: blocks as boxes, the order of steps as arrows.

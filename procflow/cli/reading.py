@@ -38,7 +38,7 @@ def state_option(command: _Command) -> _Command:
     return click.option(
         "--state-dir",
         metavar="DIR",
-        type=click.Path(file_okay=False),
+        type=click.Path(),
         help="State folder; default PROCFLOW_STATE_DIR, else .procflow here.",
     )(command)
 

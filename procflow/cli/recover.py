@@ -15,7 +15,7 @@ __all__ = ["recover"]
 @click.option(
     "--state-dir",
     metavar="DIR",
-    type=click.Path(file_okay=False),
+    type=click.Path(),
     help="State folder; default PROCFLOW_STATE_DIR, else .procflow here.",
 )
 def recover(plan: bool, state_dir: str | None) -> int:

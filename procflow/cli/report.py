@@ -27,9 +27,7 @@ __all__ = ["ReportAfter", "check_target", "opened", "report", "run_found"]
 @click.option(
     "-o", "--output", metavar="F", type=click.Path(dir_okay=False), help="File to write; default report-RUN.html here."
 )
-@click.option(
-    "--state-dir", metavar="DIR", type=click.Path(file_okay=False), help="State folder; default .procflow here."
-)
+@click.option("--state-dir", metavar="DIR", type=click.Path(), help="State folder; default .procflow here.")
 def report(run: str | None, output: str | None, state_dir: str | None) -> int:
     """Write a run as one HTML file: what failed, what ran when, memory, and where the time went.
 

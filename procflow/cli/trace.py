@@ -23,9 +23,7 @@ __all__ = ["trace"]
 @click.option(
     "-o", "--output", metavar="F", default="", help="File to write; - is stdout; default trace-RUN.json here."
 )
-@click.option(
-    "--state-dir", metavar="DIR", type=click.Path(file_okay=False), help="State folder; default .procflow here."
-)
+@click.option("--state-dir", metavar="DIR", type=click.Path(), help="State folder; default .procflow here.")
 def trace(run: str | None, output: str, state_dir: str | None) -> int:
     """Write a run as a trace: a track for each worker, and memory, cores and running tasks over time.
 

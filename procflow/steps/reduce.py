@@ -13,6 +13,7 @@ from typing import Any
 from procflow.call import StepCall
 from procflow.compiling.template import fill
 from procflow.errors import ProcflowError
+from procflow.failure import item_text, mark_place
 from procflow.ref import Ordered, Ref
 from procflow.state import SO_FAR, WAITING
 from procflow.steps.transform import call_function
@@ -37,23 +38,32 @@ def run(call: StepCall, values: Any) -> Any:
         value = values(SO_FAR)
     elif call.options.get("has_initial"):
         value = fill(call.options["initial"], values)
-    for result in _results(values.refs[WAITING]):
-        value = result if value is _NONE else call_function(function, value, result)
+    for index, result in _results(values.refs[WAITING]):
+        try:
+            value = result if value is _NONE else call_function(function, value, result)
+        except Exception as exc:
+            mark_place(exc, f"reduce, at item {index} with the result {item_text(result)}")
+            raise
     if value is _NONE:
         raise ReduceError("there is no result to begin with, since no item succeeded: give the map an initial value")
     return value
 
 
-def _results(waiting: Ref) -> Iterator[Any]:
-    """The results in order; chunks whose items lie among one another are opened together."""
+def _results(waiting: Ref) -> Iterator[tuple[int, Any]]:
+    """The items and their results in order; chunks whose items lie among one another are opened together."""
     assert isinstance(waiting, Ordered)
     together: list[Any] = []
     last = -1
     for indices, chunk in waiting.chunks:
         if together and indices[0] > last:
-            yield from objects.unpack(Ordered(tuple(together)))
+            yield from _opened(together)
             together = []
         together.append((indices, chunk))
         last = max(last, indices[-1])
     if together:
-        yield from objects.unpack(Ordered(tuple(together)))
+        yield from _opened(together)
+
+
+def _opened(chunks: list[Any]) -> Iterator[tuple[int, Any]]:
+    indices = sorted(index for own, _ in chunks for index in own) if len(chunks) > 1 else chunks[0][0]
+    return zip(indices, objects.unpack(Ordered(tuple(chunks))), strict=True)
