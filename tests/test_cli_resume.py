@@ -179,6 +179,55 @@ def test_what_succeeded_is_not_resumed(place: Place) -> None:
     assert place.ran() == []
 
 
+def other(place: Place, name: str, run_id: str, code: int = 0) -> None:
+    """Run another pipeline of the same state folder."""
+    (place.folder / f"{name}.yaml").write_text(
+        f"name: {name}\nsteps: [{{type: transform, name: s, function: 'jobs:make', params: {{key: {name}}}}}]\n"
+    )
+    place.run("--run-id", run_id, file=f"{name}.yaml", code=code)
+
+
+def test_a_resume_without_a_run_takes_the_newest_and_says_when_a_newer_one_is_passed_over(place: Place) -> None:
+    place.break_("b")
+    place.run("--run-id", "r", code=1)
+    other(place, "q", "good")
+    place.mend("b")
+    said = place.invoke("resume").stderr
+    assert "resuming run r of p.yaml (failed); the newest run is good of q (succeeded)\n" in said
+
+
+def test_the_newest_run_is_resumed_though_others_failed_before(place: Place) -> None:
+    for name in ("q", "b"):
+        place.break_(name)
+    place.run("--run-id", "r", code=1)
+    other(place, "q", "bad", code=1)
+    place.mend("q")
+    assert "resuming run bad of q.yaml (failed)\n" in place.invoke("resume").stderr
+
+
+def test_a_resume_that_could_mean_several_pipelines_is_refused_with_their_runs(place: Place) -> None:
+    for name in ("q", "b"):
+        place.break_(name)
+    place.run("--run-id", "r", code=1)
+    other(place, "q", "bad", code=1)
+    other(place, "fine", "good")
+    for command in ("resume", "retry"):
+        said = place.invoke(command, code=2).stderr
+        assert "the newest run, good of " in said
+        assert f"bad of {place.folder / 'q.yaml'} (failed), r of {place.folder / 'p.yaml'} (failed)" in said
+    place.mend("b")
+    assert place.invoke("resume", "r").stdout == END
+
+
+def test_a_failure_that_a_later_run_made_good_is_not_resumed(place: Place) -> None:
+    place.break_("b")
+    place.run("--run-id", "r", code=1)
+    place.mend("b")
+    place.run("--run-id", "again")
+    other(place, "q", "good")
+    assert "run good has succeeded" in place.invoke("resume").stderr
+
+
 def test_a_partial_run_is_not_resumed_but_what_failed_in_it_can_be_retried(place: Place) -> None:
     place.edit("p.yaml", "batch: 1, on_error: finish", "batch: 1, on_error: continue, tolerate: 1")
     place.break_("item2")

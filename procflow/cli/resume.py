@@ -49,7 +49,8 @@ def _options(command: Any) -> Any:
 def resume(run: str | None, **given: Any) -> int:
     """Go on with a run that was killed, stopped, or failed: nothing that is done runs again, also inside maps.
 
-    RUN is an id or its beginning; without it the last run that did not succeed. It keeps its id, file and parameters.
+    RUN is an id or its beginning; without it the last run that did not succeed, if it is clear which is meant. It keeps
+    its id, file and parameters.
     Steps whose code or parameters have changed since run again, with all that builds on them.
     """
     return _continue(run, given, same_run=True)
@@ -60,7 +61,7 @@ def resume(run: str | None, **given: Any) -> int:
 def retry(run: str | None, **given: Any) -> int:
     """Start a new run that keeps what succeeded in an old one, and runs what failed or never ran.
 
-    RUN is an id or its beginning; without it the last run that did not succeed.
+    RUN is an id or its beginning; without it the last run that did not succeed, if it is clear which is meant.
     """
     return _continue(run, given, same_run=False)
 
@@ -103,11 +104,22 @@ def _go_on(folder: StateFolder, row: RunRow, earlier: Earlier, given: dict[str, 
         watching = Watching(given)
         if not watching.quiet:
             verb = "resuming" if earlier.same_run else "retrying"
-            err(f"{verb} run {clean(row.run_id)} of {clean(file)} ({row.status})")
+            err(f"{verb} run {clean(row.run_id)} of {clean(file)} ({row.status}){_passed_over(folder, row)}")
         with watching.telling() as tell:
             return tell(run_file(file, options, watching))
     except PipelineError as error:
         return refused(error, file)
+
+
+def _passed_over(folder: StateFolder, row: RunRow) -> str:
+    """That there is a newer run, of another pipeline or of this one."""
+    from procflow.storing.history import History
+
+    with History.open(folder) as past:
+        newest = past.runs(limit=1)[0]
+    if newest.run_id == row.run_id:
+        return ""
+    return clean(f"; the newest run is {newest.run_id} of {newest.pipeline} ({newest.status})")
 
 
 def file_of(row: RunRow) -> str:

@@ -242,8 +242,10 @@ def _minor(version: str) -> str:
 def find_run(folder: StateFolder, run: str | None, lock: str | None = None, *, ended_well: bool = False) -> RunRow:
     """The run to resume or to retry: the one of this id (or beginning of one), else the last that did not succeed.
 
-    ``lock`` leaves only the runs of one pipeline. Raises ``NothingToDo`` where it has ended well (``ended_well`` lets
-    tolerated failures through), ``LockHeld`` where it goes on now, ``UnknownRun`` where there is none.
+    ``lock`` leaves only the runs of one pipeline. Without it a run does not count that a later one of its pipeline has made
+    good, and where the newest run ended well and those of several pipelines did not, none of them is guessed. Raises
+    ``NothingToDo`` where it has ended well (``ended_well`` lets tolerated failures through), ``LockHeld`` where it goes on
+    now, ``UnknownRun`` where there is none.
     """
     from procflow.storing.history import History, UnknownRun
 
@@ -255,11 +257,29 @@ def find_run(folder: StateFolder, run: str | None, lock: str | None = None, *, e
         raise CannotContinue(f"run {rows[0].run_id} is of {rows[0].file or rows[0].pipeline}, not of this pipeline")
     well = ("succeeded",) if ended_well else ENDED_WELL
     row = next((row for row in rows if row.status not in well), None)
+    if run is None and lock is None and rows[0].status in well:
+        row = _the_one_left(rows, well)
     if row is None:
         raise NothingToDo(_ended_well(rows[0]), rows[0])
     if row.live:
         raise LockHeld(f"run {row.run_id} is still going on (pid {row.pid} on {row.host})")
     return row
+
+
+def _the_one_left(rows: Sequence[RunRow], well: Container[str]) -> RunRow | None:
+    """The last run of a pipeline that did not end well, where no other pipeline has one; ``rows`` are newest first."""
+    last: dict[str | None, RunRow] = {}
+    for row in rows:
+        last.setdefault(row.lock, row)
+    left = [row for row in last.values() if row.status not in well]
+    if len(left) > 1:
+        named = ", ".join(f"{row.run_id} of {row.file or row.pipeline} ({row.status})" for row in left[:5])
+        more = f" and {len(left) - 5} more" if len(left) > 5 else ""
+        raise CannotContinue(
+            f"the newest run, {rows[0].run_id} of {rows[0].file or rows[0].pipeline}, has ended well, and several others "
+            f"have not: {named}{more}; name the one that is meant"
+        )
+    return left[0] if left else None
 
 
 def asked(
