@@ -156,7 +156,8 @@ class BlockStarted:
 class BlockFinished:
     """A block reached its end: its result record.
 
-    ``work_s`` is the sum of its tasks' times, ``saved_s`` what running them together saved (never negative).
+    ``work_s`` is the sum of its tasks' times, ``saved_s`` what running them together saved (never negative). ``kept`` says
+    that all of it was done in an earlier session of the run, or in the run it builds on.
     """
 
     at: float
@@ -177,6 +178,7 @@ class BlockFinished:
     reason: str = ""
     attempt: int = 1
     retry_in_s: float | None = None
+    kept: bool = False
 
 
 @passive(frozen=True, slots=True)

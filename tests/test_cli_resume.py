@@ -171,6 +171,22 @@ def test_a_map_goes_on_with_the_items_that_are_missing(place: Place) -> None:
     assert "item 4 is broken" not in shown.partition("-- session 2")[2]
 
 
+def test_hooks_are_no_steps_and_count_their_attempts_on_and_a_whole_map_is_said_to_be_kept(place: Place) -> None:
+    with (place.folder / "p.yaml").open("a") as file:
+        file.write("on_finish: [{type: transform, name: bye, function: 'jobs:make', params: {key: bye}}]\n")
+    place.break_("end")
+    failed = place.run("--run-id", "r", "--progress", "plain", code=1)
+    assert ": 6 steps (5 succeeded, 1 failed), 6 items" in failed.stderr
+    place.mend("end")
+    done = place.invoke("resume", "--progress", "plain").stderr
+    assert "(rows): kept, done before: 6 of 6 items; produced rows\n" in done
+    assert "(bye): attempt 2 started\n" in done
+    shown = place.invoke("show", "r").stdout
+    assert re.search(r"^kept +5 steps of earlier sessions$", shown, re.M)
+    assert re.search(r"^rows +1 +map +succeeded .*done before$", shown, re.M)
+    assert re.findall(r"^on_finish/bye +(\d) +task +succeeded", shown, re.M) == ["1", "2"]
+
+
 def test_what_succeeded_is_not_resumed(place: Place) -> None:
     place.run("--run-id", "r")
     place.ran()

@@ -126,7 +126,8 @@ _STEP_HEAD = ("STEP", "ITEM", "TRY", "KIND", "STATUS", "TIME", "MEMORY", "WHY")
 def _kept_line(run: RunRow, sessions: Sequence[SessionRow], rows: Sequence[StepRow]) -> Iterator[str]:
     """How much was done before the (last session of the) run began."""
     first_id = sessions[-1].first_id if sessions else 0
-    steps = sum(row.kind == "kept" for row in rows if row.id >= first_id)
+    own = [row for row in rows if row.id >= first_id]
+    steps = sum(row.kind == "kept" or (row.kind == "map" and row.reason == "done before") for row in own)
     items = sum(row.count or 0 for row in rows if row.kind == "copied" and row.role == "batch")
     if steps or items:
         what = " and ".join(counted(n, name) for n, name in ((steps, "step"), (items, "item")) if n)

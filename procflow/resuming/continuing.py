@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from procflow import __version__, units
 from procflow.errors import LockHeld, ProcflowError
+from procflow.graph import TaskGraph, walk
 from procflow.resuming.fingerprint import RUN_ID, Fingerprint, changes, fingerprints
 from procflow.resuming.needs import Key, Need, needs_of
 from procflow.resuming.selection import Chosen, OnlyCached, Selection, check_results, choose, loosened, under
@@ -133,8 +134,9 @@ def open_session(
             leaves = {need.unit.label for key, need in needs.items() if key[1] in ("member", "batch")}
             anew = leaves - prepared.graph.cached
         judged = JournalKept(
-            needs, prints, results, same_run=earlier.same_run, ignore=ignore, anew=anew, keep=prepared.graph.keep
-        )
+            needs, prints, results, same_run=earlier.same_run, ignore=ignore, anew=anew, keep=prepared.graph.keep,
+            hooks=_hooks(prepared.graph),
+        )  # fmt: skip
         session = Session(
             prepared, judged, list(judged.prints()), judged=judged, same_run=earlier.same_run,
             earlier=row.run_id if row is not None and not earlier.same_run else None, _results=[results],
@@ -154,6 +156,12 @@ def open_session(
     except BaseException:
         results.close()
         raise
+
+
+def _hooks(graph: TaskGraph) -> dict[str, str]:
+    """The labels of steps of hooks, by path."""
+    without = {id(unit) for unit in walk(graph.root)}
+    return {unit.path: unit.label for unit in walk(graph.root, hooks=True) if id(unit) not in without}
 
 
 def _changed(judged: JournalKept, prints: Mapping[Key, Fingerprint], chosen: Chosen) -> Iterator[str]:

@@ -210,11 +210,13 @@ class Scopes(ItemRules):
             return
         unit = scope.unit
         wall = self._now - scope.opened_at if scope.attempt else 0.0
+        kept = self.kept is not None and status == "succeeded" and scope.kept and scope.total > 0
         self._record(
             BlockFinished(
                 self._at(), unit.path, unit.label, scope.item, unit.kind, status, scope.total, scope.successes, scope.failed,
                 wall, scope.work_s, max(0.0, scope.work_s - wall), scope.cost, tuple(scope.published),
-                scope.failure if status == "failed" else None, scope.reason, scope.attempt, retry_in_s,
+                scope.failure if status == "failed" else None, scope.reason or ("done before" if kept else ""),
+                scope.attempt, retry_in_s, kept,
             )
         )  # fmt: skip
 

@@ -16,7 +16,7 @@ from procflow.events import BlockFinished, StepFinished
 from procflow.plaintext import clean, clean_lines, counted, shortened
 from procflow.units import size_text
 
-__all__ = ["Aftermath", "FindLog", "Story", "why", "with_place"]
+__all__ = ["Aftermath", "FindLog", "Story", "of_hook", "why", "with_place"]
 
 FindLog = Callable[[str, str, int], "tuple[str, Sequence[str]] | None"]
 """Path and last lines of the log of an attempt, by label, item and number; None where it left none."""
@@ -87,7 +87,7 @@ class Aftermath:
         if event.status == "failed":
             story = Story(event.path, event.label, event.item, event.attempts, event.failure)
             self._add(story, event.tolerated)
-        elif event.status == "cancelled" and _of_hook(event.path):
+        elif event.status == "cancelled" and of_hook(event.path):
             if len(self.cut_short) < NOT_RUN:
                 self.cut_short.append((event.label, event.reason))
         elif not event.item and event.status in ("skipped", "cancelled") and not by_condition(event.reason):
@@ -184,7 +184,7 @@ def _below(path: str, block: str) -> bool:
     return not block or path == block or path.startswith(f"{block}.")
 
 
-def _of_hook(path: str) -> bool:
+def of_hook(path: str) -> bool:
     """Is it a step of a hook? Only in their paths are there names: ``0.on_failure.0``."""
     return any(part.startswith("on_") for part in path.split("."))
 

@@ -244,7 +244,8 @@ class LiveRows:
         if event.status == "succeeded" and event.failed_count:
             note = f"{event.failed_count:,} failed, tolerated"
         items = (event.successful_count, event.members)
-        return [self._end(event.path, event.label, event.status, event.at, items, note, event.wall_s)]
+        status = "kept" if event.kept else event.status
+        return [self._end(event.path, event.label, status, event.at, items, note, event.wall_s)]
 
     def _end(
         self,

@@ -19,6 +19,7 @@ from typing import Any
 
 from procflow.errors import StoreError
 from procflow.events import AttemptFinished, BlockFinished, Event, RunFinished, RunStarted, StepFinished
+from procflow.showing.aftermath import of_hook
 
 __all__ = ["MetricsFile"]
 
@@ -75,7 +76,9 @@ class MetricsFile:
         elif isinstance(event, AttemptFinished):
             self._attempt(event)
         elif isinstance(event, StepFinished):
-            if not event.item:
+            if of_hook(event.path):
+                pass
+            elif not event.item:
                 self._ended["kept" if event.kept else event.status] += 1
             elif event.status == "failed":
                 self._steps.setdefault(event.label, _Step()).failed += 1
@@ -83,7 +86,7 @@ class MetricsFile:
             if event.kind == "map" and event.retry_in_s is None:
                 self._items += event.members
                 if not event.item:
-                    self._ended[event.status] += 1
+                    self._ended["kept" if event.kept else event.status] += 1
         elif isinstance(event, RunFinished):
             self._write(event)
 

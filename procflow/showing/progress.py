@@ -29,7 +29,7 @@ from procflow.events import (
 )
 from procflow.graph import MapUnit, ScopeUnit, TaskGraph
 from procflow.plaintext import clean, counted, shortened
-from procflow.showing.aftermath import Aftermath, FindLog, why, with_place
+from procflow.showing.aftermath import Aftermath, FindLog, of_hook, why, with_place
 from procflow.showing.plan import leaf_count, outline
 from procflow.storing.log_tail import finder, short_path
 from procflow.storing.state_folder import locate
@@ -220,7 +220,8 @@ class LineProgress:
             return
         self._paces.pop(event.path, None)
         never = event.status == "cancelled" and not event.attempts
-        self._count("skipped" if never else event.status)
+        if not of_hook(event.path):
+            self._count("skipped" if never else event.status)
         attempt = self._usage.pop(event.path, None)
         if event.kept:
             text = "kept, done before" if event.status == "succeeded" else "kept as skipped"
@@ -358,13 +359,15 @@ def _block_text(event: BlockFinished) -> str:
     saved = f", {duration_text(event.saved_s)} saved" if event.saved_s > 0 else ""
     cost = f", cost {event.cost:g}" if event.cost else ""
     done = f"{event.successful_count:,} of {counted(event.members, noun)}"
+    names = ", ".join(clean(name) for name in event.produced[:20])
+    more = f" and {len(event.produced) - 20:,} more" if len(event.produced) > 20 else ""
+    produced = f"; produced {names}{more}" if names else ""
+    if event.kept:
+        return f"kept, done before: {done}{produced}"
     work = f"{duration_text(event.work_s)} of work{saved}{cost}"
     if event.status == "failed":
         return f"FAILED in {duration_text(event.wall_s)}: {_reason(event)}; {done} succeeded; {work}"
     failed = f"; {event.failed_count:,} failed" if event.failed_count else ""
-    names = ", ".join(clean(name) for name in event.produced[:20])
-    more = f" and {len(event.produced) - 20:,} more" if len(event.produced) > 20 else ""
-    produced = f"; produced {names}{more}" if names else ""
     return f"succeeded in {duration_text(event.wall_s)}: {done}; {work}{failed}{produced}"
 
 

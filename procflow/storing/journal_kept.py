@@ -49,7 +49,8 @@ class JournalKept:
     """The results of ``results`` for the pipeline of ``needs``, whose tasks are made from ``prints``.
 
     ``same_run`` says that the run itself goes on: then attempts and clocks go on too. The results of the labels in
-    ``ignore`` are used whatever they were made from, those in ``anew`` run whatever was done. ``keep`` are values that stay.
+    ``ignore`` are used whatever they were made from, those in ``anew`` run whatever was done. ``keep`` are values that stay,
+    ``hooks`` the labels of steps of hooks by path: they always run, and their attempts go on as well.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class JournalKept:
         ignore: Container[str] = (),
         anew: Container[str] = (),
         keep: Container[str] = (),
+        hooks: Mapping[str, str] | None = None,
     ) -> None:
         self.needs = needs
         self.results = results
@@ -70,6 +72,7 @@ class JournalKept:
         self._ignore = ignore
         self._anew = anew
         self._keep = keep
+        self._hooks = hooks or {}
         self.lost = Lost()
         self.keys_by_path = {(need.unit.path, key[1]): key for key, need in needs.items()}
         self._floors: dict[tuple[Key, str], int] = {}
@@ -128,7 +131,7 @@ class JournalKept:
         """How many attempts were made before."""
         if not self._same_run:
             return 0
-        label = self.labels.get(path)
+        label = self.labels.get(path, self._hooks.get(path))
         return self.results.attempts.get((label, item), 0) if label is not None else 0
 
     def consumed_s(self, path: str, item: str) -> float:
