@@ -214,7 +214,7 @@ class ExecutorContract:
     def test_wait_returns_at_its_deadline_with_nothing(self, executor: Executor) -> None:
         began = time.monotonic()
         assert executor.wait(began + 0.05) == []
-        assert 0.05 <= time.monotonic() - began < 1.0
+        assert 0.05 <= time.monotonic() - began < 5
 
     def test_wait_without_deadline_returns_at_once_where_nothing_runs(self, executor: Executor) -> None:
         assert executor.wait(None) == []

@@ -75,7 +75,7 @@ def test_a_kill_finds_its_executor_and_its_clock_runs(mux: Mux, tmp_path: Path) 
     outcome = finish(mux)[-1]
     assert isinstance(outcome, Lost)
     assert (outcome.failure.cause, outcome.failure.signal) == ("timeout", signal.SIGKILL)
-    assert time.monotonic() - began < 1.5
+    assert time.monotonic() - began < 5
 
 
 def test_an_executor_that_is_not_there_is_named(mux: Mux) -> None:

@@ -6,6 +6,7 @@ import json
 import operator
 import os
 import random
+import select
 import shutil
 import signal
 import subprocess
@@ -39,6 +40,7 @@ from procflow.executors import ladder, processes
 from procflow.executors.channel import Outbox
 from procflow.executors.footprint import Footprint, Size
 from procflow.executors.processes import ProcessExecutor
+from procflow.executors.slot import Slot
 from procflow.values import objects
 
 
@@ -53,6 +55,11 @@ def soon(condition: Callable[[], bool], seconds: float = 5.0) -> bool:
             return False
         time.sleep(0.005)
     return True
+
+
+def arrived(slot: Slot) -> bool:
+    """The worker has sent something; a short message comes whole."""
+    return bool(select.select([slot.channel_fd], [], [], LONG_S)[0])
 
 
 def wait_until(executor: ProcessExecutor, condition: Callable[[], bool]) -> None:
@@ -153,7 +160,7 @@ def test_a_death_is_seen_at_once_though_a_forked_child_holds_every_pipe(
     assert soon(lambda: (tmp_path / "child").exists())
     began = time.monotonic()
     outcome = lost(finish(executor)[-1])
-    assert time.monotonic() - began < 0.5
+    assert time.monotonic() - began < 5, "the child sleeps for a minute"
     assert outcome.failure.signal == signal.SIGKILL
     assert soon(lambda: gone(int((tmp_path / "child").read_text())))
 
@@ -183,7 +190,9 @@ def test_peak_memory_and_time_of_a_lost_attempt_are_told(executor: ProcessExecut
     assert outcome.usage.wall_s > 0
     executor.submit(attempt(2, "hold_the_gil", str(tmp_path / "on")))
     wait_until(executor, (tmp_path / "on").exists)
-    time.sleep(0.1)
+    worker = psutil.Process(executor._running[2].pid)
+    used = sum(worker.cpu_times()[:2])
+    wait_until(executor, lambda: sum(worker.cpu_times()[:2]) > used + 0.1)
     executor.kill(2, "timeout", 0.0)
     outcome = lost(finish(executor)[-1])
     assert outcome.usage.peak_rss_bytes > 5_000_000
@@ -227,8 +236,10 @@ def test_a_worker_killed_while_it_receives_never_began_so_the_attempt_goes_to_an
 def test_a_worker_killed_while_it_sends_a_large_result_costs_its_attempt(executor: ProcessExecutor) -> None:
     executor.submit(attempt(1, "large", 64))
     slot = executor._running[1]
-    # It is in the middle of its result when the socket holds all it can and nobody reads.
-    time.sleep(0.3)
+    assert arrived(slot)
+    # A killed process leaves its send only when the socket is full, and a quick reader keeps it from being so.
+    os.kill(slot.pid, signal.SIGSTOP)
+    assert soon(lambda: psutil.Process(slot.pid).status() == psutil.STATUS_STOPPED, LONG_S)
     os.kill(slot.pid, signal.SIGKILL)
     outcome = lost(finish(executor)[-1])
     assert outcome.failure.signal == signal.SIGKILL
@@ -238,8 +249,7 @@ def test_a_worker_killed_while_it_sends_a_large_result_costs_its_attempt(executo
 def test_a_result_that_arrived_whole_counts_though_its_worker_is_dead(executor: ProcessExecutor) -> None:
     executor.submit(attempt(1, "double", 4))
     slot = executor._running[1]
-    assert soon(lambda: len(os.read(slot.channel_fd, 0)) == 0)
-    time.sleep(0.2)
+    assert arrived(slot)
     os.kill(slot.pid, signal.SIGKILL)
     assert value(finish(executor)[-1]) == 8
     assert value(run(executor, attempt(2, "double", 1))[2]) == 2
@@ -275,7 +285,7 @@ def test_a_c_loop_that_holds_the_gil_is_killed_on_time_with_its_stack_in_the_log
     wait_until(executor, (tmp_path / "on").exists)
     began = time.monotonic()
     executor.kill(1, "timeout", 0.2)
-    assert time.monotonic() - began < 0.05
+    assert time.monotonic() - began < 2, "it only begins to kill"
     outcome = lost(finish(executor)[-1])
     assert time.monotonic() - began < 1.2
     assert outcome.failure.cause == "timeout"
@@ -347,7 +357,7 @@ def test_a_second_kill_shortens_the_grace(executor: ProcessExecutor, tmp_path: P
 
 def test_what_was_done_before_the_kill_counts(executor: ProcessExecutor) -> None:
     executor.submit(attempt(1, "double", 5))
-    time.sleep(0.3)
+    assert arrived(executor._running[1])
     executor.kill(1, "timeout", 1.0)
     assert value(finish(executor)[-1]) == 10
     assert value(run(executor, attempt(2, "double", 1))[2]) == 2
@@ -632,7 +642,7 @@ def test_close_ends_busy_and_idle_workers_and_leaves_nothing(tmp_path: Path) -> 
     wait_until(executor, lambda: (tmp_path / "daemon").exists() and (tmp_path / "on").exists())
     began = time.monotonic()
     executor.close()
-    assert time.monotonic() - began < 4
+    assert time.monotonic() - began < LONG_S
     assert children() == before
     assert gone(int((tmp_path / "daemon").read_text()))
 
@@ -644,7 +654,7 @@ def test_close_of_idle_workers_is_quick_and_leaves_no_descriptor() -> None:
     run(executor, *(attempt(k, "double", k) for k in range(6)))
     began = time.monotonic()
     executor.close()
-    assert time.monotonic() - began < 1.5
+    assert time.monotonic() - began < 5
     assert open_fds() == fds
 
 
