@@ -46,6 +46,10 @@ def _score_conflicts(given: Given) -> Conflicts:
         yield "merge", "best_quality needs score: a key of the values, or module:name"
 
 
+_CONTESTED = frozenset({"outputs", "retry", "timeout", "cache", "on_error"})
+"""Without one of these no two keys of a step contradict each other."""
+
+
 class StepBase(Record):
     """The keys of every step."""
 
@@ -89,6 +93,8 @@ class StepBase(Record):
     @classmethod
     def conflicts(cls, given: Given) -> Conflicts:
         """Keys that exclude each other, and keys that this type of step can't honour."""
+        if _CONTESTED.isdisjoint(given) and cls.refused.keys().isdisjoint(given):
+            return
         if given.get("output") is not None and given.get("outputs") is not None:
             yield "outputs", "output and outputs exclude each other: keep one"
         yield from retry_conflicts(given)
@@ -338,10 +344,14 @@ STEP_TYPES: dict[str, type[StepBase]] = {
     "pipeline": Subpipeline, "sequence": Sequence, "parallel": Parallel, "graph": Graph, "map": Map,
 }  # fmt: skip
 """Every value of ``type`` with its record."""
+_TAGS: dict[type, str] = {kind: f"<{name}>" for name, kind in STEP_TYPES.items() if name != "function"}
 
 
 def step_tag(value: object) -> str:
     """The union tag of a declared step, ``<map>``: never a key that a user could write, so that error paths stay clear."""
+    known = _TAGS.get(type(value))
+    if known is not None:
+        return known
     if not isinstance(value, (dict, StepBase)):
         return "<transform>"
     written = value if isinstance(value, dict) else {"type": getattr(value, "type", "")}

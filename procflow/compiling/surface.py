@@ -176,6 +176,8 @@ def is_off(step: StepBase) -> bool:
     """Whether the step is left out, with all it would publish: by a key of its own, or because all inside it is."""
     if not step.enabled or step.when is False:
         return True
+    if isinstance(step, LEAVES):
+        return False
     members = inner_steps(step)
     return bool(members) and all(map(is_off, members))
 
