@@ -225,6 +225,8 @@ def _retry(retry: Retry) -> RetrySpec:
 
 def _reads(call: StepCall) -> tuple[str, ...]:
     """Names that the call looks up, without those that the item of a map provides."""
+    if not (call.args or call.kwargs or call.options or call.params or call.when):
+        return ()
     names: dict[str, None] = {}
     for tree in (call.args, call.kwargs, call.options, call.params):
         if tree:
@@ -232,8 +234,6 @@ def _reads(call: StepCall) -> tuple[str, ...]:
             names.update((lookup.name, None) for _, lookup in found)
     if call.when is not None:
         names.update((lookup.name, None) for lookup in condition.parse(call.when).lookups)
-    if not names:
-        return ()
     own: tuple[str | None, ...] = (*ROOTS, call.item_name, INDEX) if call.item_name is not None else ROOTS
     return tuple(name for name in names if name not in own)
 

@@ -29,8 +29,6 @@ START_S = 0.02
 
 Spans = tuple[tuple[int, float, float], ...]
 """Items in their order: how many, their seconds together, and the CPU seconds in them."""
-_PLAIN = ((), 0, 0, 0)
-"""Spans, sizes and skips of a lesson of one attempt of a plain step."""
 Key = tuple[str, str, str]
 """Label, role and executor."""
 
@@ -76,7 +74,8 @@ class Lesson(NamedTuple):
     @property
     def is_plain(self) -> bool:
         """Whether this is of one attempt that succeeded, which most lessons are."""
-        return self.walls == (self.wall_s,) and len(self.peaks) <= 1 and self[:2] == (1, 1) and self[7:11] == _PLAIN
+        once = self.attempts == 1 and self.items == 1 and len(self.peaks) <= 1 and self.walls == (self.wall_s,)
+        return once and not (self.spans or self.size or self.size_bytes or self.skipped)
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +146,7 @@ def _single(one: Seen, made_of: str) -> Lesson:
     """The same for the only attempt of a step, of which a pipeline may have a hundred thousand."""
     around_s = one.outside_s if one.outside_s <= START_S else 0.0
     peaks = (one.peak_bytes,) if one.peak_bytes else ()
-    return Lesson(1, 1, one.wall_s, one.cpu_s, around_s, (one.wall_s,), peaks, made_of=made_of)
+    return Lesson._make((1, 1, one.wall_s, one.cpu_s, around_s, (one.wall_s,), peaks, (), 0, 0, 0, made_of))
 
 
 def _place(seen: Seen) -> tuple[tuple[int, ...], int]:
@@ -229,7 +228,8 @@ def _read(rows: Iterable[Any]) -> Iterator[tuple[Key, Lesson]]:
         if len(row) == SHORT_ROW:
             label, role, executor, wall, cpu, overhead, peak, made_of = row
             peaks = (peak,) if peak else ()
-            yield (label, role, executor), Lesson(1, 1, wall, cpu, overhead, (wall,), peaks, made_of=made_of)
+            plain = (1, 1, wall, cpu, overhead, (wall,), peaks, (), 0, 0, 0, made_of)
+            yield (label, role, executor), Lesson._make(plain)
             continue
         label, role, executor, attempts, items, wall, cpu, overhead, walls, peaks, spans, *rest = row
         course = tuple((int(count), float(w), float(c)) for count, w, c in spans)
