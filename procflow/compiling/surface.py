@@ -116,7 +116,8 @@ class Surfaces:
         if isinstance(step, Block) and publishes_members(step):
             members = inner_steps(step)
             for member, inner in zip(members, unique_names(members), strict=True):
-                yield from self.dormant(member, inner, off)
+                if off or not isinstance(member, LEAVES) or is_off(member):
+                    yield from self.dormant(member, inner, off)
         elif off:
             yield from ((value, name, off) for value in self.face(step, name).writes)
 

@@ -75,8 +75,9 @@ def limited(
     if setting.state and call.function is not None:
         call = replace(call, state=setting.state)
     if step.transient:
+        build.transient = True
         call = replace(call, transient=True)
-    elif _or(step.cache, setting.defaults.cache):
+    elif step.cache or (step.cache is None and setting.defaults.cache):
         named = step.outputs if isinstance(step.outputs, tuple) else ()
         build.cached[seat["label"]] = (*named, *(name for name in (step.output, step.name) if name is not None))
     return TaskUnit(
