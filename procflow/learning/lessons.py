@@ -12,6 +12,7 @@ import json
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, NamedTuple
 
 __all__ = ["VERSION", "Lesson", "Lessons", "Seen", "Spans", "decoded", "encoded", "learn", "median", "quantile"]
@@ -24,6 +25,8 @@ SPANS = 64
 """Spans at most, about, that stand for the course of a map's items."""
 SHORT_ROW = 8
 """Parts of the text of a lesson of a single attempt."""
+AT_ONCE = 1000
+"""Lessons that are made text at once."""
 START_S = 0.02
 """What is spent around an attempt from here on is the start of its worker."""
 
@@ -192,9 +195,15 @@ def _spans(parts: Sequence[tuple[int, float, float]]) -> Spans:
 
 def encoded(lessons: Lessons) -> bytes:
     """The lessons as compressed text."""
-    rows = [_row(key, lesson) for key, lesson in lessons.by_key.items()]
-    text = json.dumps([round(lessons.start_s, 4), lessons.cores, rows], separators=(",", ":"))
-    return zlib.compress(text.encode(), 1)
+    packer = zlib.compressobj(1)
+    packed = [packer.compress(f"[{json.dumps(round(lessons.start_s, 4))},{lessons.cores},[".encode())]
+    # Some at a time: of a hundred thousand, the text alone would be ten megabytes.
+    left, comma = iter(lessons.by_key.items()), ""
+    while rows := [_row(key, lesson) for key, lesson in islice(left, AT_ONCE)]:
+        text = json.dumps(rows, separators=(",", ":"))
+        packed.append(packer.compress((comma + text[1:-1]).encode()))
+        comma = ","
+    return b"".join((*packed, packer.compress(b"]]"), packer.flush()))
 
 
 def _row(key: Key, one: Lesson) -> list[Any]:
