@@ -7,7 +7,7 @@ the compiler's to check. The grammars of single keys are in ``grammar.py``. Work
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, Union
 
 from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, Tag, WithJsonSchema, field_validator
@@ -46,8 +46,7 @@ def _score_conflicts(given: Given) -> Conflicts:
         yield "merge", "best_quality needs score: a key of the values, or module:name"
 
 
-_CONTESTED = frozenset({"outputs", "retry", "timeout", "cache", "on_error"})
-"""Without one of these no two keys of a step contradict each other."""
+_CONTESTED = frozenset({"outputs", "retry", "timeout", "cache", "on_error"})  # without these, no keys contradict others
 
 
 class StepBase(Record):
@@ -349,8 +348,7 @@ _TAGS: dict[type, str] = {kind: f"<{name}>" for name, kind in STEP_TYPES.items()
 
 def step_tag(value: object) -> str:
     """The union tag of a declared step, ``<map>``: never a key that a user could write, so that error paths stay clear."""
-    known = _TAGS.get(type(value))
-    if known is not None:
+    if (known := _TAGS.get(type(value))) is not None:
         return known
     if not isinstance(value, (dict, StepBase)):
         return "<transform>"
@@ -400,6 +398,3 @@ class Pipeline(SharedKeys):
     def conflicts(cls, given: Given) -> Conflicts:
         """``tolerate`` where a failure stops the run anyway."""
         return _tolerate_conflicts(given)
-
-
-Callback = Callable[..., Any]
