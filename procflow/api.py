@@ -49,6 +49,7 @@ AnyMember = "model.AnyStep | Callable[..., Any]"
 
 _Record = TypeVar("_Record", bound=model.Record)
 
+_EVENTS = ("on_success", "on_failure", "on_finish")
 _NAME = re.compile(model.NAME)
 _DOTTED = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
 
@@ -319,8 +320,7 @@ def _members(steps: Iterable[Any]) -> tuple[Any, ...]:
 
 def _with_hooks(keys: Mapping[str, Any]) -> dict[str, Any]:
     """The keys of a pipeline or a step; bare functions among its hooks are made steps."""
-    events = ("on_success", "on_failure", "on_finish")
-    return {key: _members(value) if key in events and value else value for key, value in keys.items()}
+    return {key: _members(value) if key in _EVENTS and value else value for key, value in keys.items()}
 
 
 def _bare(step: Any) -> Any:
@@ -334,13 +334,13 @@ def _bare(step: Any) -> Any:
 
 def _make(kind: type[_Record], name: str | None, given: Mapping[str, Any], keys: Mapping[str, Any]) -> _Record:
     """The record of a step; what is wrong is told with the step's name."""
-    data = {**given, **_with_hooks(keys)}
+    data = {**given, **_with_hooks(keys)} if keys else dict(given)
     if name is not None:
         data["name"] = name
-    title = f"{kind.__name__.replace('Transform', 'Step')} {name!r}" if name is not None else kind.__name__
     try:
         return kind(**data)
     except ValidationError as error:
+        title = f"{kind.__name__.replace('Transform', 'Step')} {name!r}" if name is not None else kind.__name__
         raise PipelineError(_problems(error, kind, title)) from None
 
 

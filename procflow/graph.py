@@ -195,8 +195,10 @@ def walk(unit: Unit, hooks: bool = False) -> Iterator[Unit]:
     while stack:
         current = stack.pop()
         yield current
-        if hooks:
+        if hooks and current.hooks:
             stack += [hook for _, hook in reversed(current.hooks)]
+        if isinstance(current, TaskUnit):
+            continue
         if isinstance(current, MapUnit):
             stack += [u for u in (current.merger, current.body, current.expand, current.gate) if u is not None]
         elif isinstance(current, ScopeUnit):

@@ -253,8 +253,6 @@ def iterate(
             folder.new_run(prepared.run_id)
         shown = mask.tree(graph.params) if mask is not None else dict(graph.params)
         store.begin(_record(session, name, shown, asked(options, graph.params, shown, earlier)))
-        # They are in the journal now, and half a kilobyte a step.
-        session.prints = ()
         objects = make_folder(str(folder.run(prepared.run_id) / "objects"))
         _clean(objects, folder, prepared.run_id)
         swept = transient.leaves_something(graph)
@@ -308,12 +306,16 @@ def _tell_of_troubles(engine: Engine, prepared: Prepared) -> None:
 
 
 def _record(session: Session, lock: str, params: Mapping[str, Any], options: Mapping[str, Any]) -> RunRecord:
-    """What the journal is told at the start; ``params`` as they may be shown."""
+    """What the journal is told at the start; ``params`` as they may be shown.
+
+    The fingerprints, half a kilobyte a step, leave the session: nothing else needs them.
+    """
     from procflow.storing.store_begin import RunRecord
 
     prepared = session.prepared
     file = prepared.source.path if prepared.source is not None else None
     executors = prepared.graph.executors
+    prints, session.prints = session.prints, ()
     return RunRecord(
         prepared.run_id,
         prepared.pipeline.name,
@@ -324,7 +326,7 @@ def _record(session: Session, lock: str, params: Mapping[str, Any], options: Map
         workers=prepared.workers,
         options=options,
         earlier=session.earlier,
-        prints=session.prints,
+        prints=prints,
         taken=session.taken,
     )
 

@@ -7,7 +7,7 @@ the compiler's to check. The grammars of single keys are in ``grammar.py``. Work
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, Union
 
 from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, Tag, WithJsonSchema, field_validator
@@ -44,6 +44,9 @@ def _score_conflicts(given: Given) -> Conflicts:
         yield "score", "works only with merge: best_quality"
     elif best and given.get("score") is None:
         yield "merge", "best_quality needs score: a key of the values, or module:name"
+
+
+_CONTESTED = frozenset({"outputs", "retry", "timeout", "cache", "on_error"})  # without these, no keys contradict others
 
 
 class StepBase(Record):
@@ -89,6 +92,8 @@ class StepBase(Record):
     @classmethod
     def conflicts(cls, given: Given) -> Conflicts:
         """Keys that exclude each other, and keys that this type of step can't honour."""
+        if _CONTESTED.isdisjoint(given) and cls.refused.keys().isdisjoint(given):
+            return
         if given.get("output") is not None and given.get("outputs") is not None:
             yield "outputs", "output and outputs exclude each other: keep one"
         yield from retry_conflicts(given)
@@ -338,10 +343,13 @@ STEP_TYPES: dict[str, type[StepBase]] = {
     "pipeline": Subpipeline, "sequence": Sequence, "parallel": Parallel, "graph": Graph, "map": Map,
 }  # fmt: skip
 """Every value of ``type`` with its record."""
+_TAGS: dict[type, str] = {kind: f"<{name}>" for name, kind in STEP_TYPES.items() if name != "function"}
 
 
 def step_tag(value: object) -> str:
     """The union tag of a declared step, ``<map>``: never a key that a user could write, so that error paths stay clear."""
+    if (known := _TAGS.get(type(value))) is not None:
+        return known
     if not isinstance(value, (dict, StepBase)):
         return "<transform>"
     written = value if isinstance(value, dict) else {"type": getattr(value, "type", "")}
@@ -390,6 +398,3 @@ class Pipeline(SharedKeys):
     def conflicts(cls, given: Given) -> Conflicts:
         """``tolerate`` where a failure stops the run anyway."""
         return _tolerate_conflicts(given)
-
-
-Callback = Callable[..., Any]

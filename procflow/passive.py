@@ -28,7 +28,9 @@ else:
 def changed(record: _Record, **values: Any) -> _Record:
     """The same record with other values: ``dataclasses.replace`` in half the time, for what is done to each of many."""
     names, read = _reader(cast("Any", type(record)))
-    return type(record)(**{**dict(zip(names, read(record), strict=True)), **values})
+    found = dict(zip(names, read(record), strict=True))
+    found.update(values)
+    return type(record)(**found)
 
 
 @lru_cache(maxsize=64)

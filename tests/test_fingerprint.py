@@ -90,6 +90,28 @@ class Project:
         }
 
 
+def test_fingerprints_are_those_of_earlier_versions() -> None:
+    steps = [
+        Parallel(
+            Step("a", "json:dumps", params={"obj": [1, 2.5, None, True, "é", b"x", {"k": (1,)}]}),
+            Step("b", "json:dumps", outputs=["x", "y"]),
+            name="block",
+        ),
+        Step("c", "json:loads", inputs=["a"], when="x == 1"),
+    ]
+    found = fingerprints(needs_of(compile_pipeline(Pipeline("p", steps=steps)))).by_key
+    assert {label or "(all)": print_.digest for (label, _), print_ in found.items()} == {
+        "block/a": "xxh3_128:273374d4e29b7f8b7f5b73e6a81fabc0",
+        "block/b": "xxh3_128:f191efc644db7402e7cdb5ce27f8924c",
+        "block": "xxh3_128:4368d6cc219cdc4915a2b3fbbad08705",
+        "c": "xxh3_128:d22bd0aab54c66fa811060fcb8978cc0",
+        "(all)": "xxh3_128:ebed5dcb52edb52d0a18b9fc713ae45d",
+    }
+    assert dict(found["c", "member"].parts) == {
+        "kind": "35bbe52b44d7dd7f", "code": "635c0f63840f89fa", "inputs": "e8f49c24fa5e1c59", "when": "8e0918234d187227"
+    }  # fmt: skip
+
+
 @pytest.fixture
 def project(tmp_path: Path) -> Project:
     return Project(tmp_path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sqlite3
@@ -24,8 +25,9 @@ from procflow.attempt import Succeeded, Usage
 from procflow.compiler import compile_pipeline
 from procflow.errors import PipelineError
 from procflow.graph import TaskGraph, TaskUnit, walk
+from procflow.learning import known
 from procflow.learning.known import Course, Knowledge, Known, gather
-from procflow.learning.lessons import Lesson, Lessons, Seen, decoded, encoded, learn, median, quantile
+from procflow.learning.lessons import AT_ONCE, Lesson, Lessons, Seen, decoded, encoded, learn, median, quantile
 from procflow.learning.teaching import changed_tasks, expected, reserve, taught
 from procflow.ref import Inline
 from procflow.scheduler import Scheduler
@@ -90,6 +92,39 @@ lessons = st.builds(
 def test_lessons_survive_their_text(found: dict[tuple[str, str, str], Lesson], cores: int) -> None:
     made = Lessons(found, 0.125, cores)
     assert decoded(encoded(made)) == made
+
+
+def test_more_lessons_than_are_told_at_once_survive_their_text() -> None:
+    made = learn(seen(f"step {i}", i / 7) for i in range(2 * AT_ONCE + 1))
+    text = zlib.decompress(encoded(made))
+    assert text.decode() == json.dumps(json.loads(text), separators=(",", ":"))
+    assert list(decoded(encoded(made)).by_key) == list(made.by_key)
+
+
+@given(st.floats(0, 1e6), st.floats(0, 1e6), st.floats(0, 1), st.sampled_from([0, 1, 2**40]), st.booleans())
+def test_one_plain_lesson_teaches_the_same_as_one_among_others(
+    wall_s: float, cpu_s: float, outside_s: float, peak_bytes: int, same: bool
+) -> None:
+    one = seen("a", wall_s, cpu_s=cpu_s, outside_s=outside_s, peak_bytes=peak_bytes)
+    run = PastRun(learn([one], cores=4), workers=3)
+    ((key, lesson),) = run.lessons.by_key.items()
+    assert lesson.is_plain
+    assert known._once(run, key, lesson, same) == known._known([(run, key, lesson)], same)
+
+
+@pytest.mark.parametrize(
+    "attempts",
+    [
+        [seen(), seen()],
+        [seen(status="skipped")],
+        [seen(status="lost")],
+        [seen(role="batch", item="0-9")],
+        [seen(size=3)],
+    ],
+)
+def test_a_lesson_of_more_than_one_success_is_not_plain(attempts: list[Seen]) -> None:
+    (lesson,) = learn(attempts).by_key.values()
+    assert not lesson.is_plain
 
 
 @pytest.mark.parametrize(

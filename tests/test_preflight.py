@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 
-from procflow import api
+from procflow import Parallel, Pipeline, Step, api
+from procflow.call import StepCall
 from procflow.compiler import compile_pipeline
 from procflow.compiling.build import LoadedFile
 from procflow.errors import PipelineError, dotted
+from procflow.executors.payload import Payload, Payloads
 from procflow.launch import prepare
 from procflow.loader import load_pipeline
 from procflow.preflight import check
@@ -249,6 +251,28 @@ def problems_of(path: Path, **options: Any) -> list[str]:
     with pytest.raises(PipelineError) as caught:
         prepared()
     return [str(p).replace(f"{path}:", "").split(" (")[0] for p in caught.value.problems]
+
+
+def test_a_function_is_tried_once_however_many_steps_call_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[str] = []
+    of = Payloads.of
+
+    def noted(self: Payloads, call: StepCall) -> Payload:
+        tried.append(call.name)
+        return of(self, call)
+
+    monkeypatch.setattr(Payloads, "of", noted)
+    lock = threading.Lock()
+    steps = [
+        Parallel(*(Step(f"s{i}", len) for i in range(3)), name="many"),
+        Step("own", len, params={"obj": b"in no file"}),
+        Step("bad", lambda: lock),
+        Step("bad_too", lambda: lock),
+    ]
+    graph = compile_pipeline(Pipeline("p", steps=steps))
+    told = check(graph, slots=2, memory_bytes=10**9)
+    assert tried == ["s0", "own", "bad", "bad_too"]
+    assert [problem.loc for problem in told] == [("steps", 2), ("steps", 3)]
 
 
 def test_many_mistakes_in_one_file_are_listed_together_with_their_places(tmp_path: Path) -> None:

@@ -137,6 +137,8 @@ class Build:
     installed: Installed | None = None
     limits: dict[int, tuple[Setting, Limits]] = field(default_factory=dict)
     """The limits of a step that declares none, by identity of the setting that it inherits."""
+    transient: bool = False
+    """Whether any step is transient."""
     cached: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """The labels of steps whose results the next run uses, with the values that they publish."""
     shared: dict[str, str] = field(default_factory=dict)

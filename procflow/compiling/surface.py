@@ -116,7 +116,8 @@ class Surfaces:
         if isinstance(step, Block) and publishes_members(step):
             members = inner_steps(step)
             for member, inner in zip(members, unique_names(members), strict=True):
-                yield from self.dormant(member, inner, off)
+                if off or not isinstance(member, LEAVES) or is_off(member):
+                    yield from self.dormant(member, inner, off)
         elif off:
             yield from ((value, name, off) for value in self.face(step, name).writes)
 
@@ -176,6 +177,8 @@ def is_off(step: StepBase) -> bool:
     """Whether the step is left out, with all it would publish: by a key of its own, or because all inside it is."""
     if not step.enabled or step.when is False:
         return True
+    if isinstance(step, LEAVES):
+        return False
     members = inner_steps(step)
     return bool(members) and all(map(is_off, members))
 

@@ -75,8 +75,9 @@ def limited(
     if setting.state and call.function is not None:
         call = replace(call, state=setting.state)
     if step.transient:
+        build.transient = True
         call = replace(call, transient=True)
-    elif _or(step.cache, setting.defaults.cache):
+    elif step.cache or (step.cache is None and setting.defaults.cache):
         named = step.outputs if isinstance(step.outputs, tuple) else ()
         build.cached[seat["label"]] = (*named, *(name for name in (step.output, step.name) if name is not None))
     return TaskUnit(
@@ -225,6 +226,8 @@ def _retry(retry: Retry) -> RetrySpec:
 
 def _reads(call: StepCall) -> tuple[str, ...]:
     """Names that the call looks up, without those that the item of a map provides."""
+    if not (call.args or call.kwargs or call.options or call.params or call.when):
+        return ()
     names: dict[str, None] = {}
     for tree in (call.args, call.kwargs, call.options, call.params):
         if tree:
@@ -232,8 +235,6 @@ def _reads(call: StepCall) -> tuple[str, ...]:
             names.update((lookup.name, None) for _, lookup in found)
     if call.when is not None:
         names.update((lookup.name, None) for lookup in condition.parse(call.when).lookups)
-    if not names:
-        return ()
     own: tuple[str | None, ...] = (*ROOTS, call.item_name, INDEX) if call.item_name is not None else ROOTS
     return tuple(name for name in names if name not in own)
 

@@ -12,6 +12,7 @@ import json
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, NamedTuple
 
 __all__ = ["VERSION", "Lesson", "Lessons", "Seen", "Spans", "decoded", "encoded", "learn", "median", "quantile"]
@@ -24,13 +25,13 @@ SPANS = 64
 """Spans at most, about, that stand for the course of a map's items."""
 SHORT_ROW = 8
 """Parts of the text of a lesson of a single attempt."""
+AT_ONCE = 1000
+"""Lessons that are made text at once."""
 START_S = 0.02
 """What is spent around an attempt from here on is the start of its worker."""
 
 Spans = tuple[tuple[int, float, float], ...]
 """Items in their order: how many, their seconds together, and the CPU seconds in them."""
-_PLAIN = ((), 0, 0, 0)
-"""Spans, sizes and skips of a lesson of one attempt of a plain step."""
 Key = tuple[str, str, str]
 """Label, role and executor."""
 
@@ -76,7 +77,8 @@ class Lesson(NamedTuple):
     @property
     def is_plain(self) -> bool:
         """Whether this is of one attempt that succeeded, which most lessons are."""
-        return self.walls == (self.wall_s,) and len(self.peaks) <= 1 and self[:2] == (1, 1) and self[7:11] == _PLAIN
+        once = self.attempts == 1 and self.items == 1 and len(self.peaks) <= 1 and self.walls == (self.wall_s,)
+        return once and not (self.spans or self.size or self.size_bytes or self.skipped)
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +149,7 @@ def _single(one: Seen, made_of: str) -> Lesson:
     """The same for the only attempt of a step, of which a pipeline may have a hundred thousand."""
     around_s = one.outside_s if one.outside_s <= START_S else 0.0
     peaks = (one.peak_bytes,) if one.peak_bytes else ()
-    return Lesson(1, 1, one.wall_s, one.cpu_s, around_s, (one.wall_s,), peaks, made_of=made_of)
+    return Lesson._make((1, 1, one.wall_s, one.cpu_s, around_s, (one.wall_s,), peaks, (), 0, 0, 0, made_of))
 
 
 def _place(seen: Seen) -> tuple[tuple[int, ...], int]:
@@ -193,9 +195,15 @@ def _spans(parts: Sequence[tuple[int, float, float]]) -> Spans:
 
 def encoded(lessons: Lessons) -> bytes:
     """The lessons as compressed text."""
-    rows = [_row(key, lesson) for key, lesson in lessons.by_key.items()]
-    text = json.dumps([round(lessons.start_s, 4), lessons.cores, rows], separators=(",", ":"))
-    return zlib.compress(text.encode(), 1)
+    packer = zlib.compressobj(1)
+    packed = [packer.compress(f"[{json.dumps(round(lessons.start_s, 4))},{lessons.cores},[".encode())]
+    # Some at a time: of a hundred thousand, the text alone would be ten megabytes.
+    left, comma = iter(lessons.by_key.items()), ""
+    while rows := [_row(key, lesson) for key, lesson in islice(left, AT_ONCE)]:
+        text = json.dumps(rows, separators=(",", ":"))
+        packed.append(packer.compress((comma + text[1:-1]).encode()))
+        comma = ","
+    return b"".join((*packed, packer.compress(b"]]"), packer.flush()))
 
 
 def _row(key: Key, one: Lesson) -> list[Any]:
@@ -229,7 +237,8 @@ def _read(rows: Iterable[Any]) -> Iterator[tuple[Key, Lesson]]:
         if len(row) == SHORT_ROW:
             label, role, executor, wall, cpu, overhead, peak, made_of = row
             peaks = (peak,) if peak else ()
-            yield (label, role, executor), Lesson(1, 1, wall, cpu, overhead, (wall,), peaks, made_of=made_of)
+            plain = (1, 1, wall, cpu, overhead, (wall,), peaks, (), 0, 0, 0, made_of)
+            yield (label, role, executor), Lesson._make(plain)
             continue
         label, role, executor, attempts, items, wall, cpu, overhead, walls, peaks, spans, *rest = row
         course = tuple((int(count), float(w), float(c)) for count, w, c in spans)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from procflow.call import Lookup, Text
@@ -99,6 +100,7 @@ def _rounds(unit: MapUnit, knowledge: Knowledge, slots: int) -> float:
     return count * share / at_once
 
 
+@lru_cache(maxsize=10_000)
 def reserve(peak_bytes: int, budget_bytes: int, slots: int) -> int:
     """What is taken of the budget for a task with this peak: a little more, rounded up to one of a few amounts.
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import datetime
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields, is_dataclass
 from decimal import Decimal
 from enum import Enum
@@ -67,6 +67,10 @@ class Canonical:
     def digest(self, value: Any) -> str:
         """The digest of a value."""
         return digest(self.of(value))
+
+    def of_tuple(self, parts: Iterable[bytes]) -> bytes:
+        """The canonical bytes of a tuple by those of its members."""
+        return _framed("tuple", *parts)
 
     def of(self, value: Any) -> bytes:
         """The canonical bytes of a value."""

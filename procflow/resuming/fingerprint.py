@@ -70,6 +70,7 @@ class _Printer:
         self._code = CodePrints()
         self._canonical = Canonical(self._code.callable, run_id)
         self._known: dict[Any, str] = {}
+        self._kinds: dict[tuple[str, str | None], tuple[bytes, bytes, bytes]] = {}
         self._pieces: dict[tuple[str, str | None], dict[str, str]] = {}
         self.tells_pieces = True
 
@@ -84,7 +85,7 @@ class _Printer:
         parts: dict[str, str] = {}
         if isinstance(need.unit, TaskUnit):
             call = need.unit.call
-            parts["kind"] = canonical.digest(("kind", call.kind, call.outputs, call.item_name))
+            parts["kind"] = self._kind(call, canonical)
             code = self._functions(call, canonical)
             if code:
                 parts["code"] = code
@@ -100,6 +101,15 @@ class _Printer:
         if "code" in parts and self.tells_pieces and isinstance(need.unit, TaskUnit):
             short |= self._pieces_of(need.unit.call.function, need.unit.call.folder)
         return Fingerprint(f"{ALGORITHM}:{whole}", short, tuple(canonical.opaque))
+
+    def _kind(self, call: StepCall, canonical: Canonical) -> str:
+        """The digest of ``("kind", kind, outputs, item name)``, of which most steps have only the outputs to themselves."""
+        known = self._kinds.get((call.kind, call.item_name))
+        if known is None:
+            around = (canonical.of("kind"), canonical.of(call.kind), canonical.of(call.item_name))
+            known = self._kinds[call.kind, call.item_name] = around
+        head, kind, item = known
+        return digest(canonical.of_tuple((head, kind, canonical.of(call.outputs), item)))
 
     def _pieces_of(self, function: Any, folder: str | None) -> dict[str, str]:
         if not isinstance(function, str):

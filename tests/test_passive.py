@@ -1,0 +1,114 @@
+"""Passive records: equality, hash and copies as those of frozen dataclasses, and what compiled steps share."""
+
+from __future__ import annotations
+
+from dataclasses import FrozenInstanceError, dataclass, field, fields, replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from procflow import Graph, Parallel, Pipeline, Step
+from procflow.call import NOTHING
+from procflow.compiler import compile_pipeline
+from procflow.graph import TaskUnit, walk
+from procflow.passive import changed, passive
+
+
+@passive(frozen=True, slots=True, kw_only=True)
+class Passive:
+    a: int = 0
+    b: tuple[int, ...] = ()
+    c: Any = field(default=None, compare=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Frozen:
+    a: int = 0
+    b: tuple[int, ...] = ()
+    c: Any = field(default=None, compare=False)
+
+
+VALUES = st.fixed_dictionaries({"a": st.integers(0, 2), "b": st.lists(st.integers(0, 1), max_size=2).map(tuple)})
+
+
+def empty() -> None:
+    pass
+
+
+def tasks(*steps: Any, **keys: Any) -> list[TaskUnit]:
+    graph = compile_pipeline(Pipeline("p", steps=steps, **keys))
+    return [unit for unit in walk(graph.root) if isinstance(unit, TaskUnit)]
+
+
+@given(VALUES, VALUES)
+def test_a_passive_record_is_equal_and_hashed_as_a_frozen_one(one: dict[str, Any], other: dict[str, Any]) -> None:
+    assert (Passive(**one) == Passive(**other)) == (Frozen(**one) == Frozen(**other))
+    assert hash(Passive(**one)) == hash(Frozen(**one))
+    assert repr(Passive(**one)) == repr(Frozen(**one)).replace("Frozen", "Passive")
+    assert not hasattr(Passive(**one), "__dict__")
+
+
+@pytest.mark.parametrize("kind", [Passive, Frozen])
+@given(values=VALUES, other=VALUES)
+def test_a_changed_record_is_what_replace_makes(kind: Any, values: dict[str, Any], other: dict[str, Any]) -> None:
+    record = kind(**values, c=[1])
+    made = changed(record, **other)
+    assert made == replace(record, **other)
+    assert made.c is record.c
+    assert all(getattr(record, key) == value for key, value in values.items())
+
+
+def test_a_field_that_is_not_there_is_refused() -> None:
+    with pytest.raises(TypeError):
+        changed(Passive(), nothing_of_that_name=1)
+
+
+def test_only_the_guard_at_run_time_is_left_out() -> None:
+    record = Passive(a=1)
+    record.a = 2  # type: ignore[misc]
+    assert record.a == 2
+    with pytest.raises(FrozenInstanceError):
+        Frozen().a = 2  # type: ignore[misc]
+
+
+def test_steps_that_say_nothing_share_what_they_inherit() -> None:
+    one, two = tasks(Parallel(Step("a", empty), Step("b", empty)), defaults={"retries": 2, "timeout": "5m"})
+    assert one.retry is two.retry
+    assert one.resources is two.resources is NOTHING
+    assert one.inherited is two.inherited
+    assert one.call.params is one.call.options is NOTHING
+    assert (one.timeout_s, one.retry.retries, one.inherited) == (300.0, 2, {"timeout"})
+
+
+@pytest.mark.parametrize(
+    ("keys", "name", "value"),
+    [
+        ({"cpus": 3}, "cpus", 3), ({"memory": "1GB"}, "memory_bytes", 10**9), ({"timeout": "1m"}, "timeout_s", 60.0),
+        ({"idle_timeout": "2m"}, "idle_timeout_s", 120.0), ({"kill_grace": "3s"}, "kill_grace_s", 3.0),
+        ({"on_error": "continue"}, "tolerated", True), ({"resources": {"gpu": 1}}, "resources", {"gpu": 1.0}),
+        ({"timeout": "300%"}, "timeout_share", 3.0),
+    ],
+)  # fmt: skip
+def test_a_step_that_says_something_shares_it_with_no_other(keys: dict[str, Any], name: str, value: Any) -> None:
+    before, own, after = tasks(Parallel(Step("a", empty), Step("b", empty, **keys), Step("c", empty)))
+    assert getattr(own, name) == value
+    assert getattr(before, name) == getattr(after, name) != value
+    alike = {f.name for f in fields(TaskUnit)} - {"index", "name", "path", "label", "loc", "writes", "call"}
+    assert all(getattr(before, key) == getattr(after, key) for key in alike)
+
+
+def test_limits_of_one_block_are_not_those_of_another() -> None:
+    found = tasks(
+        Parallel(Step("a", empty), executor="threads", priority=3),
+        Graph(Step("b", empty, priority=0), Step("c", empty), priority=5, rate_limit="3/s"),
+        Step("d", empty),
+    )
+    told = {unit.name: (unit.executor, unit.priority, unit.rates) for unit in found}
+    assert told == {
+        "a": ("threads", 3, ()),
+        "b": ("processes", 0, ("block:1",)),
+        "c": ("processes", 5, ("block:1",)),
+        "d": ("processes", 0, ()),
+    }
