@@ -114,10 +114,12 @@ class Line:
                 self._rest, data = data[at:], data[:at]
                 break
             else:
-                yield self._writer, data[:at]
+                if at:
+                    yield self._writer, data[:at]
                 self._writer = int.from_bytes(data[at + MARK_BYTES : at + MARK_BYTES + KEY_BYTES], "little")
                 data, at = data[at + MARK_BYTES + KEY_BYTES :], 0
-        yield self._writer, data
+        if data:
+            yield self._writer, data
 
     def remainder(self) -> bytes:
         """What looked like the beginning of a mark, and nothing came after it."""

@@ -101,6 +101,7 @@ class ProcessExecutor:
         self._results = results
         self._queued: dict[int, Slot] = {}
         self._unwanted: dict[int, tuple[Cause, float]] = {}
+        self._fresh: set[Slot] = set()
         self._look_at: float | None = None
         self._payloads = Payloads()
         self._poller = Poller()
@@ -197,14 +198,19 @@ class ProcessExecutor:
             return self._poller.wake()
         slot.line.waiting.append((attempt, payload))
         self._queued[attempt.key] = slot
-        if slot.ready:
-            slot.send_ahead()
+        self._fresh.add(slot)
         if self._look_at is None:
             self._look_at = now + YOUNG_S
 
     def wait(self, until: float | None) -> list[Outcome]:
         """Outcomes in order of arrival; see ``Executor.wait``. ExecutorError where workers can't be started."""
         poller = self._poller
+        if self._fresh:
+            # All at once: a worker that gets one packet at a time sleeps between them, and each waking costs as much.
+            for slot in self._fresh:
+                if slot.ready and slot.line.unsent:
+                    slot.send_ahead()
+            self._fresh.clear()
         while not self._outcomes and not poller.noticed:
             if self._waiting.broken is not None:
                 raise self._waiting.broken
