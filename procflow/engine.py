@@ -67,7 +67,7 @@ class Meter(Protocol):
 
     due: float
 
-    def expect(self, memory_bytes: int | None) -> None:
+    def expect(self, memory_bytes: int) -> None:
         """An attempt with this limit starts."""
 
     def measure(self) -> Measured:
@@ -202,7 +202,7 @@ class Engine:
             item = "/".join((*submit.labels, *own))
         if self._open_log is not None:
             log = self._open_log(unit.label, item, submit.number)
-        if self._memory is not None:
+        if self._memory is not None and submit.memory_bytes is not None:
             self._memory.expect(submit.memory_bytes)
         fp("engine.submit")
         executor = self._executors[unit.executor]

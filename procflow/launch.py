@@ -50,7 +50,7 @@ from procflow.units import Share
 from procflow.values import transient
 from procflow.values.lazy_state import LazyState
 from procflow.values.object_files import ObjectFolder, make_folder
-from procflow.working.garbage import few_collections
+from procflow.working.garbage import RECORDS_ONLY, THRESHOLD, few_collections
 
 log = logging.getLogger("procflow")
 
@@ -278,7 +278,8 @@ def iterate(
             clock=watch.clock,
         )
         signals.attach(engine.stop, engine.hurry)
-        with _crash_only(store, prepared.run_id):
+        elsewhere = graph.executors <= {"processes"}
+        with _crash_only(store, prepared.run_id), few_collections(RECORDS_ONLY if elsewhere else THRESHOLD):
             samples.begin()
             for events in engine.turns():
                 yield from events

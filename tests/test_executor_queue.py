@@ -66,6 +66,12 @@ def hold(executor: ProcessExecutor, folder: Path) -> Callable[[], None]:
     return go.touch
 
 
+def queue(executor: ProcessExecutor, one: Attempt) -> None:
+    """Queue an attempt and send it at once, not with others as the loop waits."""
+    executor.queue(one)
+    executor._send_queued()
+
+
 def ends(outcomes: list[Outcome]) -> dict[int, type]:
     finals = [outcome for outcome in outcomes if is_final(outcome)]
     assert len({outcome.key for outcome in finals}) == len(finals), "every attempt ends once"
@@ -76,7 +82,7 @@ def test_queued_attempts_run_in_order_and_each_prints_to_its_own_log(executor: P
     attempts = [attempt(key, "shout", f"word-{key}") for key in range(1, 9)]
     executor.submit(attempts[0])
     for one in attempts[1:]:
-        executor.queue(one)
+        queue(executor, one)
     assert executor.running == 8
     outcomes = finish(executor, 8)
     finals = [outcome for outcome in outcomes if is_final(outcome)]
@@ -92,7 +98,7 @@ def test_queued_attempts_run_in_order_and_each_prints_to_its_own_log(executor: P
 
 def test_a_queued_attempt_begins_when_the_one_before_it_has_ended(executor: ProcessExecutor, tmp_path: Path) -> None:
     release = hold(executor, tmp_path)
-    executor.queue(attempt(2, "sleep", 0.5))
+    queue(executor, attempt(2, "sleep", 0.5))
     assert executor.wait(time.monotonic() + 0.1) == []
     release()
     outcomes = finish(executor)
@@ -110,7 +116,7 @@ def test_what_waits_behind_a_long_attempt_is_given_back_and_never_begins(
     release = hold(executor, tmp_path)
     waiting = [mark(tmp_path, key) for key in (2, 3)]
     for one in waiting:
-        executor.queue(one)
+        queue(executor, one)
     assert ends(finish(executor, 2)) == {2: Returned, 3: Returned}
     assert [log_of(one).closed for one in waiting] == [1, 1]
     release()
@@ -130,7 +136,7 @@ def test_a_worker_that_is_killed_costs_what_runs_and_gives_back_what_waits(
     hold(executor, tmp_path)
     waiting = [mark(tmp_path, key) for key in (2, 3, 4)]
     for one in waiting:
-        executor.queue(one)
+        queue(executor, one)
     os.kill(executor._running[1].pid, signal.SIGKILL)
     outcomes = finish(executor, 4)
     assert ends(outcomes) == {1: Lost, 2: Returned, 3: Returned, 4: Returned}
@@ -141,9 +147,9 @@ def test_a_worker_that_is_killed_costs_what_runs_and_gives_back_what_waits(
 
 def test_an_attempt_that_kills_its_worker_costs_no_other(executor: ProcessExecutor, tmp_path: Path) -> None:
     executor.submit(mark(tmp_path, 1))
-    executor.queue(mark(tmp_path, 2))
-    executor.queue(attempt(3, "die_by", int(signal.SIGKILL)))
-    executor.queue(mark(tmp_path, 4))
+    queue(executor, mark(tmp_path, 2))
+    queue(executor, attempt(3, "die_by", int(signal.SIGKILL)))
+    queue(executor, mark(tmp_path, 4))
     outcomes = finish(executor, 4)
     assert ends(outcomes) == {1: Succeeded, 2: Succeeded, 3: Lost, 4: Returned}
     assert lost(next(o for o in outcomes if isinstance(o, Lost))).failure.signal == signal.SIGKILL
@@ -152,8 +158,8 @@ def test_an_attempt_that_kills_its_worker_costs_no_other(executor: ProcessExecut
 
 def test_a_queued_attempt_that_is_to_be_killed_is_given_back(executor: ProcessExecutor, tmp_path: Path) -> None:
     release = hold(executor, tmp_path)
-    executor.queue(mark(tmp_path, 2))
-    executor.queue(mark(tmp_path, 3))
+    queue(executor, mark(tmp_path, 2))
+    queue(executor, mark(tmp_path, 3))
     executor.kill(3, "cancelled", 1.0)
     assert ends(finish(executor, 2)) == {2: Returned, 3: Returned}
     executor.kill(3, "cancelled", 1.0)
@@ -164,7 +170,7 @@ def test_a_queued_attempt_that_is_to_be_killed_is_given_back(executor: ProcessEx
 
 def test_killing_what_runs_gives_back_what_waits(executor: ProcessExecutor, tmp_path: Path) -> None:
     hold(executor, tmp_path)
-    executor.queue(mark(tmp_path, 2))
+    queue(executor, mark(tmp_path, 2))
     executor.kill(1, "timeout", 0.2)
     outcomes = finish(executor, 2)
     assert ends(outcomes) == {1: Lost, 2: Returned}
@@ -174,7 +180,7 @@ def test_killing_what_runs_gives_back_what_waits(executor: ProcessExecutor, tmp_
 
 def test_a_kill_of_an_attempt_that_has_begun_meanwhile_stops_it(executor: ProcessExecutor, tmp_path: Path) -> None:
     executor.submit(mark(tmp_path, 1))
-    executor.queue(attempt(2, "touch_and_wait", str(tmp_path / "began-2"), str(tmp_path / "never")))
+    queue(executor, attempt(2, "touch_and_wait", str(tmp_path / "began-2"), str(tmp_path / "never")))
     # Nobody listens, so as far as the parent knows the second one still waits.
     end = time.monotonic() + LONG_S
     while 2 not in began(tmp_path):
@@ -192,7 +198,7 @@ def test_what_waits_in_a_stopped_worker_stays_in_order_and_runs_once(
     os.kill(slot.pid, signal.SIGSTOP)
     first = mark(tmp_path, 1)
     executor.submit(first)
-    executor.queue(mark(tmp_path, 2))
+    queue(executor, mark(tmp_path, 2))
     executor.kill(2, "cancelled", 1.0)
     assert executor.wait(time.monotonic() + 0.2) == []
     os.kill(slot.pid, signal.SIGCONT)
@@ -208,9 +214,9 @@ def test_what_is_too_large_or_unknown_to_the_worker_follows_when_its_turn_comes(
     factor = 3
     data = bytes(1 << 20)
     executor.submit(attempt(1, "double", 1))
-    executor.queue(attempt(2, lambda x: x * factor, 2))
-    executor.queue(Attempt(3, step_call("echo", objects_lookup()), values={"x": objects.pack(data)}, log=Log()))
-    executor.queue(attempt(4, "double", 4))
+    queue(executor, attempt(2, lambda x: x * factor, 2))
+    queue(executor, Attempt(3, step_call("echo", objects_lookup()), values={"x": objects.pack(data)}, log=Log()))
+    queue(executor, attempt(4, "double", 4))
     found = {outcome.key: value(outcome) for outcome in finish(executor, 4) if isinstance(outcome, Succeeded)}
     assert found == {1: 2, 2: 6, 3: data, 4: 8}
 
@@ -227,7 +233,7 @@ def test_attempts_that_fail_or_leave_things_behind_hurt_no_other(executor: Proce
     attempts = [attempt(key, name, *args) for key, (name, args) in enumerate(zip(names, arguments, strict=True), 1)]
     executor.submit(attempts[0])
     for one in attempts[1:]:
-        executor.queue(one)
+        queue(executor, one)
     assert list(ends(finish(executor, 5)).values()) == [Failed, Succeeded, Succeeded, Succeeded, Succeeded]
 
 
@@ -236,7 +242,7 @@ def test_closing_leaves_what_waits_unbegun_and_closes_its_logs(tmp_path: Path) -
         hold(executor, tmp_path)
         waiting = [mark(tmp_path, key) for key in (2, 3)]
         for one in waiting:
-            executor.queue(one)
+            queue(executor, one)
     assert [log_of(one).closed for one in waiting] == [1, 1]
     assert began(tmp_path) == {1}
 
@@ -245,7 +251,7 @@ def test_the_line_of_a_worker_that_starts_waits_for_it(tmp_path: Path, monkeypat
     monkeypatch.setattr(processes, "YOUNG_S", 10 * LONG_S)
     with ProcessExecutor(1) as executor:
         executor.submit(attempt(1, "double", 1))
-        executor.queue(attempt(2, "double", 2))
+        queue(executor, attempt(2, "double", 2))
         assert ends(finish(executor, 2)) == {1: Succeeded, 2: Succeeded}
 
 
@@ -263,7 +269,7 @@ def test_taking_back_while_the_worker_claims_keeps_order_and_starts(
             key += 5
             executor.submit(attempt(keys[0], "double", keys[0]))
             for one in keys[1:]:
-                executor.queue(attempt(one, "double", one))
+                queue(executor, attempt(one, "double", one))
             outcomes = finish(executor, 5)
             found = ends(outcomes)
             assert set(found) == set(keys)
@@ -289,7 +295,7 @@ def test_a_kill_of_what_the_worker_has_not_claimed_yet_takes_back_all_behind_it(
     os.waitid(os.P_PID, worker, os.WSTOPPED)
     executor.submit(attempt(1, "touch_and_wait", str(tmp_path / "began-1"), str(tmp_path / "go")))
     for key in (2, 3):
-        executor.queue(mark(tmp_path, key))
+        queue(executor, mark(tmp_path, key))
     executor.kill(1, "cancelled", LONG_S)
     os.kill(worker, signal.SIGCONT)
     outcomes = finish(executor, 3)
@@ -304,9 +310,9 @@ def test_what_was_queued_behind_a_noisy_attempt_and_has_begun_is_not_lost_with_i
 ) -> None:
     (worker,) = executor.workers()
     executor.submit(attempt(1, "noise"))
-    executor.queue(mark(tmp_path, 2))
-    executor.queue(attempt(3, "touch_and_wait", str(tmp_path / "began-3"), str(tmp_path / "go")))
-    executor.queue(mark(tmp_path, 4))
+    queue(executor, mark(tmp_path, 2))
+    queue(executor, attempt(3, "touch_and_wait", str(tmp_path / "began-3"), str(tmp_path / "go")))
+    queue(executor, mark(tmp_path, 4))
     end = time.monotonic() + LONG_S
     while began(tmp_path) != {2, 3}:
         # Nobody reads meanwhile, so the noise is found when the third attempt runs.
@@ -330,7 +336,7 @@ def test_attempts_whose_outcomes_noise_hides_are_lost_and_nobody_waits_for_them(
 ) -> None:
     executor.submit(attempt(1, "garble"))
     for key in (2, 3):
-        executor.queue(mark(tmp_path, key))
+        queue(executor, mark(tmp_path, key))
     end = time.monotonic() + LONG_S
     while began(tmp_path) != {2, 3}:
         # Nobody reads meanwhile, so all three are over when the noise is found.
@@ -344,7 +350,7 @@ def test_attempts_whose_outcomes_noise_hides_are_lost_and_nobody_waits_for_them(
 def test_what_a_noisy_attempt_printed_is_in_its_own_log(executor: ProcessExecutor, tmp_path: Path) -> None:
     noisy = attempt(1, "print_and_noise", "heard")
     executor.submit(noisy)
-    executor.queue(mark(tmp_path, 2))
+    queue(executor, mark(tmp_path, 2))
     end = time.monotonic() + LONG_S
     while began(tmp_path) != {2}:
         assert time.monotonic() < end
@@ -372,3 +378,17 @@ def test_a_kill_does_not_wait_for_the_end_of_what_a_worker_keeps_sending(
         executor.kill(1, "timeout", 0.1)
     assert reads
     assert ends(finish(executor)) == {1: Lost}
+
+
+def test_what_was_queued_is_sent_as_soon_as_somebody_waits(executor: ProcessExecutor, tmp_path: Path) -> None:
+    """Also where another waits for several executors: the deadline is over at once."""
+    release = hold(executor, tmp_path)
+    executor.queue(mark(tmp_path, 2))
+    (slot,) = executor._running.values()
+    assert slot.line.unsent
+    assert executor.deadline() == 0.0
+    assert executor.wait(time.monotonic()) == []
+    assert not slot.line.unsent
+    assert executor.deadline() != 0.0
+    release()
+    assert ends(finish(executor, 2)) == {1: Succeeded, 2: Succeeded}

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from procflow.working.garbage import THRESHOLD, few_collections
+from procflow.working.garbage import RECORDS_ONLY, THRESHOLD, few_collections
 
 
 def test_thresholds_hold_inside_and_come_back() -> None:
@@ -18,11 +18,14 @@ def test_thresholds_hold_inside_and_come_back() -> None:
     def fail() -> None:
         with few_collections():
             seen.append(gc.get_threshold())
+            with few_collections(RECORDS_ONLY):
+                seen.append(gc.get_threshold())
+            seen.append(gc.get_threshold())
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
         fail()
-    assert seen == [THRESHOLD]
+    assert seen == [THRESHOLD, RECORDS_ONLY, THRESHOLD]
     assert (gc.get_threshold(), gc.get_freeze_count()) == before
 
 

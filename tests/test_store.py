@@ -31,8 +31,8 @@ from procflow.storing import store as store_module
 from procflow.storing.history import History
 from procflow.storing.state_folder import StateFolder
 from procflow.storing.store import Journal, MemoryStore, NullStore, RunRecord, Store
-from procflow.storing.store_rows import decode_ref, encode_ref
-from procflow.storing.store_seal import install, seal, sql_seal
+from procflow.storing.store_rows import PLAIN_COLUMNS, decode_ref, encode_ref, storable
+from procflow.storing.store_seal import install, seal, sealed, sealed_attempts, sealed_outputs, sql_seal
 
 DEADLINE_S = 60
 REF = Inline(b"\x80\x05K\x07.")
@@ -779,6 +779,30 @@ def test_a_seal_holds_for_whatever_sqlite_gives_back(numbers: list[Any], text: s
         sql = sql_seal(("a", "b", "c", "d", "e"))
         assert db.execute(f"SELECT {sql} FROM t").fetchone() == (seal(*row),)
         assert seal(*db.execute("SELECT * FROM t").fetchone()) == seal(*row)
+
+
+texts = st.text(max_size=5)
+kinds_of_columns = {
+    **dict.fromkeys(("id", "key", "attempt", "started", "ended", "wall_s", "cpu_s"), odd_numbers),
+    **dict.fromkeys(("peak_rss_bytes", "cost", "count"), odd_numbers),
+    **dict.fromkeys(("parent_step_id", "branch_name", "join_policy"), st.none() | texts),
+    **dict.fromkeys(("path", "label", "name", "item"), texts | st.just(np.str_("n"))),
+}
+
+
+@given(st.tuples(*(kinds_of_columns.get(name, texts) for name in PLAIN_COLUMNS)))
+def test_attempts_are_sealed_as_any_row_is(row: tuple[Any, ...]) -> None:
+    (found,) = sealed_attempts([row])
+    assert found[-1] == seal(*row)
+
+
+@given(st.tuples(st.integers(0, 2**62), texts, texts, texts, texts, st.binary()))
+def test_outputs_are_sealed_as_any_ref_is(row: Any) -> None:
+    assert sealed_outputs([row]) == sealed([row], ref=True)
+
+
+def test_names_of_outputs_are_plain_text_whatever_they_were() -> None:
+    assert type(storable(np.str_("n"))) is str
 
 
 def test_seals_differ_where_rows_do() -> None:

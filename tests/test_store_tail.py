@@ -6,17 +6,22 @@ import fcntl
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from procflow.attempt import Usage
+from procflow import secrets
+from procflow.attempt import Failed, Failure, Skipped, Succeeded, Usage
 from procflow.events import AttemptFinished, AttemptStarted, ItemsDone, RunFinished
+from procflow.executors import wire
+from procflow.executors.channel import packed
 from procflow.ref import Inline
 from procflow.storing import store as store_module
 from procflow.storing.history import History
 from procflow.storing.state_folder import StateFolder, try_flock
 from procflow.storing.store import RunRecord, Store
 from procflow.storing.store_tail import Tail, read_tail, tail_path, tails
+from procflow.storing.worker_tail import WorkerTail
 
 
 def finished(key: int, path: str = "0", **keys: object) -> AttemptFinished:
@@ -205,3 +210,55 @@ def test_a_run_that_is_forgotten_leaves_no_tail(tmp_path: Path) -> None:
     with Store.open(folder) as store:
         store.forget(["r1"])
     assert tails(folder.path) == []
+
+
+ABOUT = ("0.1", "steps/a", "3/17", 2, "processes", "member", 100.0)
+OUTCOMES: list[Any] = [
+    Succeeded(7, {"a": Inline(b"1", (b"buffer",))}, Usage(0.5, 0.25, 4096, None, 3.0)),
+    Skipped(7, Usage(0.5)),
+    Succeeded(7, usage=Usage(0.5), indices=range(4, 9), chunk=Inline(b"c")),
+    Succeeded(7, {"a": Inline(b"1")}, metrics={"rows": 3.0}, cost=0.5),
+    Succeeded(7, pages=((Inline(b"p"), 9),)),
+]
+
+
+@pytest.mark.parametrize("outcome", OUTCOMES)
+def test_what_a_worker_kept_is_read_as_the_parent_would_have_noted_it(tmp_path: Path, outcome: Any) -> None:
+    (tmp_path / "tails").mkdir(mode=0o700)
+    path = tail_path(tmp_path, "run")
+    message = wire.plain_outcome(outcome)
+    batch = outcome.indices if type(outcome) is Succeeded else ()
+    about = (*ABOUT[:5], "batch" if batch else "member", ABOUT[6])
+    WorkerTail(f"{path}+1").keep(about, message, packed(message))
+    (event,) = read_tail(path)
+    assert isinstance(event, AttemptFinished)
+    assert (event.key, event.path, event.label, event.item, event.number, event.executor) == (7, *ABOUT[:5])
+    assert event.status == ("skipped" if type(outcome) is Skipped else "succeeded")
+    assert event.at - event.started_at == pytest.approx(outcome.usage.wall_s)
+    assert event.usage.cpu_s == outcome.usage.cpu_s
+    if type(outcome) is Succeeded:
+        assert event.outputs == (outcome.outputs or ({"": outcome.chunk} if outcome.chunk else {}))
+        assert (event.metrics, event.cost, event.pages) == (outcome.metrics, outcome.cost, outcome.pages)
+        assert (event.indices, event.count) == (batch, len(batch) or 1)
+
+
+def test_a_worker_keeps_no_failure_and_nothing_that_nobody_asked_for(tmp_path: Path) -> None:
+    tail = WorkerTail(str(tmp_path / "run+1"))
+    failed = wire.plain_outcome(Failed(7, Failure("error", "E", "")))
+    tail.keep(ABOUT, failed, packed(failed))
+    done = wire.plain_outcome(Succeeded(7))
+    tail.keep((), done, packed(done))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_secrets_in_names_of_metrics_are_masked_in_what_a_worker_keeps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tails").mkdir(mode=0o700)
+    path = tail_path(tmp_path, "run")
+    monkeypatch.setenv("TOKEN_OF_A_TEST", "hush-hush-123456")
+    message = wire.plain_outcome(Succeeded(7, metrics={"hush-hush-123456": 1.0}))
+    with secrets.known({"TOKEN_OF_A_TEST": "hush-hush-123456"}):
+        WorkerTail(f"{path}+1").keep(ABOUT, message, packed(message))
+    assert b"hush-hush" not in Path(f"{path}+1.a").read_bytes()
+    assert len(read_tail(path)) == 1

@@ -55,7 +55,10 @@ _loads = marshal.loads
 
 def frame(message: Message) -> bytes:
     """The bytes of one message, a tuple of plain constants; what only looks plain (a str subclass) is made plain."""
-    body = packed(message)
+    return _framed(packed(message))
+
+
+def _framed(body: bytes) -> bytes:
     crc, length = crc32(body), len(body)
     return _pack(MAGIC, crc, length, _check(crc, length)) + body
 
@@ -289,15 +292,17 @@ class WorkerEnd:
                 return None
         return arrived.popleft()
 
-    def send(self, message: Message) -> None:
-        """Send one message whole; OSError where the parent or the descriptor is gone."""
-        data = frame(message)
+    def send(self, message: Message) -> bytes:
+        """Send one message whole, and give its body; OSError where the parent or the descriptor is gone."""
+        body = packed(message)
+        data = _framed(body)
         with self._lock:
             count = self._write(data)
             if count < len(data):
                 view = memoryview(data)
                 while count < len(data):
                     count += self._write(view[count:])
+        return body
 
     def _write(self, data: bytes | memoryview) -> int:
         try:

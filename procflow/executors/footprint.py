@@ -39,25 +39,39 @@ Final = Succeeded | Skipped | Failed
 class Size:
     """One worker's memory: now, at most in this attempt, and after the first run of each of its functions."""
 
-    __slots__ = ("_before_bytes", "_fresh", "_seen", "base_bytes", "group", "kills", "peak_bytes", "rss_bytes", "tree")
+    __slots__ = (
+        "_before_bytes",
+        "_fresh",
+        "_last",
+        "_seen",
+        "base_bytes",
+        "group",
+        "kills",
+        "peak_bytes",
+        "rss_bytes",
+        "tree",
+    )
 
     def __init__(self, pid: int, group: WorkerGroup | None = None) -> None:
         self.tree = rss.Tree(pid)
         self.group = group
         self.rss_bytes = self.peak_bytes = self.base_bytes = self.kills = 0
         self._seen: set[object] = set()
+        self._last: object = None
         self._fresh = False
         self._before_bytes = 0
 
     def begin(self, attempt: Attempt) -> None:
         """An attempt is sent to the worker."""
         self.peak_bytes = 0
-        function = _function(attempt)
-        if function not in self._seen:
-            # What it loads at its first run is no leak.
-            self._before_bytes = self.tree.own() if self._seen else 0
-            self._seen.add(function)
-            self._fresh = True
+        if attempt.call.function is not self._last or self._last is None:
+            self._last = attempt.call.function
+            function = _function(attempt)
+            if function not in self._seen:
+                # What it loads at its first run is no leak.
+                self._before_bytes = self.tree.own() if self._seen else 0
+                self._seen.add(function)
+                self._fresh = True
         if self.group is not None:
             self.group.limit(attempt.memory_bytes)
 

@@ -24,6 +24,7 @@ __all__ = ["MARK_BYTES", "Line"]
 MARK_BYTES = 16
 """How many bytes say that another attempt begins; its key follows."""
 KEY_BYTES = 8
+MARKED_BYTES = MARK_BYTES + KEY_BYTES
 FIRST = b"\x1e"
 SOCKET_BYTES = 1 << 19
 """Room for a full line of the largest packets, where the system allows so much."""
@@ -107,17 +108,24 @@ class Line:
         if self._rest:
             data, self._rest = self._rest + data, b""
         mark, at = self.mark, 0
+        last = len(data) - MARKED_BYTES
+        if data[last:].startswith(mark) and data.count(mark) * MARKED_BYTES == len(data):
+            # Attempts that print nothing leave only their marks.
+            self._writer = int.from_bytes(data[-KEY_BYTES:], "little")
+            return
         while (at := data.find(FIRST, at)) >= 0:
             if not mark.startswith(data[at : at + MARK_BYTES]):
                 at += 1
-            elif len(data) - at < MARK_BYTES + KEY_BYTES:
+            elif len(data) - at < MARKED_BYTES:
                 self._rest, data = data[at:], data[:at]
                 break
             else:
-                yield self._writer, data[:at]
-                self._writer = int.from_bytes(data[at + MARK_BYTES : at + MARK_BYTES + KEY_BYTES], "little")
-                data, at = data[at + MARK_BYTES + KEY_BYTES :], 0
-        yield self._writer, data
+                if at:
+                    yield self._writer, data[:at]
+                self._writer = int.from_bytes(data[at + MARK_BYTES : at + MARKED_BYTES], "little")
+                data, at = data[at + MARKED_BYTES :], 0
+        if data:
+            yield self._writer, data
 
     def remainder(self) -> bytes:
         """What looked like the beginning of a mark, and nothing came after it."""

@@ -101,6 +101,7 @@ class ProcessExecutor:
         self._results = results
         self._queued: dict[int, Slot] = {}
         self._unwanted: dict[int, tuple[Cause, float]] = {}
+        self._fresh: set[Slot] = set()
         self._look_at: float | None = None
         self._payloads = Payloads()
         self._poller = Poller()
@@ -136,6 +137,8 @@ class ProcessExecutor:
 
     def deadline(self) -> float | None:
         """When ``wait`` must be called even if nothing is readable (``time.monotonic``); None where no clock runs."""
+        if self._fresh:
+            return 0.0
         deadlines = (self._ladder.deadline(), self._waiting.deadline(), self._look_at)
         return min((d for d in deadlines if d is not None), default=None)
 
@@ -197,14 +200,15 @@ class ProcessExecutor:
             return self._poller.wake()
         slot.line.waiting.append((attempt, payload))
         self._queued[attempt.key] = slot
-        if slot.ready:
-            slot.send_ahead()
+        self._fresh.add(slot)
         if self._look_at is None:
             self._look_at = now + YOUNG_S
 
     def wait(self, until: float | None) -> list[Outcome]:
         """Outcomes in order of arrival; see ``Executor.wait``. ExecutorError where workers can't be started."""
         poller = self._poller
+        if self._fresh:
+            self._send_queued()
         while not self._outcomes and not poller.noticed:
             if self._waiting.broken is not None:
                 raise self._waiting.broken
@@ -273,7 +277,7 @@ class ProcessExecutor:
             for slot in self._all:
                 slot.close()
             self._footprint.close()
-            for kept in (self._all, self._running, self._queued, self._idle, self._outcomes):
+            for kept in (self._all, self._running, self._queued, self._fresh, self._idle, self._outcomes):
                 kept.clear()
             self._poller.close()
 
@@ -297,6 +301,13 @@ class ProcessExecutor:
                 self.served[slot.attempt.key] = slot.pid, slot.began  # type: ignore[union-attr]
         except OSError:
             self._cut(slot)
+
+    def _send_queued(self) -> None:
+        """Send what was queued, all at once: a worker that gets one packet at a time sleeps between two of them."""
+        for slot in self._fresh:
+            if slot.ready and slot.line.unsent:
+                slot.send_ahead()
+        self._fresh.clear()
 
     def _cut(self, slot: Slot) -> None:
         """The worker does not listen any more, so it must be dead or dying: make sure, its pidfd tells the rest."""

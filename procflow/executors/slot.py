@@ -245,7 +245,7 @@ class Slot:
             self.reported.update(progress.indices, (index for index, _ in progress.failures))
 
     def read_output(self) -> bool | None:
-        """Give one piece of the worker's output to the attempt's log; None where nothing is there, False at the end."""
+        """Give one piece of the worker's output to the attempt's log; None where that was all, False at the end."""
         try:
             data = os.read(self.output_fd, OUTPUT_CHUNK)
         except BlockingIOError:
@@ -254,14 +254,14 @@ class Slot:
             return False
         if not self.ready:
             self.tail = (self.tail + data)[-TAIL_BYTES:]
-            return True
+            return len(data) == OUTPUT_CHUNK or None
         for key, part in self.line.parted(data):
             attempt = self.attempt
             if key and (attempt is None or attempt.key != key):
                 attempt = self.line.find(key)
-            if part and attempt is not None and attempt.log is not None:
+            if attempt is not None and attempt.log is not None:
                 attempt.log.write(part)
-        return True
+        return len(data) == OUTPUT_CHUNK or None
 
     def drain_output(self) -> None:
         """Give all that the output pipe holds to the attempt's log."""

@@ -28,7 +28,7 @@ from procflow.storing.state_folder import StateFolder, is_network_mount, try_flo
 from procflow.storing.store_begin import ID_BITS, Print, RunRecord, Taken, utc_now
 from procflow.storing.store_rows import PLAIN_COLUMNS, Rows
 from procflow.storing.store_schema import COLUMNS, connect_writer, create_database, told
-from procflow.storing.store_seal import reseal, sealed, sealed_attempts
+from procflow.storing.store_seal import reseal, sealed, sealed_attempts, sealed_outputs
 from procflow.storing.store_tail import Tail, read_tail, remove, tail_path, tails
 
 __all__ = ["ID_BITS", "Journal", "MemoryStore", "NullStore", "Print", "RunRecord", "Store", "Taken", "utc_now"]
@@ -187,8 +187,9 @@ class Store(Buffer):
                 seal = sealed_attempts if columns is PLAIN_COLUMNS else sealed
                 db.executemany(_INSERT_STEP[columns], seal(batch))
             fp("journal.commit.steps")
+            if rows.outputs:
+                db.executemany(_INSERT_OUTPUT, sealed_outputs(rows.outputs))
             for sql, batch in (
-                (_INSERT_OUTPUT, rows.outputs),
                 (_INSERT_PAGE, rows.pages),
                 (_INSERT_CHUNK, rows.chunks),
                 (_INSERT_METRIC, rows.metrics),

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import pickle
 import zlib
+from functools import lru_cache
 from io import BytesIO
 from typing import Any, NoReturn
 
 from procflow.errors import StoreError
-from procflow.ref import Ref, from_plain
+from procflow.ref import Inline, Ref, from_plain
 
 __all__ = ["decode_ref", "encode_ref", "indices_from", "indices_text"]
 
 _MARK = b"R1"
+SMALL_BYTES = 32
 
 
 def encode_ref(ref: Ref) -> bytes:
@@ -20,6 +22,18 @@ def encode_ref(ref: Ref) -> bytes:
 
     That format is fixed for good by the pickle documentation; ``decode_ref`` reads it without running any code.
     """
+    if type(ref) is Inline and not ref.buffers and len(ref.data) <= SMALL_BYTES:
+        return _small(ref.data)
+    return _encoded(ref)
+
+
+@lru_cache(maxsize=1024)
+def _small(data: bytes) -> bytes:
+    """None, True and small numbers are what most steps return."""
+    return _encoded(Inline(data))
+
+
+def _encoded(ref: Ref) -> bytes:
     body = pickle.dumps(ref.plain(), 4)
     return _MARK + zlib.crc32(body).to_bytes(4, "little") + body
 

@@ -51,7 +51,8 @@ MAX_TRACEBACK = 200_000
 
 
 def storable(text: str) -> str:
-    """The text as SQLite and UTF-8 can hold it: lone surrogates become ``\\udc80``."""
+    """The text as SQLite and UTF-8 can hold it, of the class ``str`` itself: lone surrogates become ``\\udc80``."""
+    text = str(text)
     return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 

@@ -31,6 +31,7 @@ __all__ = [
     "seal",
     "sealed",
     "sealed_attempts",
+    "sealed_outputs",
     "sql_seal",
     "way_out",
 ]
@@ -74,7 +75,10 @@ def sealed(rows: Iterable[tuple[Any, ...]], ref: bool = False) -> list[tuple[Any
 
 
 def sealed_attempts(rows: Iterable[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
-    """As ``sealed``, at half the price, for rows of ``store_rows.PLAIN_COLUMNS``: it is known which of them are numbers."""
+    """As ``sealed``, at half the price, for rows of ``store_rows.PLAIN_COLUMNS``: it is known which of them are numbers.
+
+    All other texts are procflow's own, so they are of the class ``str`` itself.
+    """
     found = []
     for row in rows:
         (
@@ -87,13 +91,24 @@ def sealed_attempts(rows: Iterable[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
             names, log,
         ]  # fmt: skip
         known = started + ended + wall_s + cpu_s + cost
-        if branch is None or parent is None or join is None or known != known:
+        exact = type(path) is type(label) is type(name) is type(item) is str
+        if branch is None or parent is None or join is None or known != known or not exact:
             found.append((*row, _seal(row)))
             continue
         try:
             found.append((*row, zlib.crc32(marshal.dumps(plain, 2))))
         except ValueError:
             found.append((*row, _seal(row)))
+    return found
+
+
+def sealed_outputs(rows: Iterable[tuple[int, str, str, str, str, bytes]]) -> list[tuple[Any, ...]]:
+    """As ``sealed`` with ``ref``, at half the price, for rows of the table ``outputs``, all texts of the class ``str``."""
+    found: list[tuple[Any, ...]] = []
+    for row in rows:
+        number, name, run_id, path, item, ref = row
+        plain = [number + 0.0, name, run_id, path, item, ref[:SEALED_OF_REF]]
+        found.append((*row, zlib.crc32(marshal.dumps(plain, 2))))
     return found
 
 

@@ -85,11 +85,11 @@ def _finished(e: AttemptFinished) -> tuple[Any, ...]:
         "finished",
         (e.at, e.key, e.path, e.label, e.item, e.number, e.executor, e.status, e.started_at),
         (usage.wall_s, usage.cpu_s, usage.peak_rss_bytes),
-        tuple((name, ref.plain()) for name, ref in e.outputs.items()),
-        tuple(e.metrics.items()),
+        tuple([(name, ref.plain()) for name, ref in e.outputs.items()]),
+        tuple(e.metrics.items()) if e.metrics else (),
         (e.cost, e.count, e.role),
         _plain_indices(e.indices),
-        tuple((ref.plain(), count) for ref, count in e.pages),
+        tuple([(ref.plain(), count) for ref, count in e.pages]) if e.pages else (),
     )
 
 

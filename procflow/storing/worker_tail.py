@@ -20,6 +20,7 @@ from typing import Any
 from procflow import secrets
 from procflow.errors import StoreError
 from procflow.executors import wire
+from procflow.executors.channel import packed, unpacked
 from procflow.storing.own_files import open_own
 from procflow.storing.tail_record import record
 
@@ -41,13 +42,16 @@ class WorkerTail:
         self._fd = -1
         self._bytes = self._records = 0
 
-    def keep(self, about: tuple[Any, ...], message: wire.Message) -> None:
-        """Keep the outcome that ``message`` told, if it is one worth keeping. A full disk is the parent's to tell of."""
+    def keep(self, about: tuple[Any, ...], message: wire.Message, body: bytes) -> None:
+        """Keep the outcome that ``message`` told, whose bytes are ``body``, if it is one worth keeping.
+
+        A full disk is the parent's to tell of.
+        """
         if not about or message[0] not in (wire.SUCCEEDED, wire.SKIPPED):
             return
         if len(message) > 4:
-            message = _masked(message)
-        data = record((TOLD, time.monotonic(), about, message))
+            body = packed(_masked(message))
+        data = record((TOLD, time.monotonic(), about, body))
         with contextlib.suppress(OSError, StoreError):
             if self._fd < 0 or (self._bytes > TURN_BYTES and self._records >= TURN_RECORDS):
                 self._turn()
@@ -72,7 +76,8 @@ def _masked(message: wire.Message) -> wire.Message:
 
 def finished(told: tuple[Any, ...]) -> tuple[Any, ...]:
     """What the parent's tail would say of a result that a worker kept."""
-    _, ended, (path, label, item, number, executor, role, run_began), message = told
+    _, ended, (path, label, item, number, executor, role, run_began), body = told
+    message = unpacked(body)
     key, skipped = message[1], message[0] == wire.SKIPPED
     used = message[2] if skipped else message[3]
     outputs: dict[str, Any] = {} if skipped else message[2]

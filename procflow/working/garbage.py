@@ -14,20 +14,22 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-__all__ = ["few_collections", "quick_command", "spared"]
+__all__ = ["RECORDS_ONLY", "few_collections", "quick_command", "spared"]
 
 THRESHOLD = (50_000, 20, 50)
+RECORDS_ONLY = (500_000, 20, 50)
+"""Where no step runs in this process: nearly all that the loop makes is gone again before it would be looked at."""
 
 
 @contextmanager
-def few_collections() -> Iterator[None]:
-    """Collect seldom inside the block; a process that does without the collector is left alone."""
+def few_collections(threshold: tuple[int, int, int] = THRESHOLD) -> Iterator[None]:
+    """Collect seldom inside the block, and never what is here now; a process without the collector is left alone."""
     if not gc.isenabled():
         yield
         return
     before, frozen = gc.get_threshold(), gc.get_freeze_count()
     gc.freeze()
-    gc.set_threshold(*THRESHOLD)
+    gc.set_threshold(*threshold)
     try:
         yield
     finally:

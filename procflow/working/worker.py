@@ -103,7 +103,7 @@ def _serve(channel: WorkerEnd, surroundings: Surroundings, cpus: int, results: s
     calls = Calls(channel)
     peak = Peak()
     tail = WorkerTail(results) if results is not None else None
-    last: tuple[tuple[Any, ...], wire.Message] | None = None
+    last: tuple[tuple[Any, ...], wire.Message, bytes] | None = None
     while (message := channel.claim()) is not None:
         if message[0] == wire.LARGE:
             message = calls.read(wire.RUN)
@@ -125,8 +125,7 @@ def _serve(channel: WorkerEnd, surroundings: Surroundings, cpus: int, results: s
             message = wire.plain_outcome(outcome)
         except Exception as error:
             message = wire.plain_outcome(Failed(key, failure_from(error)))
-        channel.send(message)
-        last = (about, message)
+        last = (about, message, channel.send(message))
         # While the parent is busy with the outcome.
         surroundings.restore()
         peak.reset()
