@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from procflow import events as ev
@@ -769,6 +769,7 @@ odd_numbers = st.one_of(
 )
 
 
+@example([0.0, 1, 2.0], "\0")
 @given(st.lists(odd_numbers, min_size=3, max_size=3), st.text(st.characters(exclude_categories=["Cs"])))
 def test_a_seal_holds_for_whatever_sqlite_gives_back(numbers: list[Any], text: str) -> None:
     with contextlib.closing(sqlite3.connect(":memory:")) as db:

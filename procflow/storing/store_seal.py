@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import marshal
 import sqlite3
-import sys
 import zlib
 from collections.abc import Iterable
 from functools import lru_cache
@@ -41,8 +40,6 @@ OF_RUNS = ("runs", "fingerprints", "sessions")
 TABLES = ("step_executions", *OF_EXECUTIONS, *OF_RUNS)
 
 _KEPT = frozenset({str, bytes})
-WHOLE_TEXTS = sys.version_info >= (3, 11)
-"""Before, an SQL function got no more of a text than what stands before its first NUL, but all of the same bytes."""
 SEALED_OF_REF = 6
 """A ref bears the checksum of its own body in its first bytes; that is checked when it is read."""
 
@@ -62,8 +59,8 @@ def _seal(values: Iterable[Any]) -> int:
         # Version 2 of this format is fixed: no references, no interned strings.
         return zlib.crc32(marshal.dumps(plain, 2))
     except (TypeError, ValueError):
-        # Subclasses of str and float, such as NumPy has them.
-        plain = [str(v) if isinstance(v, str) else float(v) + 0.0 for v in values if v is not None and v == v]
+        # Subclasses of str and float, such as NumPy has them; its own ``str`` of a text leaves out NULs at the end.
+        plain = [str.__str__(v) if isinstance(v, str) else float(v) + 0.0 for v in values if v is not None and v == v]
         return zlib.crc32(marshal.dumps(plain, 2))
 
 
@@ -114,23 +111,13 @@ def sealed_outputs(rows: Iterable[tuple[int, str, str, str, str, bytes]]) -> lis
 
 def install(db: sqlite3.Connection) -> None:
     """Make the SQL function ``seal`` known to a connection."""
-    db.create_function("seal", -1, seal if WHOLE_TEXTS else _seal_typed, deterministic=True)
-
-
-def _seal_typed(*typed: Any) -> int:
-    pairs = zip(typed[::2], typed[1::2], strict=True)
-    return _seal([value.decode() if kind == "text" else value for kind, value in pairs])
+    db.create_function("seal", -1, seal, deterministic=True)
 
 
 @lru_cache(maxsize=64)
 def sql_seal(columns: tuple[str, ...]) -> str:
     """The SQL that makes the seal of these columns."""
     parts = [f"substr(ref, 1, {SEALED_OF_REF})" if column == "ref" else column for column in columns]
-    if not WHOLE_TEXTS:
-        parts = [
-            f"typeof({part}), CASE typeof({part}) WHEN 'text' THEN CAST({part} AS BLOB) ELSE {part} END"
-            for part in parts
-        ]
     return f"seal({', '.join(parts)})"
 
 

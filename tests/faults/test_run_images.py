@@ -85,10 +85,11 @@ def recorded(request: Any, memory: Path, truth: dict[tuple[str, str, str], Any])
     waiting: list[str] = []
     add, note = Tail.add, Tail.note
 
-    def our_add(self: Tail, event: ev.Event) -> None:
-        add(self, event)
-        if isinstance(event, ev.AttemptFinished) and event.status in ("succeeded", "skipped"):
-            waiting.append(of_attempt(event))
+    def our_add(self: Tail, *events: ev.Event) -> None:
+        add(self, *events)
+        for event in events:
+            if isinstance(event, ev.AttemptFinished) and event.status in ("succeeded", "skipped"):
+                waiting.append(of_attempt(event))
 
     def our_note(self: Tail) -> None:
         note(self)
