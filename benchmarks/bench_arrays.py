@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import importlib.util
 import itertools
 import os
 import statistics
@@ -129,22 +130,50 @@ def joblib_pool(megabytes: int) -> Iterator[Round]:
         yield lambda: parallel([delayed(total)(parallel([delayed(make)(megabytes)])[0])])
 
 
+@contextmanager
+def dask_workers(megabytes: int) -> Iterator[Round]:
+    """One worker makes it, the other fetches it."""
+    from benchmarks.peers import opened_dask
+
+    with opened_dask() as client:
+        first, second = client.scheduler_info()["workers"]
+
+        def trip() -> None:
+            made = client.submit(make, megabytes, workers=[first], pure=False)
+            client.submit(total, made, workers=[second], pure=False).result(DEADLINE_S)
+
+        yield trip
+
+
+@contextmanager
+def ray_store(megabytes: int) -> Iterator[Round]:
+    """Through its object store, which all workers map."""
+    from benchmarks.peers import opened_ray
+
+    with opened_ray() as module:
+        making, reading = module.remote(make), module.remote(total)
+        yield lambda: module.get(reading.remote(making.remote(megabytes)), timeout=DEADLINE_S)
+
+
 CONTENDERS = {
     "procflow, executor": procflow_executor,
     "work alone": work_alone,
     "loky": loky_pool,
     "stdlib pool": stdlib_pool,
     "joblib": joblib_pool,
+    "dask": dask_workers,
+    "ray": ray_store,
 }
+LIBRARIES = {"joblib": "joblib", "dask": "distributed", "ray": "ray"}
 
 
 def contenders(megabytes: int) -> dict[str, Contender]:
-    found: dict[str, Contender] = {name: partial(make_one, megabytes) for name, make_one in CONTENDERS.items()}
-    try:
-        import joblib  # noqa: F401
-    except ImportError:
-        del found["joblib"]
-    return found
+    """Those whose library is installed."""
+    return {
+        name: partial(make_one, megabytes)
+        for name, make_one in CONTENDERS.items()
+        if name not in LIBRARIES or importlib.util.find_spec(LIBRARIES[name]) is not None
+    }
 
 
 def through_the_engine(megabytes: int, few: int = 2, many: int = 12, rounds: int = 5) -> tuple[float, float]:

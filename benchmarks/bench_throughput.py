@@ -34,9 +34,9 @@ def _procflow(pipeline: Pipeline) -> Iterator[Round]:
         yield run
 
 
-def procflow_steps() -> Any:
+def procflow_steps(tasks: int = TASKS) -> Any:
     """Every task a step of one parallel block."""
-    return _procflow(Pipeline("steps", steps=[Parallel(*(Step(f"s{i}", empty) for i in range(TASKS)))]))
+    return _procflow(Pipeline("steps", steps=[Parallel(*(Step(f"s{i}", empty) for i in range(tasks)))]))
 
 
 def procflow_items() -> Any:

@@ -14,12 +14,21 @@ WORKERS = 2
 Open = Callable[[int], AbstractContextManager[Callable[[], Any]]]
 
 
+PEERS = {"joblib": "joblib", "loky": "loky", "mpire": "mpire", "pebble": "pebble", "dask": "distributed", "ray": "ray"}
+"""Every peer beside the standard library, with the module that tells whether it is installed."""
+
+
+def missing() -> list[str]:
+    """The peers that are not installed."""
+    return [name for name, module in PEERS.items() if importlib.util.find_spec(module) is None]
+
+
 def installed(**contenders: Contender) -> dict[str, Contender]:
-    """Those whose library (the name before any underscore) is there, with names for people."""
+    """Those whose library is there, with names for people."""
     return {
         name.replace("_", " "): contender
         for name, contender in contenders.items()
-        if name.startswith("stdlib") or importlib.util.find_spec(name.split("_")[0]) is not None
+        if name not in PEERS or importlib.util.find_spec(PEERS[name]) is not None
     }
 
 
@@ -40,7 +49,8 @@ def _pebble() -> Iterator[Any]:
 
 
 @contextmanager
-def _dask() -> Iterator[Any]:
+def opened_dask() -> Iterator[Any]:
+    """A client of a cluster of processes on this machine."""
     import logging
 
     from distributed import Client, LocalCluster
@@ -52,7 +62,8 @@ def _dask() -> Iterator[Any]:
 
 
 @contextmanager
-def _ray() -> Iterator[Any]:
+def opened_ray() -> Iterator[Any]:
+    """The module, started on this machine."""
     import ray
 
     ray.init(num_cpus=WORKERS, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
@@ -95,7 +106,7 @@ def round_trips(task: Callable[[], Any], trips: int) -> dict[str, Contender]:
 
     @contextmanager
     def ray() -> Iterator[Round]:
-        with _ray() as module:
+        with opened_ray() as module:
             remote = module.remote(task)
             yield lambda: [module.get(remote.remote()) for _ in range(trips)]
 
@@ -104,7 +115,7 @@ def round_trips(task: Callable[[], Any], trips: int) -> dict[str, Contender]:
         loky=futures(_loky, lambda pool: lambda: pool.submit(task)),
         pebble=futures(_pebble, lambda pool: lambda: pool.schedule(task)),
         mpire=mpire,
-        distributed_dask=futures(_dask, lambda client: lambda: client.submit(task, pure=False)),
+        dask=futures(opened_dask, lambda client: lambda: client.submit(task, pure=False)),
         ray=ray,
     )
 
@@ -141,15 +152,13 @@ def many_tasks(task: Callable[[int], Any], tasks: int) -> dict[str, Contender]:
 
     @contextmanager
     def dask() -> Iterator[Round]:
-        with _dask() as client:
+        with opened_dask() as client:
             yield lambda: client.gather(client.map(task, range(tasks), pure=False))
 
     @contextmanager
     def ray() -> Iterator[Round]:
-        with _ray() as module:
+        with opened_ray() as module:
             remote = module.remote(task)
             yield lambda: module.get([remote.remote(i) for i in range(tasks)])
 
-    return installed(
-        stdlib_pool=stdlib, loky=loky, joblib=joblib, mpire=mpire, pebble=pebble, distributed_dask=dask, ray=ray
-    )
+    return installed(stdlib_pool=stdlib, loky=loky, joblib=joblib, mpire=mpire, pebble=pebble, dask=dask, ray=ray)

@@ -21,7 +21,7 @@ WORDS = (
 )
 CORE = "state compiler compiling learning scheduler scheduling resuming.needs resuming.selection showing.critical_path plaintext"
 LOOP = "engine"
-TOP = "procflow __main__ api launch cli compat testing benching.capture"
+TOP = "procflow __main__ api launch session cli compat testing benching.capture"
 LAYER_OF = {
     name: layer
     for layer, names in {"words": WORDS, "core": CORE, "loop": LOOP, "top": TOP}.items()

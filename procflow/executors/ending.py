@@ -23,7 +23,7 @@ def end_workers(slots: Iterable[Slot]) -> None:
     """End every worker and close its slot and the log of its attempt; what can't die is left behind after 4 s."""
     left = set(slots)
     for slot in left:
-        if slot.attempt is not None:
+        if slot.attempt is not None or not slot.ready:
             slot.signal_group(signal.SIGCONT)
             slot.signal_group(signal.SIGTERM if slot.ready else signal.SIGKILL)
         slot.hang_up()

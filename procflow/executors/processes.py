@@ -9,6 +9,7 @@ The file is longer than 400 lines because every way in which a worker's life may
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import secrets
 import signal
@@ -167,6 +168,12 @@ class ProcessExecutor:
         for slot in self._idle[:]:
             self._dismiss(slot)
 
+    def warm(self) -> None:
+        """Start a first worker before there is an attempt for it. Should that fail, the first attempt tries again and says so."""
+        if not self._all and not self._closed:
+            with contextlib.suppress(OSError, AssertionError):
+                self._idle.append(self._start(1))
+
     def check(self, call: StepCall) -> None:
         """ExecutorError naming step, argument and type where the call can't be sent to a worker."""
         self._payloads.of(call)
@@ -180,7 +187,8 @@ class ProcessExecutor:
         if slot is not None:
             slot.attempt, slot.payload = attempt, payload
             self._running[attempt.key] = slot
-            self._send(slot)
+            if slot.ready:
+                self._send(slot)
         else:
             if len(self._running) + len(self._waiting) >= self.slots:
                 raise ExecutorError(f"more than {self.slots} attempts at a time")
@@ -535,6 +543,8 @@ class ProcessExecutor:
         """The idle worker that was used last; one that has grown too much since it was young is replaced."""
         while self._idle:
             slot = self._idle[-1]
+            if not slot.ready:
+                return self._idle.pop()
             grown = slot.size.grown(self._footprint.leak_bytes, attempt)
             if not grown:
                 return self._idle.pop()
@@ -549,36 +559,31 @@ class ProcessExecutor:
         self._ladder.set(slot, "silent", DISMISS_S)
 
     def _spawn(self, attempt: Attempt, payload: Payload) -> None:
-        self._spawned += 1
-        name = f"procflow-{self._spawned}"
-        token = f"{self.token}.{self._spawned}"
         try:
-            fp("pool.spawn.before")
-            slot = Slot(
-                *(
-                    name,
-                    token,
-                    self.token,
-                    self._env,
-                    attempt.cpus,
-                    self._log_level,
-                    self._inherit,
-                    self._footprint.size,
-                ),
-                objects=self._objects,
-                own_output=self._own_output,
-                results=f"{self._results}+{self._spawned}" if self._results is not None else None,
-            )
+            slot = self._start(attempt.cpus)
         except (OSError, AssertionError) as error:
             return self._spawn_failed(attempt, payload, f"the system refused: {error}")
-        fp("pool.spawn.after")
         slot.attempt, slot.payload = attempt, payload
         self._running[attempt.key] = slot
+
+    def _start(self, cpus: int) -> Slot:
+        """A new worker, which is not ready yet; OSError or AssertionError where the system refuses."""
+        self._spawned += 1
+        fp("pool.spawn.before")
+        slot = Slot(
+            *(f"procflow-{self._spawned}", f"{self.token}.{self._spawned}", self.token, self._env, cpus),
+            *(self._log_level, self._inherit, self._footprint.size),
+            objects=self._objects,
+            own_output=self._own_output,
+            results=f"{self._results}+{self._spawned}" if self._results is not None else None,
+        )
         self._all.add(slot)
+        fp("pool.spawn.after")
         self._poller.register(slot.channel_fd, lambda mask: self._on_channel(slot, mask))
         self._poller.register(slot.output_fd, lambda mask: self._on_output(slot), output=True)
         self._poller.register(slot.pidfd, lambda mask: self._on_death(slot))
         self._ladder.set(slot, "spawn", self._spawn_timeout_s)
+        return slot
 
     def _spawn_failed(self, attempt: Attempt, payload: Payload, why: str) -> None:
         from procflow.executors.launch import upgraded

@@ -74,6 +74,18 @@ class Guard:
             self.reaper.start()
         return self._executors
 
+    def warm(self) -> None:
+        """Start a worker now, where there will be any, so that it is ready when the first step is."""
+        processes: Any = self._executors.get("processes")
+        if processes is not None:
+            processes.warm()
+
+    def cool(self) -> None:
+        """Nothing more is to run: idle workers may begin to end, while the run is written up."""
+        processes: Any = self._executors.get("processes")
+        if processes is not None:
+            processes.shed()
+
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         with ExitStack() as stack:
             stack.callback(self._end)

@@ -186,8 +186,10 @@ class Driver:
             while not self._over():
                 arrived = workers.wait(self._deadline())
                 ended = self._note(arrived) if arrived else self._woken()
-                self._watch_clocks()
-                self._dispatch()
+                if self._running or self._doomed:
+                    self._watch_clocks()
+                if self._pending:
+                    self._dispatch()
                 if ended or self._unneeded or self._records.waiting:
                     arrived.clear()
                     lock.release()
