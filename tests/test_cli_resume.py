@@ -452,6 +452,32 @@ def test_from_uses_earlier_results_whatever_they_were_made_from(place: Place) ->
     assert place.ran() == ["total", "end"]
 
 
+def test_from_uses_a_map_whose_failures_were_tolerated_as_it_is(place: Place) -> None:
+    place.edit(
+        "p.yaml", "on_error: finish}\n  - {type: transform, name: sum", "tolerate: 1}\n  - {type: transform, name: sum"
+    )
+    place.break_("item4")
+    place.run("--run-id", "r", code=3)
+    assert place.ran() == ALL
+    for run_id in ("again", "and_again"):
+        done = place.run("--from", "sum", "--run-id", run_id, code=3)
+        assert place.ran() == ["total", "end"]
+        assert done.stdout == END.replace("150", "110")
+        assert "item 4): FAILED: FailedBefore: it failed in the run whose results are used" in done.stderr
+    # What succeeded can still be told from what is missing.
+    assert plan_of(place.invoke("retry", "and_again", "--plan").stdout)["rows"].startswith("5 of 6 items kept")
+
+
+def test_from_without_a_result_that_a_map_needs_is_refused_though_others_are_tolerated(place: Place) -> None:
+    place.edit(
+        "p.yaml", "on_error: finish}\n  - {type: transform, name: sum", "tolerate: 1}\n  - {type: transform, name: sum"
+    )
+    place.break_("item4")
+    place.run("--run-id", "r", code=3)
+    place.rewrite("step_executions", "failed_count = 0", "kind = 'map'")
+    assert "rows comes before it and has no result" in place.run("--from", "sum", code=2).stderr
+
+
 def test_from_without_earlier_results_is_refused(place: Place) -> None:
     assert "there are no earlier results" in place.run("--from", "end", code=2).stderr
     place.break_("b")

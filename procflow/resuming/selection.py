@@ -125,6 +125,8 @@ def check_results(judged: JournalKept, chosen: Chosen) -> None:
         if key[0] not in chosen.held or key[0] in chosen.skipped or verdict.kept:
             continue
         is_map = key[1] == "block" and isinstance(judged.needs[key].unit, MapUnit)
+        if is_map and (key[0], "batch") in judged.needs and judged.is_whole(key[0], "", as_then=True):
+            continue  # What failed in it was tolerated, and is missing again.
         if (key[1] == "member" or is_map) and not _left_out_then(judged, key[0]):
             raise UnknownStep(
                 f"--from {chosen.start}: {key[0]} comes before it and has no result in run {judged.results.run_id} "
@@ -200,6 +202,8 @@ def _loose(unit: AnyUnit, held: frozenset[str], around: frozenset[str]) -> AnyUn
         part = getattr(unit, name)
         if part is not None:
             changes[name] = _loose(part, held, around)
+    if isinstance(unit, MapUnit) and unit.label in held and isinstance(unit.body, TaskUnit):
+        changes["body"] = _absent(changes["body"])
     if isinstance(unit, MapUnit) and unit.label in held and unit.gate is None:
         seat: dict[str, Any] = {
             "index": unit.index,
@@ -211,6 +215,14 @@ def _loose(unit: AnyUnit, held: frozenset[str], around: frozenset[str]) -> AnyUn
         call = StepCall("gate", unit.path, unit.name, when="true")
         changes["gate"] = TaskUnit(**seat, call=call, executor=unit.expand.executor)
     return replace(unit, **changes)
+
+
+def _absent(body: TaskUnit) -> TaskUnit:
+    """What stands for the items of a map that have no result: they fail once more, and nothing of the user's runs."""
+    call = StepCall(
+        "transform", body.path, body.name, "procflow.steps.absent:failed_before", item_name=body.call.item_name
+    )
+    return replace(body, call=call, retry=type(body.retry)(), timeout_s=None, idle_timeout_s=None, cpus=1)
 
 
 class OnlyCached:
@@ -254,7 +266,7 @@ class _Selected:
         if label not in self._chosen.held:
             return found
         if role == "gate" and (found is None or not found.skipped):
-            return KeptTask(skipped=not self._judged.is_whole(label, item))
+            return KeptTask(skipped=not self._judged.is_whole(label, item, as_then=True))
         return found or KeptTask(skipped=True)
 
     def items(self, path: str, item: str) -> Sequence[tuple[range | tuple[int, ...], Ref]]:

@@ -161,8 +161,11 @@ class JournalKept:
         floor = self._floor(key, item)
         return [execution_id for execution_id in found if execution_id > floor]
 
-    def is_whole(self, label: str, item: str) -> bool:
-        """Whether a map has a result for every item it found; True for other blocks."""
+    def is_whole(self, label: str, item: str, *, as_then: bool = False) -> bool:
+        """Whether a map has a result for every item it found; True for other blocks.
+
+        ``as_then``: but for those whose failure it tolerated.
+        """
         if (label, "expand") not in self.needs:
             return True
         expand = self.good((label, "expand"), item)
@@ -170,7 +173,8 @@ class JournalKept:
             return False
         if (label, "batch") not in self.needs:
             return True
-        return self._count_done((label, "batch"), item) == self.results.count_pages(expand.id)
+        gaps = self.results.gaps.get((label, item), 0) if as_then else 0
+        return self._count_done((label, "batch"), item) + gaps == self.results.count_pages(expand.id)
 
     def _count_done(self, key: Key, item: str) -> int:
         """How many items of a map that calls a function have a value; each counts once."""

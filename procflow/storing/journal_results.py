@@ -70,7 +70,8 @@ class Results:
 
     ``good`` is the last good execution of each task by item, ``chunks`` the executions that finished items of a map (by
     label and the item the map stands in), ``latest`` the last good execution of a task below an item. ``blocks`` has
-    whether a block's last row says that all in it succeeded, ``ended`` how the last attempt of a task ended.
+    whether a block's last row says that all in it succeeded, ``gaps`` how many of its members failed where it succeeded all
+    the same, ``ended`` how the last attempt of a task ended.
     """
 
     folder: StateFolder
@@ -81,6 +82,7 @@ class Results:
     chunks: dict[str, dict[str, list[int]]] = field(default_factory=dict)
     latest: dict[Key, dict[str, int]] = field(default_factory=dict)
     blocks: dict[tuple[str, str], bool] = field(default_factory=dict)
+    gaps: dict[tuple[str, str], int] = field(default_factory=dict)
     ended: dict[Key, str] = field(default_factory=dict)
     attempts: dict[tuple[str, str], int] = field(default_factory=dict)
     _clocks: dict[tuple[str, str], _Clock] = field(default_factory=dict)
@@ -206,6 +208,7 @@ class Results:
                 self._task(row_id, label, role, item, status, attempt if kind == "task" else 0, row_id in with_items)
             elif role is None:
                 self.blocks[label, item] = status == "succeeded" and not failed
+                self.gaps[label, item] = (failed or 0) if status == "succeeded" else 0
                 self._block(label, item, status, started, retry_in_s)
         self._session_over(last_s, sessions[-1][1] if sessions else None)
 
