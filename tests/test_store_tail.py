@@ -5,6 +5,8 @@ from __future__ import annotations
 import fcntl
 import os
 import signal
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -262,3 +264,14 @@ def test_secrets_in_names_of_metrics_are_masked_in_what_a_worker_keeps(
         WorkerTail(f"{path}+1").keep(ABOUT, message, packed(message))
     assert b"hush-hush" not in Path(f"{path}+1.a").read_bytes()
     assert len(read_tail(path)) == 1
+
+
+def test_results_are_taken_up_though_a_salvaged_journal_has_lost_the_session(tmp_path: Path) -> None:
+    folder = StateFolder.open(tmp_path / "state")
+    folder.new_run("r1")
+    killed_writer(folder.path, "r1", 2, 5)
+    with closing(sqlite3.connect(folder.db)) as db, db:
+        db.execute("DELETE FROM sessions")
+    with Store.open(folder) as store:
+        assert store.recover("p") == 3
+    assert tails(folder.path) == []

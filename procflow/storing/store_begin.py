@@ -144,10 +144,10 @@ def unfinished(db: sqlite3.Connection, run_id: str) -> Unfinished | None:
     if row is None:
         return None
     seq, lock, commits, sessions, *counts = row
-    first = db.execute("SELECT first_id FROM sessions WHERE run_id = ? AND number = ?", (run_id, sessions)).fetchone()[
-        0
-    ]
     low, high = ids_of(seq)
+    # A journal that was salvaged may have lost the session.
+    found = db.execute("SELECT first_id FROM sessions WHERE run_id = ? AND number = ?", (run_id, sessions)).fetchone()
+    first = found[0] if found is not None else low
     found = db.execute(
         "SELECT id, key, status, parent_step_id, branch_name, join_policy FROM step_executions"
         " WHERE id BETWEEN ? AND ? AND key IS NOT NULL",
