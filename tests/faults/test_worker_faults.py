@@ -24,7 +24,8 @@ from procflow.storing.state_folder import VARIABLE
 from procflow.values import objects
 
 SLOTS = 4
-TIMEOUT_S = 1.0
+TIMEOUT_S = 4.0
+"""More than a new worker needs to begin on two processors that are full of other tests."""
 PLACES = ("first", "middle", "last", "item")
 GROUPS = [["a0", "a1"], ["b0", "x1", "b2"]]
 SIBLINGS = ("beside", "between")
