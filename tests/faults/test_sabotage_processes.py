@@ -218,10 +218,11 @@ def check_the_parent_opens_nothing(folder: Path) -> None:
 def test_a_parent_that_opens_values_is_found(proven: Any) -> None:
     record = engine_module.Engine._record
 
-    def curious(self: Any, event: ev.Event) -> None:
-        for ref in event.outputs.values() if isinstance(event, ev.AttemptFinished) else ():
-            objects.unpack(ref)
-        record(self, event)
+    def curious(self: Any, events: list[ev.Event]) -> None:
+        for event in events:
+            for ref in event.outputs.values() if isinstance(event, ev.AttemptFinished) else ():
+                objects.unpack(ref)
+        record(self, events)
 
     proven(
         check_the_parent_opens_nothing,
