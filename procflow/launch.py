@@ -211,7 +211,7 @@ def iterate(
     stops the run.
     """
     with ExitStack() as stack:
-        stack.enter_context(few_collections())
+        stack.enter_context(few_collections(RECORDS_ONLY))
         prepared = prepare(pipeline, **options)
         graph = prepared.graph
         file = prepared.source.path if prepared.source is not None else None
