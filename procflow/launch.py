@@ -35,7 +35,7 @@ from procflow.sources.kept import close_run
 from procflow.storing.state_folder import StateFolder, fresh_run_id, locate, lock_name
 from procflow.units import Share
 from procflow.values import transient
-from procflow.working.garbage import few_collections
+from procflow.working.garbage import RECORDS_ONLY, few_collections
 
 log = logging.getLogger("procflow")
 
