@@ -35,7 +35,7 @@ from procflow.sources.kept import close_run
 from procflow.storing.state_folder import StateFolder, fresh_run_id, locate, lock_name
 from procflow.units import Share
 from procflow.values import transient
-from procflow.working.garbage import few_collections
+from procflow.working.garbage import RECORDS_ONLY, few_collections
 
 log = logging.getLogger("procflow")
 
@@ -211,7 +211,7 @@ def iterate(
     stops the run.
     """
     with ExitStack() as stack:
-        stack.enter_context(few_collections())
+        stack.enter_context(few_collections(RECORDS_ONLY))
         prepared = prepare(pipeline, **options)
         graph = prepared.graph
         file = prepared.source.path if prepared.source is not None else None

@@ -119,7 +119,6 @@ def test_one_plain_lesson_teaches_the_same_as_one_among_others(
         [seen(status="skipped")],
         [seen(status="lost")],
         [seen(role="batch", item="0-9")],
-        [seen(size=3)],
     ],
 )
 def test_a_lesson_of_more_than_one_success_is_not_plain(attempts: list[Seen]) -> None:

@@ -33,6 +33,9 @@ def few_collections(threshold: tuple[int, int, int] = THRESHOLD) -> Iterator[Non
     try:
         yield
     finally:
+        if not frozen:
+            # What is left goes to the oldest generation unseen: most of it is gone a moment later without the collector.
+            gc.freeze()
         gc.set_threshold(*before)
         if not frozen:
             gc.unfreeze()
