@@ -46,6 +46,8 @@ if TYPE_CHECKING:
 __all__ = ["Run", "turns"]
 
 log = logging.getLogger("procflow")
+notes = logging.getLogger("procflow.notes")
+"""What is worth a line beside others, and no mail: the quiet leave it out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +129,7 @@ def _tell_of_troubles(engine: Engine, prepared: Prepared) -> None:
         short = (
             "the machine was short of memory or cores, so at times no more than %d of %d ran at once (limits.pressure)"
         )
-        log.warning(short, least, prepared.workers)
+        notes.warning(short, least, prepared.workers)
     for observer, error in engine.failed_observers:
         log.warning("%s failed and was left out: %s: %s", type(observer).__name__, type(error).__name__, error)
 

@@ -21,6 +21,7 @@ import procflow
 from procflow.cli import COMMANDS, cli, output
 from procflow.cli.options import params_of
 from procflow.errors import InternalError, LockHeld, PipelineError, Problem, StoreError
+from procflow.scheduling.easing import Easing
 from procflow.storing.state_folder import StateFolder, lock_name
 
 DEADLINE_S = 60
@@ -303,6 +304,22 @@ def test_a_run_prints_shown_values_to_stdout_and_progress_to_stderr(folder: Path
 def test_quiet_says_nothing_of_a_run_that_succeeded(folder: Path) -> None:
     result = invoke("run", "hello.yaml", "-q", "--executor", "inline")
     assert (result.exit_code, result.stdout, result.stderr) == (0, "hello world\n", "")
+
+
+def test_a_machine_that_was_short_of_cores_is_told_but_not_to_the_quiet(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    begin = Easing.__init__
+
+    def eased(self: Easing, *arguments: Any) -> None:
+        begin(self, *arguments)
+        self.least = 1
+
+    monkeypatch.setattr(Easing, "__init__", eased)
+    for words, told in (("-q", 0), ("--progress=plain", 1)):
+        caplog.clear()
+        assert invoke("run", "hello.yaml", words, "--executor", "inline").exit_code == 0
+        assert len([r for r in caplog.records if "no more than 1 of" in r.getMessage()]) == told
 
 
 def test_without_progress_there_is_a_summary_only(folder: Path) -> None:

@@ -6,6 +6,7 @@ decides nothing about a run and prints nothing itself but what those observers c
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -67,6 +68,7 @@ class Watching:
 
     def __init__(self, given: Mapping[str, Any]) -> None:
         self.quiet: bool = given["quiet"]
+        logging.getLogger("procflow.notes").disabled = self.quiet
         self._progress: str = given["progress"]
         self._log_format: str = given["log_format"]
         self._metrics_file: str | None = given["metrics_file"]
