@@ -87,9 +87,9 @@ def sealed_attempts(rows: Iterable[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
             join, executor, started + 0.0, ended + 0.0, wall_s + 0.0, cpu_s + 0.0, peak + 0.0, cost + 0.0, count + 0.0,
             names, log,
         ]  # fmt: skip
-        known = started + ended + wall_s + cpu_s + cost
+        known = started == started and ended == ended and wall_s == wall_s and cpu_s == cpu_s and cost == cost
         exact = type(path) is type(label) is type(name) is type(item) is str
-        if branch is None or parent is None or join is None or known != known or not exact:
+        if branch is None or parent is None or join is None or not (known and exact):
             found.append((*row, _seal(row)))
             continue
         try:
