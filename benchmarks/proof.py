@@ -19,6 +19,10 @@ __all__ = ["QUESTIONS", "Row", "failed", "rows"]
 FACTORS = {"us": 1e6, "ms": 1e3, "s": 1.0, "%": 100.0, "B": 1.0, "MB": 1e-6, "x": 1.0}
 
 
+EVEN = 0.005
+"""Who is better by no more than this share is not ahead."""
+
+
 @dataclass(frozen=True, slots=True)
 class Row:
     """One figure. ``ours``, ``target`` and ``peers`` are in SI units (seconds, bytes, shares); ``unit`` is what they are
@@ -53,9 +57,10 @@ class Row:
 
     @property
     def ahead(self) -> list[str]:
-        """The peers that are better than we are, the best first."""
-        better = {name: value for name, value in self.peers.items() if (value > self.ours) is self.at_least}
-        return sorted((n for n in better if better[n] != self.ours), key=better.__getitem__, reverse=self.at_least)
+        """The peers that are better than we are by more than ``EVEN``, the best first."""
+        sign = -1 if self.at_least else 1
+        better = [name for name, value in self.peers.items() if sign * (self.ours - value) > EVEN * self.ours]
+        return sorted(better, key=lambda name: sign * self.peers[name])
 
     def text(self, value: float, name: str | None = None) -> str:
         """A value in the row's unit, with its noise where ``name`` says whose it is."""

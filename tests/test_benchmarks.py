@@ -54,6 +54,10 @@ def test_more_is_better_where_a_row_says_at_least() -> None:
     assert whole.cells(row)[4:] == ["a", "0.96x", "a 99 %, b 90 %"]
 
 
+def test_who_is_even_is_not_ahead() -> None:
+    assert Row("makespan", "x", 1.03, 1.0002, {"b-level": 1.0, "fifo": 0.99}).ahead == ["fifo"]
+
+
 def test_a_row_without_a_figure_is_not_reached_and_shows_in_every_form() -> None:
     row = failed("arrays", "MemoryError: a | b")
     assert not row.reached
