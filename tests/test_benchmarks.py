@@ -55,7 +55,7 @@ def test_more_is_better_where_a_row_says_at_least() -> None:
 
 
 def test_who_is_even_is_not_ahead() -> None:
-    assert Row("makespan", "x", 1.03, 1.0002, {"b-level": 1.0, "fifo": 0.99}).ahead == ["fifo"]
+    assert Row("makespan", "x", 1.0002, 1.03, {"b-level": 1.0, "fifo": 0.99}).ahead == ["fifo"]
 
 
 def test_a_row_without_a_figure_is_not_reached_and_shows_in_every_form() -> None:
