@@ -15,6 +15,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from collections.abc import Sequence as SequenceOf
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -50,6 +51,8 @@ AnyMember = "model.AnyStep | Callable[..., Any]"
 _Record = TypeVar("_Record", bound=model.Record)
 
 _EVENTS = ("on_success", "on_failure", "on_finish")
+MOST_READ = 10_000_000
+"""So many items are read of an iterable at most."""
 _NAME = re.compile(model.NAME)
 _DOTTED = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
 
@@ -278,8 +281,8 @@ def Map(name: str, *body: Any, items: Any, **keys: Any) -> model.Map:
     """One call per item, ``Map("m", function, items=...)``, or a list of steps per item, ``Map("m", a, b, items=...)``.
 
     A single function or ``"module:name"`` is called with each item; steps read it as ``item``. ``items`` is the name of a
-    value (``"rows"``, the same as ``"${rows}"``), a list, a range, ``{"glob": "data/*.csv"}``, or any other finite iterable,
-    which is read now.
+    value (``"rows"``, the same as ``"${rows}"``), a list, a range, ``{"glob": "data/*.csv"}``, or any other iterable of at
+    most ``MOST_READ`` items, which is read now.
     """
     keys = dict(keys)
     members = [*body, *keys.pop("steps", ())]
@@ -299,7 +302,15 @@ def _items(items: Any) -> Any:
     if isinstance(items, Mapping):
         return dict(items)
     # A one-shot iterator would be empty in a second run; sets and views have no order that holds.
-    return sorted(items, key=repr) if isinstance(items, (set, frozenset)) else list(items)
+    if isinstance(items, (set, frozenset)):
+        return sorted(items, key=repr)
+    found = list(islice(items, MOST_READ + 1))
+    if len(found) > MOST_READ:
+        why = f"the iterator of items gives more than {MOST_READ:,}, so it may have no end"
+        raise PipelineError(
+            [Problem(why, ("items",), "pass a range, a list, or the name of a value that a step makes")]
+        )
+    return found
 
 
 def _block(kind: type[_Record], steps: SequenceOf[Any], name: str | None, keys: Mapping[str, Any]) -> _Record:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 
 import procflow
-from procflow import Graph, Map, Merge, Parallel, Pipeline, Sequence, Shell, Split, Step, Subpipeline, load, model
+from procflow import Graph, Map, Merge, Parallel, Pipeline, Sequence, Shell, Split, Step, Subpipeline, api, load, model
 from procflow.errors import PipelineError, ProcflowError, RunFailed
 from procflow.events import Event, RunFinished, RunStarted, StepFinished
 
@@ -366,3 +367,12 @@ def test_lambdas_closures_and_functions_of_main_reach_worker_processes(tmp_path:
     assert done.stderr == ""
     assert done.stdout.strip() == "([0, 3, 6, 9], 1000, 9)"
     assert done.returncode == 0
+
+
+def test_an_iterator_without_end_is_refused_and_one_that_breaks_says_so_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(api, "MOST_READ", 100)
+    with pytest.raises(PipelineError, match="more than 100, so it may have no end"):
+        Map("m", square, items=itertools.count())
+    assert len(Map("m", square, items=iter(range(100))).items) == 100
+    with pytest.raises(ZeroDivisionError):
+        Map("m", square, items=(1 // n for n in (1, 0)))
