@@ -181,6 +181,62 @@ def test_a_parent_that_closes_all_its_descriptors_is_not_taken_for_dead(tmp_path
         assert soon(lambda: not is_alive(daemon) and not is_alive(reaper), GONE_S)
 
 
+def stand_in(reaper: int | None) -> int:
+    """The reaper's stand-in, once it has one."""
+    path = Path(f"/proc/{reaper}/task/{reaper}/children")
+    assert soon(path.read_text)
+    return int(path.read_text())
+
+
+@pytest.mark.parametrize("order", ["parent first", "reaper first"])
+def test_with_parent_and_reaper_killed_at_once_the_stand_in_sweeps(tmp_path: Path, order: str) -> None:
+    token = new_token()
+    with forked(lambda: parent_with_daemon(token, tmp_path), tmp_path) as child:
+        reaper, daemon = pids(tmp_path)
+        second = stand_in(reaper)
+        for pid in (child.pid, reaper) if order == "parent first" else (reaper, child.pid):
+            os.kill(pid, signal.SIGKILL)
+        child.wait()
+        assert soon(lambda: not is_alive(daemon) and not is_alive(second), GONE_S)
+        assert not Path(sweep.SHM, f"{sweep.prefix(token)}-x").exists()
+
+
+def test_a_stand_in_that_is_killed_is_replaced_and_the_reaper_does_its_work(tmp_path: Path) -> None:
+    with forked(lambda: parent_with_daemon(new_token(), tmp_path), tmp_path) as child:
+        reaper, daemon = pids(tmp_path)
+        first = stand_in(reaper)
+        os.kill(first, signal.SIGKILL)
+        assert soon(lambda: stand_in(reaper) != first)
+        second = stand_in(reaper)
+        assert is_alive(daemon)
+        child.send(signal.SIGKILL)
+        child.wait()
+        assert soon(lambda: not any(is_alive(pid) for pid in (daemon, reaper, second)), GONE_S)
+
+
+def test_a_stand_in_whose_reaper_alone_was_killed_sweeps_nothing_and_goes(reaper: Reaper, tmp_path: Path) -> None:
+    second, daemon = stand_in(reaper.pid), start_daemon(str(tmp_path))
+    assert reaper.pid is not None
+    os.kill(reaper.pid, signal.SIGKILL)
+    assert select.select([reaper.fileno()], [], [], 5.0)[0]
+    time.sleep(0.1)
+    assert is_alive(second), "nobody has taken over yet"
+    assert reaper.revive()
+    assert soon(lambda: not is_alive(second), sweep.ENDING_S + GONE_S)
+    assert is_alive(daemon)
+    assert is_alive(stand_in(reaper.pid))
+    assert soon(lambda: reaper.collect(float("inf")) >= 0 and not os.path.exists(f"/proc/{second}"))
+
+
+def test_a_stand_in_ends_with_its_reaper_and_is_in_no_group_with_it(token: str) -> None:
+    reaper = Reaper(token)
+    reaper.start()
+    second = stand_in(reaper.pid)
+    assert soon(lambda: os.getpgid(second) == second)
+    assert reaper.finish() == []
+    assert not os.path.exists(f"/proc/{second}")
+
+
 def test_signals_do_not_end_the_reaper_at_any_moment(reaper: Reaper) -> None:
     assert reaper.pid is not None
     until = time.monotonic() + 0.3
@@ -398,13 +454,16 @@ def test_a_reaper_killed_during_a_run_is_replaced_and_the_replacement_works(tmp_
         assert child.left() == []
 
 
-def test_with_parent_and_reaper_killed_the_worker_dies_at_once_and_the_rest_at_the_next_start(tmp_path: Path) -> None:
+def test_with_nobody_left_the_worker_dies_at_once_and_the_rest_at_the_next_start(tmp_path: Path) -> None:
     with forked(lambda: run_step("stubborn", tmp_path).exit_code, tmp_path) as child:
         worker = working(tmp_path)
         daemon = int((tmp_path / "daemon").read_text())
         reaper = reaper_of(child)
         assert reaper is not None
+        second = stand_in(reaper)
         child.send(signal.SIGSTOP)
+        os.kill(reaper, signal.SIGSTOP)
+        os.kill(second, signal.SIGKILL)
         os.kill(reaper, signal.SIGKILL)
         child.send(signal.SIGKILL)
         child.wait()

@@ -2,6 +2,7 @@
 
     this process dies  ->  the reaper process (``sweep.py`` in a session of its own) sees it and sweeps
     the reaper dies    ->  its pidfd tells, it is started anew; workers have their own death signal meanwhile
+    both at once       ->  the reaper's stand-in sweeps
     a worker's daemon  ->  becomes a child of this process, is reaped here, and swept at the end
 
 ``Reaper`` is this process's side. It starts the reaper process, adopts orphans for as long as the run lasts, and sweeps

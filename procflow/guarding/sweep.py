@@ -3,7 +3,8 @@
 Workers and all that they start carry ``PROCFLOW_RUN_TOKEN`` in the environment they were started with; a daemon that
 forked twice and leads a session of its own still has it. Run as a script, this file is the reaper: a tiny process that
 sleeps until its parent is gone, then sweeps. It imports nothing of procflow and as little as possible, because it starts
-beside every run. It knows no workers, locks or records, and never touches a process without the token.
+beside every run. It knows no workers, locks or records, and never touches a process without the token. A fork of it
+stands in for it where it and the parent are killed at the same instant.
 
     stdin of the script:  "token <t>", "folder <f>" ..., and at the end of the run "done" (nothing is left) or "go" (sweep)
 """
@@ -31,6 +32,9 @@ TRACKER_S = 0.5
 """How long multiprocessing's resource trackers get to remove what the dead left behind; they end by themselves."""
 PATIENCE_S = 30.0
 """How long the reaper goes on killing what keeps coming back."""
+STAND_INS = 10
+"""So many stand-ins has a reaper in all; that more are killed means that somebody does not want them."""
+ENDING_S = 2.0
 
 
 def environment(token: str) -> dict[str, str]:
@@ -147,9 +151,14 @@ def read(path: str) -> bytes:
 
 def main(parent_pid: int) -> None:
     """The reaper. Its signals are blocked already: whoever starts it blocks them, so that there is no moment without."""
-    orders = _orders(parent_pid).split("\n")
-    if "done" in orders:
-        return
+    watch = _Watch(parent_pid)
+    orders = watch.orders()
+    if "done" not in orders:
+        _carry_out(orders)
+    watch.dismiss()
+
+
+def _carry_out(orders: list[str]) -> None:
     tokens = [order[6:] for order in orders if order.startswith("token ")]
     folders = tuple(order[7:] for order in orders if order.startswith("folder "))
     for token in tokens:
@@ -157,34 +166,90 @@ def main(parent_pid: int) -> None:
         remove_left(token, folders)
 
 
-def _orders(parent_pid: int) -> str:
-    """What came on stdin until it said "done" or "go", or until the parent was gone, whichever comes first.
+class _Watch:
+    """Watches the parent, with a stand-in at its side: a fork of this process that sweeps should both be killed at once."""
 
-    The end of the stream alone says nothing while the parent lives: something in it may have closed all descriptors. And a
-    child that it forked may hold the stream open for ever. So the pidfd decides.
-    """
-    import select
+    def __init__(self, parent_pid: int) -> None:
+        import select
 
-    pidfd = os.pidfd_open(parent_pid) if _is_alive(parent_pid) else -1
-    poll = select.poll()
-    poll.register(0, select.POLLIN)
-    if pidfd >= 0:
-        poll.register(pidfd, select.POLLIN)
-    os.set_blocking(0, False)
-    data = b""
-    while not data.endswith((b"done\n", b"go\n")):
+        self._poll = select.poll
+        self._in, self._hup = select.POLLIN, select.POLLHUP
+        self._parent_pid = parent_pid
+        self._parent = os.pidfd_open(parent_pid) if _is_alive(parent_pid) else -1
         # Asked after the pidfd was opened: it may be another's by now.
-        gone = os.getppid() != parent_pid
-        ready = [0] if gone else [fd for fd, _ in poll.poll()]
-        if 0 in ready or pidfd in ready:
-            chunk = _available()
-            data += chunk
-            if chunk:
-                continue
-        if gone or pidfd in ready or pidfd < 0:
-            break
-        poll.unregister(0)
-    return data.decode("utf-8", "surrogateescape")
+        self._orphaned = os.getppid() != parent_pid
+        self._data = b""
+        self._stand_in = 0
+        self._stand_in_fd = -1
+        self._forks = 0
+
+    def orders(self) -> list[str]:
+        """What came on stdin until it said "done" or "go", or until the parent was gone, whichever comes first.
+
+        The end of the stream alone says nothing while the parent lives: something in it may have closed all descriptors. And
+        a child that it forked may hold the stream open for ever. So the pidfd decides.
+        """
+        os.set_blocking(0, False)
+        watched = [0, self._parent]
+        while not self._data.endswith((b"done\n", b"go\n")):
+            ready = watched if self._orphaned else self._wait([*watched, self._stand_in_fd])
+            if self._stand_in_fd in ready:
+                os.close(self._stand_in_fd)
+                os.waitpid(self._stand_in, 0)
+                self._stand_in, self._stand_in_fd = 0, -1
+            chunk = _available() if 0 in ready or self._parent in ready else b""
+            self._data += chunk
+            if not chunk and (self._orphaned or self._parent in ready or self._parent < 0):
+                break
+            if not chunk and 0 in ready:
+                watched.remove(0)
+            if self._data.endswith(b"\n") and not self._stand_in and self._forks < STAND_INS:
+                self._fork()
+        return self._lines()
+
+    def dismiss(self) -> None:
+        """End the stand-in."""
+        if self._stand_in:
+            _kill(self._stand_in)
+            os.waitpid(self._stand_in, 0)
+
+    def _lines(self) -> list[str]:
+        return self._data.decode("utf-8", "surrogateescape").split("\n")
+
+    def _wait(self, fds: list[int], limit_s: float | None = None, hang_up: bool = False) -> list[int]:
+        """Those of the descriptors that can be read; with ``hang_up``, of stdin only its end."""
+        poll = self._poll()
+        for fd in fds:
+            if fd >= 0:
+                poll.register(fd, self._hup if hang_up and fd == 0 else self._in)
+        return [fd for fd, _ in poll.poll(None if limit_s is None else limit_s * 1000)]
+
+    def _fork(self) -> None:
+        self._forks += 1
+        me = os.pidfd_open(os.getpid())
+        try:
+            self._stand_in = os.fork()
+            if not self._stand_in:
+                try:
+                    self._stand(me)
+                finally:
+                    os._exit(0)
+            self._stand_in_fd = os.pidfd_open(self._stand_in)
+        except OSError:
+            # No more processes: the reaper does it alone.
+            self._forks = STAND_INS
+        finally:
+            os.close(me)
+
+    def _stand(self, reaper: int) -> None:
+        """The stand-in. The reaper ends it; where that was killed, a parent that lives starts another, and hangs up here."""
+        os.setpgid(0, 0)
+        self._wait([reaper])
+        if self._parent not in self._wait([self._parent, 0], hang_up=True):
+            # A process that ends closes its files before it is seen to have ended.
+            self._wait([self._parent], ENDING_S)
+        if not _is_alive(self._parent_pid) or self._wait([self._parent], 0):
+            _carry_out(self._lines())
 
 
 def _is_alive(pid: int) -> bool:

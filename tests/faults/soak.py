@@ -72,11 +72,12 @@ class Session:
         return [pid for pid in self._children() if pid not in self.reapers()]
 
     def reapers(self) -> list[int]:
-        """Its reaper, if it has one."""
-        return [pid for pid in self._children() if b"sweep.py" in _read(f"/proc/{pid}/cmdline")]
+        """Its reaper and the one that stands in for it, if it has them."""
+        first = [pid for pid in self._children() if b"sweep.py" in _read(f"/proc/{pid}/cmdline")]
+        return first + [second for pid in first for second in _children(pid)]
 
     def _children(self) -> list[int]:
-        return [int(pid) for pid in _read(f"/proc/{self.pid}/task/{self.pid}/children").split()]
+        return _children(self.pid)
 
     def act(self, chance: random.Random) -> None:
         """Do the harm whose time has come, and undo what was only for a moment."""
@@ -106,6 +107,10 @@ class Session:
             else:
                 ledger.count(f"soak: {what}", 1)
                 _send(pid, signal.SIGKILL)
+
+
+def _children(pid: int) -> list[int]:
+    return [int(child) for child in _read(f"/proc/{pid}/task/{pid}/children").split()]
 
 
 def _send(pid: int, number: int) -> None:
