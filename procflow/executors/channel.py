@@ -25,6 +25,8 @@ from collections import deque
 from typing import Any
 from zlib import crc32
 
+from procflow.executors.doze import Doze
+
 __all__ = [
     "MAGIC",
     "PACKET_BYTES",
@@ -259,9 +261,10 @@ class WorkerEnd:
     def __init__(self, fd: int, packet_fd: int = -1) -> None:
         self.fd = fd
         self.packet_fd = packet_fd
-        self._poll = select.poll()
+        poll = select.poll()
         if packet_fd >= 0:
-            self._poll.register(packet_fd, select.POLLIN)
+            poll.register(packet_fd, select.POLLIN)
+        self._doze = Doze(poll.poll)
         self.inbox = Inbox()
         self._lock = threading.Lock()
         self._arrived: deque[Message] = deque()
@@ -273,15 +276,15 @@ class WorkerEnd:
         """False in a forked child."""
         return self.fd >= 0
 
-    def claim(self) -> Message | None:
-        """The next packet; None at the end. OSError where the step closed the descriptor."""
+    def claim(self, free: bool = False) -> Message | None:
+        """The next packet; None at the end. OSError where the step closed the descriptor. ``free``: see ``Doze.wait``."""
         while True:
             try:
                 packet = os.read(self.packet_fd, CHUNK_BYTES)
                 return unpacked(packet) if packet else None
             except BlockingIOError:
                 # Never by a read that waits: one that is killed as it wakes up would take the packet with it.
-                self._poll.poll()
+                self._doze.wait(None, free)
 
     def receive(self) -> Message | None:
         """The next message; None at the end of the stream. OSError where the step closed the descriptor."""

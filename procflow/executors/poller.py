@@ -10,6 +10,8 @@ import os
 import select
 from collections.abc import Callable
 
+from procflow.executors.doze import Doze
+
 __all__ = ["GONE", "IN", "OUT", "Handler", "Poller"]
 
 IN, OUT = select.EPOLLIN, select.EPOLLOUT
@@ -24,6 +26,7 @@ class Poller:
     def __init__(self) -> None:
         self.noticed = False
         self._epoll = select.epoll()
+        self._doze = Doze(self._epoll.poll)
         self._handlers: dict[int, Handler] = {}
         self._outputs: set[int] = set()
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -57,9 +60,9 @@ class Poller:
         """Whether ``fd``'s handler is also called when it can be written."""
         self._epoll.modify(fd, IN | OUT if wanted else IN)
 
-    def handle(self, timeout: float | None) -> None:
-        """Wait, then call the handlers of what is ready. A handler may register and unregister."""
-        self._act(self._epoll.poll(timeout))
+    def handle(self, timeout: float | None, free: bool = False) -> None:
+        """Wait, then call the handlers of what is ready. A handler may register and unregister. ``free``: see ``Doze.wait``."""
+        self._act(self._doze.wait(timeout, free))
 
     def _act(self, events: list[tuple[int, int]]) -> None:
         handlers = self._handlers

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import secrets
 import signal
 import sys
@@ -116,6 +117,7 @@ class ProcessExecutor:
         self.served: dict[int, tuple[int, float]] = {}
         """Where and when attempts were sent: worker's pid and ``time.monotonic`` by key. Whoever reads it empties it."""
         self._outcomes: list[Outcome] = []
+        self._cores = len(os.sched_getaffinity(0))
         self._spawned = 0
         self._closed = False
 
@@ -222,7 +224,8 @@ class ProcessExecutor:
                 raise self._waiting.broken
             if until is None and not self._running and not self._waiting:
                 break
-            poller.handle(self._timeout(until))
+            # Each attempt that runs takes a core, and so does whoever looks instead of sleeping.
+            poller.handle(self._timeout(until), 0 < len(self._running) < self._cores)
             if self._ladder:
                 self._ladder.run()
             if self._look_at is not None and time.monotonic() >= self._look_at:
@@ -301,7 +304,7 @@ class ProcessExecutor:
 
     def _send(self, slot: Slot, behind: bool = False) -> None:
         try:
-            if not slot.send_attempt(behind):
+            if not slot.send_attempt(behind, len(self._running) < self._cores):
                 self._poller.want_write(slot.channel_fd, True)
             if slot.line.unsent:
                 slot.send_ahead()

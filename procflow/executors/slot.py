@@ -185,11 +185,11 @@ class Slot:
                 return
             time.sleep(0.005)
 
-    def send_attempt(self, behind: bool = False) -> bool:
+    def send_attempt(self, behind: bool = False, free: bool = False) -> bool:
         """Send the attempt, and its function if this worker does not know it; True where all of it is on its way.
 
-        ``behind``: it follows another whose outcome has come but may not be noted yet. OSError where the worker's end is
-        gone, ExecutorError never.
+        ``behind``: it follows another whose outcome has come but may not be noted yet. ``free``: a core is. OSError where the
+        worker's end is gone, ExecutorError never.
         """
         attempt, payload = self.attempt, self.payload
         assert attempt is not None
@@ -200,7 +200,7 @@ class Slot:
             if len(known) > wire.KNOWN_CALLS:
                 del known[next(iter(known))]
             stream = frame((wire.PAYLOAD, digest, payload.folder, payload.data))
-        message = wire.plain_run(attempt, digest, payload.rest, behind)
+        message = wire.plain_run(attempt, digest, payload.rest, behind, free)
         packet = packed(message)
         if len(packet) > PACKET_BYTES:
             stream += frame(message)

@@ -46,9 +46,10 @@ Message = tuple[Any, ...]
 _plain_failure: Callable[[Failure], Message] = attrgetter(*(field.name for field in fields(Failure)))
 
 
-def plain_run(attempt: Attempt, digest: bytes, rest: bytes = b"", behind: bool = False) -> Message:
+def plain_run(attempt: Attempt, digest: bytes, rest: bytes = b"", behind: bool = False, free: bool = False) -> Message:
     """The message that starts an attempt. What went before under ``digest`` is its function, and ``rest`` the rest of its
     call; without ``rest`` it is the whole call. ``behind``: the parent may not know yet how the attempt before it ended.
+    ``free``: there is a core on which the worker may look for its next attempt instead of sleeping.
     """
     items, values = attempt.items, attempt.values
     return (
@@ -65,6 +66,7 @@ def plain_run(attempt: Attempt, digest: bytes, rest: bytes = b"", behind: bool =
         rest,
         attempt.about,
         behind,
+        free,
     )
 
 

@@ -62,11 +62,11 @@ class _YieldingPoller(Poller):
         super().__init__()
         self._lock = lock
 
-    def handle(self, timeout: float | None) -> None:
+    def handle(self, timeout: float | None, free: bool = False) -> None:
         """As ``Poller.handle``; the lock is held before and after."""
         self._lock.release()
         try:
-            events = self._epoll.poll(timeout)
+            events = self._doze.wait(timeout, free)
         finally:
             self._lock.acquire()
         self._act(events)

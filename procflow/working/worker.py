@@ -104,10 +104,11 @@ def _serve(channel: WorkerEnd, surroundings: Surroundings, cpus: int, results: s
     peak = Peak()
     tail = WorkerTail(results) if results is not None else None
     last: tuple[tuple[Any, ...], wire.Message, bytes] | None = None
-    while (message := channel.claim()) is not None:
+    free = False
+    while (message := channel.claim(free)) is not None:
         if message[0] == wire.LARGE:
             message = calls.read(wire.RUN)
-        _, key, digest, values, items, number, run_id, report_each, wanted, labels, rest, about, behind = message
+        _, key, digest, values, items, number, run_id, report_each, wanted, labels, rest, about, behind, free = message
         if behind:
             # The parent may not have noted the last outcome: its own death must not cost more than what runs.
             if tail is not None and last is not None:
