@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks.empty import empty
 from benchmarks.table import DEADLINE_S, UNITS, Contender, Round, measure, table
 from procflow import Pipeline, Step
 
@@ -20,10 +21,6 @@ WORKERS = 2
 TRIPS = 200
 """Round trips in one round; each waits for the one before."""
 TARGET = "procflow's executor 60 us (loky 324, stdlib pool 195 to 300 where that was set)"
-
-
-def empty() -> None:
-    """The task: nothing."""
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import importlib.util
+import statistics
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,16 +12,15 @@ from typing import Any
 
 import pytest
 
-from benchmarks.table import DEADLINE_S, Contender, Round, measure, table
+from benchmarks.empty import empty
+from benchmarks.table import DEADLINE_S, UNITS, Contender, Round, measure, table
 from procflow import Map, Parallel, Pipeline, Step
 
 TASKS = 10_000
+FEW = TASKS // 10
+"""A run of so many is taken off where its start and end are not to count."""
 WORKERS = 2
 TARGET = "procflow 50 us a task (loky 90, stdlib 137, joblib 215 where that was set)"
-
-
-def empty(item: int = 0) -> None:
-    """The task: nothing."""
 
 
 @contextmanager
@@ -89,6 +89,11 @@ if importlib.util.find_spec("joblib"):
     CONTENDERS |= {"joblib, batch 1": _joblib(batch_size=1), "joblib": _joblib()}
 
 
+def one_more(times: dict[str, list[float]], tasks: int = TASKS, few: int = FEW) -> list[float]:
+    """What one step more costs, by rounds of whole runs: ``ours`` of ``tasks`` steps and ``few`` of so many."""
+    return [(many - less) / (tasks - few) for many, less in zip(times["ours"], times["few"], strict=True)]
+
+
 @pytest.mark.parametrize("name", CONTENDERS)
 def test_throughput_of_empty_tasks(benchmark: Any, name: str) -> None:
     benchmark.group = f"{TASKS} empty tasks"
@@ -99,3 +104,7 @@ def test_throughput_of_empty_tasks(benchmark: Any, name: str) -> None:
 if __name__ == "__main__":
     times = measure(CONTENDERS, rounds=3)
     print(table(f"{TASKS:,} empty tasks on {WORKERS} workers, a task", times, per=TASKS, target=TARGET))
+    runs = measure({"ours": procflow_steps, "few": lambda: procflow_steps(FEW)}, rounds=5)
+    print(
+        f"  one parallel step more, without a run's start and end: {statistics.median(one_more(runs)) * UNITS['us']:.1f} us"
+    )

@@ -117,11 +117,20 @@ def throughput(quick: bool) -> Iterator[Row]:
 
     steps, tasks = (1_000, 500) if quick else (bench.TASKS, 2_000)
     left_out: dict[str, str] = {}
-    own: dict[str, Contender] = {"ours": partial(bench.procflow_steps, steps)}
-    times = measure(own | many_tasks(bench.empty, tasks), 2 if quick else 5, dropped=left_out)
+    few = steps // 10
+    own: dict[str, Contender] = {
+        "ours": partial(bench.procflow_steps, steps),
+        "few": partial(bench.procflow_steps, few),
+    }
+    times = measure(own | many_tasks(bench.empty, tasks), 2 if quick else 7, dropped=left_out)
+    more = {"ours": bench.one_more(times, steps, few)}
+    del times["few"]
     found = _each(times, {"ours": steps} | dict.fromkeys(list(times)[1:], tasks))
-    note = f"ours with the start and end of a run of {steps:,} steps, peers on warm pools"
-    yield _row("an empty independent step, journal on", "us", found, 50e-6, left_out, note=note)
+    peers = {name: values for name, values in found.items() if name != "ours"}
+    note = "ours without the start and end of a run, peers on warm pools"
+    yield _row("an empty independent step more, journal on", "us", more | peers, 50e-6, left_out, note=note)
+    note = f"ours with the start and end of a run of {steps:,} steps, workers' start included"
+    yield _row("the same, all of a run", "us", found, 50e-6, left_out, note=note)
 
 
 def items(quick: bool) -> Iterator[Row]:
