@@ -10,7 +10,7 @@ step *failed* (it raised), the attempt was *lost* (its worker died or was killed
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, Literal, Protocol
 
 from procflow.call import StepCall
@@ -147,7 +147,7 @@ class AttemptLog(Protocol):
         """No more output will come."""
 
 
-@dataclass(slots=True, eq=False)
+@passive(frozen=False, slots=True, eq=False)
 class Attempt:
     """One try of a task, ready to run.
 

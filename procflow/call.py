@@ -8,7 +8,7 @@ the attempt's values. Workers unpickle these records, so this file imports nothi
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, Literal
 
 from procflow.passive import passive
@@ -28,7 +28,7 @@ SECRETS = "secrets"
 environment variable that holds it, so that no call and no fingerprint ever has the value."""
 
 
-@dataclass(frozen=True, slots=True)
+@passive(frozen=True, slots=True)
 class Lookup:
     """A value by name, then a path into it: ``${rows.0.price}`` is ``Lookup("rows", (0, "price"))``.
 
@@ -43,14 +43,14 @@ class Lookup:
         return "${" + ".".join([self.name, *map(str, self.path)]) + "}"
 
 
-@dataclass(frozen=True, slots=True)
+@passive(frozen=True, slots=True)
 class Text:
     """Text with references in it; opening gives a str with each reference as ``str(value)``."""
 
     parts: tuple[str | Lookup, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@passive(frozen=True, slots=True)
 class Reducer:
     """How changes of one key of the pipeline's state become its value.
 

@@ -14,7 +14,9 @@ This file owns the exceptions that cross procflow's public surface. It never for
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
+
+from procflow.passive import passive
 
 __all__ = [
     "ExecutorError",
@@ -39,7 +41,7 @@ class ProcflowError(Exception):
     exit_code = 1
 
 
-@dataclass(frozen=True, slots=True)
+@passive(frozen=True, slots=True)
 class Place:
     """A position in a file; line and column count from 1."""
 
@@ -51,7 +53,7 @@ class Place:
         return f"{self.file}:{self.line}:{self.column}"
 
 
-@dataclass(frozen=True, slots=True)
+@passive(frozen=True, slots=True)
 class Problem:
     """One thing that is wrong with a pipeline, with what to do about it.
 

@@ -14,7 +14,7 @@ from reprlib import Repr
 from types import FrameType, TracebackType
 from typing import Any
 
-from procflow import secrets, units
+from procflow import secrets
 from procflow.attempt import Cause, Failure
 from procflow.errors import ProcflowError
 
@@ -299,6 +299,8 @@ def lost_failure(
     """
     if signal is None and exit_code is not None and exit_code < 0:
         signal, exit_code = -exit_code, None
+    from procflow import units
+
     message = _lost_words(cause, exit_code, signal, timeout_s)
     if peak_rss_bytes:
         message += f", peak memory {units.size_text(peak_rss_bytes)}"
@@ -321,6 +323,8 @@ def lost_failure(
 
 
 def _lost_words(cause: Cause, exit_code: int | None, signal: int | None, timeout_s: float | None) -> str:
+    from procflow import units
+
     after = f" after {units.duration_text(timeout_s)}" if timeout_s else ""
     if cause == "timeout":
         return f"stopped: timed out{after}"

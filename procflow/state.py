@@ -11,7 +11,6 @@ value, so that it can't be taken for such a list. Who sees which changes is ``sc
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from copy import deepcopy
 from typing import Any, NoReturn
@@ -255,7 +254,9 @@ class State(Mapping[str, Any]):
         specs = self._specs or {}
         spec = specs.get(key)
         if spec is None:
-            near = difflib.get_close_matches(str(key), list(specs), 1)
+            from difflib import get_close_matches
+
+            near = get_close_matches(str(key), list(specs), 1)
             hint = f"did you mean {near[0]!r}?" if near else f"declare it in the file: state: {{{key}: append}}"
             raise StateError(f"the pipeline has no state {key!r}; {hint}")
         return spec

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
+
+from procflow.passive import passive
 
 __all__ = [
     "Rate",
@@ -43,7 +44,7 @@ MAX_RATE_COUNT = 1e9
 MAX_TIMES = 1000
 
 
-@dataclass(frozen=True, slots=True)
+@passive(frozen=True, slots=True)
 class Share:
     """A fraction of something known later, such as the machine's memory; ``fraction`` is in (0, 1]."""
 
@@ -53,7 +54,7 @@ class Share:
         return f"{self.fraction * 100:g}%"
 
 
-@dataclass(frozen=True, slots=True)
+@passive(frozen=True, slots=True)
 class Times:
     """A multiple of what was learned: ``300%`` is three times the median; ``factor`` is at least 1."""
 
@@ -63,7 +64,7 @@ class Times:
         return f"{self.factor * 100:g}%"
 
 
-@dataclass(frozen=True, slots=True)
+@passive(frozen=True, slots=True)
 class Rate:
     """At most ``count`` starts in any ``per_s`` seconds."""
 

@@ -140,17 +140,19 @@ def test_a_run_that_breaks_before_its_first_step_leaves_no_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = set(psutil.Process().children(recursive=True))
+    children: list[psutil.Process] = []
     seen: list[psutil.Process] = []
 
     def broken(self: Store, lock: str) -> None:
-        assert len(set(psutil.Process().children()) - before) == 2, "the reaper and one worker"
+        # The reaper's stand-in is the reaper's child, there or not yet.
+        children.extend(set(psutil.Process().children()) - before)
         seen.extend(set(psutil.Process().children(recursive=True)) - before)
         raise StoreError("the journal is gone")
 
     monkeypatch.setattr(Store, "recover", broken)
     with pytest.raises(StoreError, match="gone"):
         Pipeline("p", steps=[Step("a", double, params={"x": 1})]).run(workers=2, state_dir=tmp_path)
-    assert seen
+    assert len(children) == 2, "the reaper and one worker"
     assert not any(process.is_running() for process in seen)
 
 

@@ -9,8 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
-from difflib import get_close_matches
-from shlex import quote
 from typing import Any
 
 from procflow.call import Lookup, Text
@@ -188,6 +186,8 @@ def fill(tree: Any, values: Callable[[str], Any], text: Callable[[Any], str] = s
 
 def shell_word(value: Any) -> str:
     """The value as one word of a shell command line, quoted; a list or tuple gives one word a member."""
+    from shlex import quote
+
     if isinstance(value, (list, tuple)):
         return " ".join(quote(str(member)) for member in value)
     return quote(str(value))
@@ -238,6 +238,8 @@ def _member(value: Any, part: str | int, depth: int, lookup: Lookup) -> Any:
 def _no_key(
     value: Any, part: str | int, depth: int, lookup: Lookup, kind: str | None = None, what: str = "key"
 ) -> ReferenceFailed:
+    from difflib import get_close_matches
+
     names = [str(key) for _, key in zip(range(1000), value, strict=False)]
     close = get_close_matches(str(part), names, n=1)
     shown = ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")

@@ -18,8 +18,11 @@ from multiprocessing import process
 from multiprocessing.context import set_spawning_popen
 from typing import Any
 
+import loky  # type: ignore[import-untyped]
 from loky.backend import get_context, reduction  # type: ignore[import-untyped]
 from loky.backend.popen_loky_posix import Popen as LokyPopen  # type: ignore[import-untyped]
+
+from procflow.working import start
 
 __all__ = ["WorkerProcess", "upgraded"]
 
@@ -65,12 +68,12 @@ class WorkerPopen(LokyPopen):  # type: ignore[misc]
         set_spawning_popen(self)
         try:
             reduction.dump(_preparation(process_obj.name), data)
-            reduction.dump(process_obj, data)
+            reduction.dump(LokyProcess(None, process_obj._target, process_obj.name, process_obj._args), data)
         finally:
             set_spawning_popen(None)
         fd = _anonymous_file(data.getvalue())
         try:
-            command = [sys.executable, "-m", LokyPopen.__module__]
+            command = [sys.executable, start.__file__, os.path.dirname(loky.__file__)]
             command += ["--process-name", process_obj.name, "--pipe", str(fd)]
             self.child = subprocess.Popen(
                 command,

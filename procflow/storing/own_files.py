@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import os
 import stat
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from procflow.errors import StoreError
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 __all__ = ["check_own", "check_own_folder", "open_own"]
 
 
-def check_own(path: Path, found: os.stat_result) -> None:
+def check_own(path: Path | str, found: os.stat_result) -> None:
     """StoreError, with what to do, where ``found`` (of ``lstat`` or ``fstat``) is not ours alone."""
     if stat.S_ISLNK(found.st_mode):
         raise StoreError(f"{path}: is a symbolic link; procflow uses none: remove it")
@@ -48,7 +51,7 @@ def check_own_folder(path: Path) -> None:
         raise StoreError(f"{path}: is no folder; move it away")
 
 
-def open_own(path: Path, flags: int) -> int:
+def open_own(path: Path | str, flags: int) -> int:
     """A descriptor of a plain file of ours, made (0600) with ``O_CREAT``. StoreError where it is a trap, else OSError."""
     # A pipe in its place would make the open wait for ever.
     fd = os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY, 0o600)

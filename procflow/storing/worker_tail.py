@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from pathlib import Path
 from typing import Any
 
 from procflow import secrets
@@ -64,7 +63,7 @@ class WorkerTail:
             os.close(self._fd)
         path = self._paths[0]
         self._paths.reverse()
-        self._fd = open_own(Path(path), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        self._fd = open_own(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.ftruncate(self._fd, 0)
         self._bytes = self._records = 0
 

@@ -5,19 +5,19 @@
 
 from __future__ import annotations
 
-import ast
 import importlib
 import os
 import sys
 from collections.abc import Callable, Iterator
-from difflib import get_close_matches
 from functools import lru_cache
 from importlib.machinery import ModuleSpec, PathFinder
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from procflow.errors import ProcflowError
-from procflow.resuming.syntax import parse_module
 from procflow.secrets import masked
+
+if TYPE_CHECKING:
+    import ast
 
 __all__ = ["FunctionError", "add_folder", "find", "resolve"]
 
@@ -103,6 +103,8 @@ def _modules_in(folder: str) -> Iterator[str]:
 
 
 def _did_you_mean(name: str, names: list[str]) -> str:
+    from difflib import get_close_matches
+
     close = get_close_matches(name, [n for n in names if not n.startswith("__")], n=3)
     return f"; did you mean {' or '.join(close)}?" if close else ""
 
@@ -136,6 +138,8 @@ def find(target: str, folder: str | None = None) -> str | None:
 @lru_cache(maxsize=64)
 def _names_of(path: str, mtime_ns: int, size_bytes: int) -> frozenset[str] | None:
     """Names at the top of a module's file, None where only an import can tell; a pipeline names many of one module."""
+    from procflow.resuming.syntax import parse_module
+
     with open(path, "rb") as file:
         names = _top_names(parse_module(file.read(), path))
     return None if names is None else frozenset(names)
@@ -175,6 +179,8 @@ def _other_finders(name: str) -> ModuleSpec | None:
 
 def _top_names(tree: ast.Module) -> set[str] | None:
     """Names that a module binds at its top level; None where that can't be known without running it."""
+    import ast
+
     names: set[str] = set()
     queue: list[ast.AST] = list(tree.body)
     while queue:
@@ -201,4 +207,6 @@ def _top_names(tree: ast.Module) -> set[str] | None:
 
 
 def _sets_globals(tree: ast.Module) -> bool:
+    import ast
+
     return any(isinstance(node, ast.Global) for node in ast.walk(tree))
