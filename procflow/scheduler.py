@@ -41,6 +41,7 @@ from procflow.scheduling.ending import Endings
 __all__ = ["Scheduler"]
 
 Input = Outcome | Tick | StopAsked | Measured
+_ELSE = (Tick, StopAsked, Measured)
 
 
 class Scheduler(Endings):
@@ -55,6 +56,7 @@ class Scheduler(Endings):
     def start(self, now: float) -> list[Action]:
         """Open the run; returns the first actions."""
         self.began = self._now = now
+        self._at = 0.0
         steps = sum(1 for unit in walk(self.graph.root) if isinstance(unit, TaskUnit))
         self._record(RunStarted(0.0, self.run_id, self.graph.name, steps))
         self._move(self.root, "ready")
@@ -68,23 +70,26 @@ class Scheduler(Endings):
     def handle_all(self, outcomes: Iterable[Input], now: float) -> list[Action]:
         """Take what arrived together, in order; returns what to do now."""
         self._now = now
+        self._at = now - self.began
         for outcome in outcomes:
-            self._hear(outcome)
+            if isinstance(outcome, _ELSE):
+                self._hear_else(outcome)
+            else:
+                self._hear(outcome)
             if self._settling:
                 self._drain()
         return self._turn()
 
-    def _hear(self, outcome: Input) -> None:
-        if isinstance(outcome, (Tick, StopAsked, Measured)):
-            self._hear_else(outcome)
-            return
+    def _hear(self, outcome: Outcome) -> None:
+        """What comes from an executor."""
         task = self.running.get(outcome.key)
         if task is None:
             task = self.queued.get(outcome.key)
             if task is None:
                 self.late += 1
                 return
-            if self._came_back(task, outcome):
+            if isinstance(outcome, Returned):
+                self._came_back(task)
                 return
             self._turn_came(task)
         if isinstance(outcome, Started):

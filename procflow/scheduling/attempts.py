@@ -20,6 +20,7 @@ from procflow.attempt import (
     Succeeded,
     Usage,
 )
+from procflow.call import NOTHING
 from procflow.events import (
     AttemptFinished,
     Status,
@@ -53,7 +54,7 @@ class Attempts(Queueing):
         if unit.idle_timeout_s is not None:
             task.idle_clock = self._now + unit.idle_timeout_s
         if outcome.done is not None:
-            self._record(StepProgress(self._at(), unit.path, unit.label, task.item_label, outcome.done, outcome.total))
+            self._record(StepProgress(self._at, unit.path, unit.label, task.item_label, outcome.done, outcome.total))
         if task.doomed is not None:
             self._drop(outcome)
         elif task.role == "batch" and (outcome.indices or outcome.failures):
@@ -64,22 +65,13 @@ class Attempts(Queueing):
     def _ended(self, task: TaskRun, outcome: Succeeded | Skipped | Failed | Lost) -> None:
         """The attempt is over: free its place, then act by what the task is for."""
         scope = task.scope
-        assert scope is not None
         del self.running[task.key]
         self._give_back(task, scope)
         task.clock = task.idle_clock = None
         scope.work_s += outcome.usage.work_s or self._now - task.started_at
         self.attempts_over += 1
-        doomed, task.doomed = task.doomed, None
-        if doomed is not None:
-            self._drop(outcome)
-        if doomed == "cancelled":
-            self._finish_attempt(task, outcome.usage, "cancelled", count=0)
-            self._settle_hidden_or_member(task, scope, "cancelled", scope.reason)
-        elif doomed == "pressure":
-            self._again_alone(task, scope, _stopped(task, doomed, outcome), outcome)
-        elif doomed is not None:
-            self._ended_badly(task, scope, _stopped(task, doomed, outcome), outcome, lost=True)
+        if task.doomed is not None:
+            self._ended_doomed(task, scope, task.doomed, outcome)
         elif isinstance(outcome, Succeeded):
             scope.cost += outcome.cost
             self._ended_well(task, scope, outcome)
@@ -90,23 +82,39 @@ class Attempts(Queueing):
         else:
             self._ended_badly(task, scope, outcome.failure, outcome, lost=isinstance(outcome, Lost))
 
+    def _ended_doomed(
+        self, task: TaskRun, scope: ScopeRun, cause: Cause, outcome: Succeeded | Skipped | Failed | Lost
+    ) -> None:
+        """The attempt was being stopped; whatever it did meanwhile does not count."""
+        task.doomed = None
+        self._drop(outcome)
+        if cause == "cancelled":
+            self._finish_attempt(task, outcome.usage, "cancelled", count=0)
+            self._settle_hidden_or_member(task, scope, "cancelled", scope.reason)
+        elif cause == "pressure":
+            self._again_alone(task, scope, _stopped(task, cause, outcome), outcome)
+        else:
+            self._ended_badly(task, scope, _stopped(task, cause, outcome), outcome, lost=True)
+
     def _ended_well(self, task: TaskRun, scope: ScopeRun, outcome: Succeeded) -> None:
-        self._crashes.clear()
+        if self._crashes:
+            self._crashes.clear()
         if self.depth:
-            self.ready.measured(task, outcome.usage.wall_s)
-        if task.role == "batch":
-            assert isinstance(scope, MapRun)
-            self._batch_ended_well(task, scope, outcome)
-            return
+            shape = task.shape or self.ready.shape_of(task)
+            shape.took(outcome.usage.wall_s)
         if task.role == "member":
             if task.unit.call.state:
                 task.published, task.changes = states_seen.parted(outcome.outputs)
             else:
-                task.published = dict(outcome.outputs)
-        self._finish_attempt(task, outcome.usage, "succeeded", outcome=outcome)
-        if task.role == "member":
+                task.published = outcome.outputs
+            self._finish_attempt(task, outcome.usage, "succeeded", outcome=outcome)
             self._settle(task, "succeeded")
             return
+        if task.role == "batch":
+            assert isinstance(scope, MapRun)
+            self._batch_ended_well(task, scope, outcome)
+            return
+        self._finish_attempt(task, outcome.usage, "succeeded", outcome=outcome)
         self._move(task, "succeeded")
         scope.hidden = None
         self._hidden_done(task, scope, outcome.outputs, outcome.pages)
@@ -206,21 +214,23 @@ class Attempts(Queueing):
         outcome: Succeeded | None = None, retry_in_s: float | None = None, count: int = 1,
     ) -> None:  # fmt: skip
         unit = task.unit
-        outputs: Mapping[str, Ref] = {}
-        metrics: Mapping[str, float] = {}
+        outputs: Mapping[str, Ref] = NOTHING
+        metrics: Mapping[str, float] = NOTHING
         cost = 0.0
+        indices: range | tuple[int, ...] = ()
+        pages: tuple[tuple[Ref, int], ...] = ()
         if outcome is not None:
-            metrics, cost = outcome.metrics, outcome.cost
-            outputs = outcome.outputs
+            outputs, metrics, cost = outcome.outputs, outcome.metrics, outcome.cost
+            indices, pages = outcome.indices, outcome.pages
             if task.role == "batch" and outcome.chunk is not None:
                 outputs = {"": outcome.chunk}
         if not usage.wall_s:
             usage = Usage(self._now - task.started_at, usage.cpu_s, usage.peak_rss_bytes)
         self._record(
             AttemptFinished(
-                self._at(), task.key, unit.path, unit.label, task.item_label, task.number, unit.executor, status,
+                self._at, task.key, unit.path, unit.label, task.item_label, task.number, unit.executor, status,
                 task.started_at - self.began, usage, failure, outputs, retry_in_s, metrics, cost, count, task.role,
-                outcome.indices if outcome is not None else (), outcome.pages if outcome is not None else (),
+                indices, pages,
             )
         )  # fmt: skip
 
@@ -299,7 +309,7 @@ class Attempts(Queueing):
         if isinstance(task.scope, MapRun) and task.role == "batch":
             task.scope.memory_bytes = max(wanted, task.scope.memory_bytes or 0)
         else:
-            task.memory_bytes = wanted
+            task.reserve(wanted)
         return True
 
 

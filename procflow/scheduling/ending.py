@@ -103,7 +103,7 @@ class Endings(Scopes):
             self.status = "timed_out" if root.ending == "timeout" else "failed"
         else:
             self.status = "cancelled"
-        self._over_at = self._at()
+        self._over_at = self._at
 
     def _about_run(self) -> dict[str, object]:
         told = "\n".join(self._first_failures)
@@ -124,7 +124,7 @@ class Endings(Scopes):
         assert self._over_at is not None
         self._record(
             RunFinished(
-                self._at(),
+                self._at,
                 self.run_id,
                 status,
                 self.failures,

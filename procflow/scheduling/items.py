@@ -52,8 +52,8 @@ class ItemRules(Folding):
         body = run.unit.body
         if isinstance(body, TaskUnit):
             if run.head is None and mapping.has_work(run):
-                run.head = TaskRun(body, run, self._next_seq(), run.labels, "batch")
-                run.head.memory_bytes = run.memory_bytes or body.memory_bytes
+                run.head = TaskRun(body, run, self._next_seq(), "batch")
+                run.head.reserve(run.memory_bytes or body.memory_bytes)
                 run.head.alone, run.pressed = run.pressed, False
                 self._make_ready(run.head, run.after)
             return
@@ -106,13 +106,11 @@ class ItemRules(Folding):
         mapping.done(run, outcome.indices, outcome.chunk)
         unit = run.unit
         if isinstance(outcome, Progressed) and outcome.chunk is not None:
-            self._record(
-                ItemsDone(self._at(), task.key, unit.path, unit.label, run.item, outcome.indices, outcome.chunk)
-            )
+            self._record(ItemsDone(self._at, task.key, unit.path, unit.label, run.item, outcome.indices, outcome.chunk))
         for index, failure in outcome.failures:
             self._item_failed(run, index, failure)
         self._record(
-            StepProgress(self._at(), unit.path, unit.label, run.item, run.successes + len(run.failures), run.size)
+            StepProgress(self._at, unit.path, unit.label, run.item, run.successes + len(run.failures), run.size)
         )
         if run.changed is not None:
             self._clash(run, states_seen.conflict_of_items(run, unit.state))
@@ -193,7 +191,7 @@ class ItemRules(Folding):
         if run.fold is not None and unit.on_error == "continue":
             run.fold.settle((index,))
         self._count_own(run, 1)
-        self._record(StepFinished(self._at(), unit.path, unit.label, label, "failed", attempts, (), failure, "", False))
+        self._record(StepFinished(self._at, unit.path, unit.label, label, "failed", attempts, (), failure, "", False))
         self._judge(run, f"item {index}")
 
     def _item_due(self, run: MapRun, index: int) -> None:
@@ -231,7 +229,7 @@ class ItemRules(Folding):
                 self._judge(run, f"item {index}")
             unit = run.unit
             self._record(
-                StepProgress(self._at(), unit.path, unit.label, run.item, run.successes + len(run.failures), run.size)
+                StepProgress(self._at, unit.path, unit.label, run.item, run.successes + len(run.failures), run.size)
             )
         self._fold(run)
         self._feed(run)
@@ -243,7 +241,7 @@ class ItemRules(Folding):
             scope.conflict = scope.failure = conflict
             self._count_own(scope, 1)
             where = (scope.unit.path, scope.unit.label, scope.item)
-            self._record(StepFinished(self._at(), *where, "failed", 0, (), conflict, conflict.message))
+            self._record(StepFinished(self._at, *where, "failed", 0, (), conflict, conflict.message))
             self._end_early(scope, "failed", conflict.message)
 
 

@@ -20,7 +20,6 @@ class Keeping(Releasing):
     def _keep(self, task: TaskRun, kept: Kept) -> bool:
         """Use the task's earlier result, unless something it builds on is made anew."""
         scope = task.scope
-        assert scope is not None
         found = kept.task(task.unit.path, task.item, task.role) if task.role != "batch" else None
         if found is None or not self._unchanged(task, scope):
             return False

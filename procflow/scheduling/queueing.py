@@ -13,7 +13,6 @@ more urgent task that waits for more, and no more of them than take ``ready.QUEU
 
 from __future__ import annotations
 
-from procflow.attempt import Outcome, Returned
 from procflow.scheduling import mapping
 from procflow.scheduling.runs import MapRun, TaskRun
 from procflow.scheduling.starting import Starting
@@ -41,9 +40,8 @@ class Queueing(Starting):
             if not lanes:
                 continue
             queued = sum(1 for task in self.queued.values() if task.unit.executor == executor)
-            while (task := self.ready.behind(executor, depth, lanes, queued)) is not None:
+            for task in self.ready.behind(executor, depth, lanes, queued):
                 scope = task.scope
-                assert scope is not None
                 if scope.unit.max_parallelism is not None or task.role not in ("member", "batch"):
                     # Its block counts what runs.
                     self.ready.leave(task)
@@ -55,7 +53,6 @@ class Queueing(Starting):
                     self._drain()
                     if self.finished:
                         return
-                queued += 1
 
     def _turn_came(self, task: TaskRun) -> None:
         """A queued task has begun."""
@@ -63,12 +60,9 @@ class Queueing(Starting):
         self.ready.hand_over(task)
         self._began_now(task)
 
-    def _came_back(self, task: TaskRun, outcome: Outcome) -> bool:
-        """Whether the outcome says that the queued task never began; then it is ready again, or no longer wanted."""
-        if not isinstance(outcome, Returned):
-            return False
+    def _came_back(self, task: TaskRun) -> None:
+        """The queued task never began: it is ready again, or no longer wanted."""
         scope = task.scope
-        assert scope is not None
         del self.queued[task.key]
         task.doomed = None
         task.number -= 1
@@ -87,4 +81,3 @@ class Queueing(Starting):
         else:
             self._move(task, "ready")
             self.ready.push(task)
-        return True

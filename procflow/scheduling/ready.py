@@ -9,19 +9,21 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from procflow.graph import TaskUnit
 from procflow.scheduling.runs import TaskRun
 from procflow.units import Rate
 
-__all__ = ["Budget", "Ready"]
+__all__ = ["Budget", "Ready", "Shape"]
 
 QUEUED_S = 0.002
 """So much measured work may wait behind a task that runs."""
 
 BYPASS_MAX = 32
 """How often smaller tasks may pass a more urgent one that waits for cores or memory."""
+
+_UNKNOWN_S = float("inf")
 
 _Entry = tuple[float, float, int, int, TaskRun]
 
@@ -53,8 +55,8 @@ class Budget:
         """Take what the task asks for (-1) or give it back (+1)."""
         unit = task.unit
         self.cpus[unit.executor] += sign * unit.cpus
-        if self.memory_bytes is not None:
-            self.change_memory(task, sign)
+        if self.memory_bytes is not None and task.reserved_bytes is not None:
+            self.memory_bytes += sign * task.reserved_bytes
         if unit.resources:
             for name, amount in unit.resources.items():
                 self.resources[name] += sign * amount
@@ -121,7 +123,7 @@ class _Queue:
             heapq.heappop(self._heap)
 
 
-class _Shape:
+class Shape:
     """Waiting tasks that ask for the same; their starts count against ``rates``."""
 
     __slots__ = ("bypassed", "plain", "queue", "rates", "unit", "wall_s")
@@ -129,12 +131,17 @@ class _Shape:
     def __init__(self, unit: TaskUnit, rates: tuple[_Rate, ...], plain: bool) -> None:
         self.plain = plain
         """Declares nothing but one core."""
-        self.wall_s = float("inf")
+        self.wall_s = _UNKNOWN_S
         """How long such a task takes: what the longest of late took, forgotten by and by."""
         self.unit = unit
         self.queue = _Queue()
         self.bypassed = 0
         self.rates = rates
+
+    def took(self, wall_s: float) -> None:
+        """Such a task took so long."""
+        known = self.wall_s
+        self.wall_s = wall_s if wall_s > known or known == _UNKNOWN_S else known + (wall_s - known) * 0.25
 
     def free_at(self) -> float:
         """When all rates allow the next start."""
@@ -160,7 +167,7 @@ class Ready:
         self._whole_bytes = budget.memory_bytes
         self._alone: deque[TaskRun] = deque()
         self._exclusive: TaskRun | None = None
-        self._shapes: dict[object, _Shape] = {}
+        self._shapes: dict[object, Shape] = {}
         self._serial = 0
 
     def push(self, task: TaskRun) -> None:
@@ -169,14 +176,17 @@ class Ready:
             self._alone.append(task)
             return
         self._serial += 1
-        self._shape(task).queue.push((*task.urgency, self._serial, task))
+        task.shape = shape = self.shape_of(task)
+        unit = task.unit
+        shape.queue.push((-unit.priority, -unit.rank, task.seq, self._serial, task))
 
     def _fills(self, task: TaskRun) -> bool:
         """Whether the task is expected to take the whole budget or more, though nobody declared how much."""
         learned, whole = task.unit.learned_bytes, self._whole_bytes
         return task.memory_bytes is None and learned is not None and whole is not None and learned >= whole
 
-    def _shape(self, task: TaskRun) -> _Shape:
+    def shape_of(self, task: TaskRun) -> Shape:
+        """Those that ask for the same."""
         unit = task.unit
         key: object = (unit.executor, unit.cpus, task.reserved_bytes, task.memory_bytes is None)
         rates: tuple[_Rate, ...] = ()
@@ -186,7 +196,7 @@ class Ready:
         shape = self._shapes.get(key)
         if shape is None:
             plain = unit.cpus == 1 and task.memory_bytes is None and not unit.resources and not rates
-            shape = self._shapes[key] = _Shape(unit, rates, plain)
+            shape = self._shapes[key] = Shape(unit, rates, plain)
         return shape
 
     def _rates_of(self, unit: TaskUnit) -> tuple[_Rate, ...]:
@@ -225,10 +235,10 @@ class Ready:
         self.budget.change(task, -1)
         return task
 
-    def _choose(self, now: float) -> tuple[_Shape, _Entry] | None:
+    def _choose(self, now: float) -> tuple[Shape, _Entry] | None:
         """The most urgent task of all that fit, and its shape."""
-        best: tuple[_Shape, _Entry] | None = None
-        stuck: dict[str, tuple[_Shape, _Entry]] = {}
+        best: tuple[Shape, _Entry] | None = None
+        stuck: dict[str, tuple[Shape, _Entry]] = {}
         for shape in self._shapes.values():
             first = shape.queue.first()
             if first is None:
@@ -256,52 +266,42 @@ class Ready:
         best[0].bypassed = 0
         return best
 
-    def measured(self, task: TaskRun, wall_s: float) -> None:
-        """Such a task took so long."""
-        shape = self._shape(task)
-        known = shape.wall_s
-        shape.wall_s = wall_s if wall_s > known or known == float("inf") else known + (wall_s - known) * 0.25
+    def behind(self, executor: str, depth: int, lanes: int, queued: int) -> Iterator[TaskRun]:
+        """The tasks to be queued behind those that run, where all cores are taken; each takes its memory, but no core.
 
-    def behind(self, executor: str, depth: int, lanes: int, queued: int) -> TaskRun | None:
-        """The next task to be queued behind those that run, where all cores are taken; it takes its memory, but no core.
-
-        Only the most urgent task of the executor, if it declares nothing but one core and such tasks are short.
+        Always the most urgent task of the executor, while it declares nothing but one core and such tasks are short.
         ``lanes`` is how many attempts there are to be queued behind, ``queued`` how many tasks are.
         """
-        if (
-            self.held
-            or self.most is not None
-            or self._alone
-            or self._exclusive is not None
-            or self.budget.cpus[executor] >= 1
-        ):
-            return None
-        best: tuple[_Shape, _Entry] | None = None
-        for shape in self._shapes.values():
-            first = shape.queue.first() if shape.unit.executor == executor else None
-            if first is not None and (best is None or first < best[1]):
-                best = shape, first
-        if best is None:
-            return None
-        shape, first = best
-        if not shape.plain or queued >= lanes * min(depth, int(QUEUED_S / (shape.wall_s + 1e-6))):
-            return None
-        task = first[4]
-        free, wanted = self.budget.memory_bytes, task.reserved_bytes
-        if free is not None and wanted is not None and free < wanted:
-            return None
-        shape.queue.pop(first)
-        self.budget.change_memory(task, -1)
-        return task
+        if self.held or self.most is not None or self._exclusive is not None or self.budget.cpus[executor] >= 1:
+            return
+        while not self._alone:
+            shape, first = None, None
+            for other in self._shapes.values():
+                found = other.queue.first() if other.unit.executor == executor else None
+                if found is not None and (first is None or found < first):
+                    shape, first = other, found
+            if shape is None or first is None:
+                return
+            if not shape.plain or queued >= lanes * min(depth, int(QUEUED_S / (shape.wall_s + 1e-6))):
+                return
+            task, free = first[4], self.budget.memory_bytes
+            wanted = task.reserved_bytes
+            if wanted is not None and free is not None:
+                if free < wanted:
+                    return
+                self.budget.memory_bytes = free - wanted
+            shape.queue.pop(first)
+            queued += 1
+            yield task
 
     def leave(self, task: TaskRun) -> None:
         """The task is queued no more: it holds nothing."""
         self.budget.change_memory(task, +1)
 
     def hand_over(self, task: TaskRun) -> None:
-        """The queued task takes the core that the one before it has just given back."""
-        self.budget.change_memory(task, +1)
-        self._take(task)
+        """The queued task takes the core that the one before it has just given back; its memory it holds already."""
+        self._taken += 1
+        self.budget.cpus[task.unit.executor] -= task.unit.cpus
 
     def untake(self, task: TaskRun, started: bool = True) -> None:
         """Give back what the task holds; ``started`` is False where it never ran, so that its rate is not charged."""
@@ -310,6 +310,6 @@ class Ready:
         if task is self._exclusive:
             self._exclusive = None
         if not started and (task.unit.rate is not None or task.unit.rates):
-            for rate in self._shape(task).rates:
+            for rate in self.shape_of(task).rates:
                 if rate.starts:
                     rate.starts.pop()

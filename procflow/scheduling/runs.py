@@ -7,9 +7,11 @@ Only the scheduler changes these. They hold state and small questions about it; 
 from __future__ import annotations
 
 import heapq
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal
 
 from procflow.attempt import Cause, Failure, Items
+from procflow.call import NOTHING
 from procflow.graph import MapUnit, ScopeUnit, TaskUnit, Unit
 from procflow.ref import Ref
 from procflow.scheduling.states import FINAL, State
@@ -17,6 +19,7 @@ from procflow.units import Share
 
 if TYPE_CHECKING:
     from procflow.scheduling.folding import Fold
+    from procflow.scheduling.ready import Shape
 
 __all__ = ["Indices", "MapRun", "Role", "ScopeRun", "TaskRun", "UnitRun", "instantiate"]
 
@@ -34,20 +37,19 @@ class UnitRun:
     """
 
     __slots__ = (
-        "after", "changes", "clean", "declined", "failure", "kept", "labels", "published", "reason", "scope", "seq", "state",
-        "unit", "unmet",
+        "after", "changes", "clean", "declined", "failure", "kept", "published", "reason", "scope", "seq", "state", "unit",
+        "unmet",
     )  # fmt: skip
 
     unit: Unit
 
-    def __init__(self, unit: Unit, scope: ScopeRun | None, seq: int, labels: tuple[str, ...]) -> None:
+    def __init__(self, unit: Unit, scope: ScopeRun | None, seq: int) -> None:
         self.unit = unit
         self.scope = scope
         self.state: State = "waiting"
         self.unmet = len(unit.after)
-        self.labels = labels
         self.seq = seq
-        self.published: dict[str, Ref] = {}
+        self.published: Mapping[str, Ref] = NOTHING
         self.failure: Failure | None = None
         self.reason = ""
         self.after = 0
@@ -55,11 +57,6 @@ class UnitRun:
         self.declined = False
         self.clean = False
         self.changes: tuple[tuple[str, Ref], ...] = ()
-
-    @property
-    def item(self) -> str:
-        """Items of the enclosing maps, ``3/17``."""
-        return "/".join(self.labels) if self.labels else ""
 
     @property
     def urgency(self) -> tuple[float, float, int]:
@@ -75,21 +72,22 @@ class TaskRun(UnitRun):
     """A task.
 
     ``number`` is the current attempt; ``charges`` counts failures by cause; ``doomed`` is why it is being stopped.
-    ``memory_bytes`` is what it reserves (more than declared after it ran out of memory), ``alone`` says that
-    nothing may run beside it.
+    ``memory_bytes`` is its limit (more than declared after it ran out of memory), ``reserved_bytes`` what it takes of the
+    memory budget: its limit, else what was learned of it. ``alone`` says that nothing may run beside it, ``shape`` with
+    which it waited for its start.
     """
 
     __slots__ = (
         "alone", "charges", "clock", "doomed", "idle_clock", "items", "key", "memory_bytes", "number", "peak_bytes",
-        "reported", "role", "started_at",
+        "reported", "reserved_bytes", "role", "shape", "started_at",
     )  # fmt: skip
 
     unit: TaskUnit
 
-    def __init__(
-        self, unit: TaskUnit, scope: ScopeRun, seq: int, labels: tuple[str, ...], role: Role = "member"
-    ) -> None:
-        super().__init__(unit, scope, seq, labels)
+    scope: ScopeRun
+
+    def __init__(self, unit: TaskUnit, scope: ScopeRun, seq: int, role: Role = "member") -> None:
+        super().__init__(unit, scope, seq)
         self.role: Role = role
         self.number = 0
         self.key = 0
@@ -101,19 +99,33 @@ class TaskRun(UnitRun):
         self.items: Items | None = None
         self.reported: set[int] | None = None
         self.memory_bytes = unit.memory_bytes
+        self.reserved_bytes = unit.learned_bytes if unit.memory_bytes is None else unit.memory_bytes
         self.peak_bytes = 0
         self.alone = False
+        self.shape: Shape | None = None
+
+    def reserve(self, memory_bytes: int | None) -> None:
+        """Change its limit; only while it holds nothing."""
+        self.memory_bytes = memory_bytes
+        self.reserved_bytes = self.unit.learned_bytes if memory_bytes is None else memory_bytes
 
     @property
-    def reserved_bytes(self) -> int | None:
-        """What it takes of the memory budget: its limit, else what was learned of it."""
-        return self.memory_bytes if self.memory_bytes is not None else self.unit.learned_bytes
+    def labels(self) -> tuple[str, ...]:
+        """Items of the enclosing maps, outermost first."""
+        return self.scope.labels
+
+    @property
+    def item(self) -> str:
+        """The same as text, ``3/17``."""
+        return self.scope.item
 
     @property
     def item_label(self) -> str:
         """``3/0-99``: items of enclosing maps, then its own."""
-        own = (self.items.label,) if self.items is not None else ()
-        return "/".join((*self.labels, *own)) if own or self.labels else ""
+        outer = self.scope.item
+        if self.items is None:
+            return outer
+        return f"{outer}/{self.items.label}" if outer else self.items.label
 
 
 class ScopeRun(UnitRun):
@@ -130,13 +142,16 @@ class ScopeRun(UnitRun):
 
     __slots__ = (
         "active", "attempt", "base", "clock", "conflict", "cost", "ending", "failed", "forgiven", "gated", "hidden", "holds",
-        "members", "opened_at", "own_failures", "parked", "replaced", "successes", "tainted", "unsettled", "values", "work_s",
+        "item", "labels", "members", "opened_at", "own_failures", "parked", "replaced", "successes", "tainted", "unsettled",
+        "values", "work_s",
     )  # fmt: skip
 
     unit: ScopeUnit
 
     def __init__(self, unit: ScopeUnit, scope: ScopeRun | None, seq: int, labels: tuple[str, ...]) -> None:
-        super().__init__(unit, scope, seq, labels)
+        super().__init__(unit, scope, seq)
+        self.labels = labels
+        self.item = "/".join(labels)
         self.members: list[TaskRun | ScopeRun] = []
         self.values: dict[str, Ref] = {}
         self.active = 0

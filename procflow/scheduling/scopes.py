@@ -85,7 +85,7 @@ class Scopes(ItemRules):
         for unit in scope.unit.members:
             seq = self._next_seq()
             if isinstance(unit, TaskUnit):
-                scope.members.append(TaskRun(unit, scope, seq, scope.labels))
+                scope.members.append(TaskRun(unit, scope, seq))
             else:
                 assert isinstance(unit, ScopeUnit)
                 scope.members.append(instantiate(unit, scope, seq, scope.labels))
@@ -113,7 +113,7 @@ class Scopes(ItemRules):
             return
         unit = scope.unit
         join = "all" if unit.need is None else str(unit.need)
-        self._record(BlockStarted(self._at(), unit.path, unit.label, scope.item, unit.kind, members, join))
+        self._record(BlockStarted(self._at, unit.path, unit.label, scope.item, unit.kind, members, join))
 
     def _cancel(self, scope: ScopeRun, reason: str) -> None:
         """Everything below that has not settled is stopped; iterative, because blocks may be wide."""
@@ -173,7 +173,8 @@ class Scopes(ItemRules):
     def _settle(self, run: TaskRun | ScopeRun, state: Status, reason: str = "") -> None:
         """The run has reached a final state; its block hears of it from the queue."""
         self._move(run, state)
-        run.reason = reason or run.reason
+        if reason:
+            run.reason = reason
         if isinstance(run, TaskRun):
             if state == "failed":
                 self.failures += 1
@@ -195,7 +196,7 @@ class Scopes(ItemRules):
         unit = run.unit
         self._record(
             StepFinished(
-                self._at(), unit.path, unit.label, run.item, state, run.number, tuple(run.published),
+                self._at, unit.path, unit.label, run.item, state, run.number, tuple(run.published),
                 run.failure if state == "failed" else None, run.reason, state == "failed" and unit.tolerated, run.kept,
             )
         )  # fmt: skip
@@ -213,7 +214,7 @@ class Scopes(ItemRules):
         kept = self.kept is not None and status == "succeeded" and scope.kept and scope.total > 0
         self._record(
             BlockFinished(
-                self._at(), unit.path, unit.label, scope.item, unit.kind, status, scope.total, scope.successes, scope.failed,
+                self._at, unit.path, unit.label, scope.item, unit.kind, status, scope.total, scope.successes, scope.failed,
                 wall, scope.work_s, max(0.0, scope.work_s - wall), scope.cost, tuple(scope.published),
                 scope.failure if status == "failed" else None, scope.reason or ("done before" if kept else ""),
                 scope.attempt, retry_in_s, kept,
@@ -288,7 +289,8 @@ class Scopes(ItemRules):
 
     def _release_behind(self, scope: ScopeRun, run: TaskRun | ScopeRun) -> None:
         """Members that wait for this one: count down; skip those that needed it to succeed."""
-        for behind in self._behind(scope.unit).get(run.unit.index, ()):
+        followers = self._behind(scope.unit)
+        for behind in followers.get(run.unit.index, ()) if followers else ():
             follower = scope.members[behind]
             if follower.state != "waiting":
                 continue
@@ -375,7 +377,7 @@ class Scopes(ItemRules):
 
 def _inside(task: TaskRun, scope: ScopeRun) -> bool:
     """The task runs somewhere below the block."""
-    current = task.scope
+    current: ScopeRun | None = task.scope
     while current is not None:
         if current is scope:
             return True

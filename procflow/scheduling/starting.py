@@ -15,13 +15,16 @@ from procflow.scheduling.runs import Role, ScopeRun, TaskRun
 
 __all__ = ["Starting"]
 
+_PLACED = ("member", "batch")
+"""Tasks that take a place of their block."""
+
 
 class Starting(Keeping):
     """The rules of what starts, and with what."""
 
     def _hide(self, unit: TaskUnit, scope: ScopeRun, role: Role) -> None:
         """Start a gate, expand or merger of a block."""
-        scope.hidden = TaskRun(unit, scope, self._next_seq(), scope.labels, role)
+        scope.hidden = TaskRun(unit, scope, self._next_seq(), role)
         self._make_ready(scope.hidden, self.records)
 
     def _make_ready(self, run: TaskRun | ScopeRun, after: int) -> None:
@@ -48,7 +51,9 @@ class Starting(Keeping):
     def _leave(self, scope: ScopeRun) -> None:
         """A place in the block is free; the most urgent member that waits for one may start."""
         scope.active -= 1
-        waiting = None if scope.full else scope.unpark()
+        if not scope.parked or scope.full:
+            return
+        waiting = scope.unpark()
         if isinstance(waiting, TaskRun):
             self.ready.push(waiting)
         elif waiting is not None:
@@ -61,8 +66,7 @@ class Starting(Keeping):
             if task is None:
                 return
             scope = task.scope
-            assert scope is not None
-            if task.role in ("member", "batch"):
+            if task.role in _PLACED:
                 if scope.full:
                     self.ready.untake(task, started=False)
                     scope.park(task)
@@ -107,7 +111,7 @@ class Starting(Keeping):
         each = task.items is not None and (unit.timeout_s is not None or unit.idle_timeout_s is not None)
         self._actions.append(
             Submit(
-                task.key, unit, task.number, task.after, read, task.items, task.labels, each, task.memory_bytes,
+                task.key, unit, task.number, task.after, read, task.items, scope.labels, each, task.memory_bytes,
                 task.role, behind,
             )
         )  # fmt: skip
@@ -128,7 +132,7 @@ class Starting(Keeping):
             self._set_clocks(task)
         self._record(
             AttemptStarted(
-                self._at(), task.key, unit.path, unit.label, task.item_label, task.number, unit.executor, task.role,
+                self._at, task.key, unit.path, unit.label, task.item_label, task.number, unit.executor, task.role,
                 task.memory_bytes,
             )
         )  # fmt: skip
@@ -178,7 +182,7 @@ class Starting(Keeping):
     def _give_back(self, task: TaskRun, scope: ScopeRun, started: bool = True) -> None:
         """The task holds its place and its share of the budget no longer."""
         self.ready.untake(task, started)
-        if task.role in ("member", "batch"):
+        if task.role in _PLACED:
             self._leave(scope)
 
 

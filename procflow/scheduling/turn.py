@@ -100,10 +100,12 @@ class Turn:
         self._timers: list[tuple[float, int, str, Any, Any]] = []
         self._key = 0
         self._seq = 0
-        self._story: deque[tuple[UnitRun, State, State]] = deque(maxlen=STORY)
+        self._story: deque[tuple[TaskRun | ScopeRun, State, State]] = deque(maxlen=STORY)
         self.began = 0.0
         """When the run began, on the clock that the scheduler is given."""
         self._now = 0.0
+        self._at = 0.0
+        """Seconds since then, for what is recorded in this turn."""
         self._followers: dict[int, dict[int, list[int]]] = {}
 
     def _record(self, event: Event) -> None:
@@ -112,9 +114,6 @@ class Turn:
             self._note_failure(event)
         self._actions.append(event)
 
-    def _at(self) -> float:
-        return self._now - self.began
-
     def _next_seq(self) -> int:
         self._seq += 1
         return self._seq
@@ -122,7 +121,7 @@ class Turn:
     def _timer(self, at: float, kind: str, run: UnitRun, token: Any) -> None:
         heapq.heappush(self._timers, (at, self._next_seq(), kind, run, token))
 
-    def _move(self, run: UnitRun, to: State) -> None:
+    def _move(self, run: TaskRun | ScopeRun, to: State) -> None:
         """Change a state, by the table only."""
         before = run.state
         if (before, to) not in TRANSITIONS:
@@ -236,9 +235,9 @@ class Turn:
         raise NotImplementedError
 
 
-def _name(run: UnitRun) -> str:
+def _name(run: TaskRun | ScopeRun) -> str:
     return f"{run.unit.label or 'the run'} [{run.item}]"
 
 
-def _told(run: UnitRun, before: State, after: State) -> str:
+def _told(run: TaskRun | ScopeRun, before: State, after: State) -> str:
     return f"{_name(run)} {before} -> {after}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from procflow.attempt import (
     Failure,
 )
@@ -23,7 +25,7 @@ def first_failure(scope: ScopeRun) -> Failure:
     return Failure("error", "NotEnough", scope.reason or "not enough members succeeded")
 
 
-def _pairs(scope: ScopeRun) -> list[tuple[str, dict[str, Ref]]]:
+def _pairs(scope: ScopeRun) -> list[tuple[str, Mapping[str, Ref]]]:
     return [(m.unit.name, m.published) for m in scope.members if m.state == "succeeded"]
 
 
