@@ -50,10 +50,9 @@ def test_a_passive_record_is_equal_and_hashed_as_a_frozen_one(one: dict[str, Any
     assert not hasattr(Passive(**one), "__dict__")
 
 
-@pytest.mark.parametrize("kind", [Passive, Frozen])
 @given(values=VALUES, other=VALUES)
-def test_a_changed_record_is_what_replace_makes(kind: Any, values: dict[str, Any], other: dict[str, Any]) -> None:
-    record = kind(**values, c=[1])
+def test_a_changed_record_is_what_replace_makes(values: dict[str, Any], other: dict[str, Any]) -> None:
+    record = Passive(**values, c=[1])
     made = changed(record, **other)
     assert made == replace(record, **other)
     assert made.c is record.c
