@@ -184,7 +184,7 @@ class TaskGraph:
 
 def in_order(scope: ScopeUnit) -> Sequence[int]:
     """The indices of a block's members, each after those it waits for; as declared where that will do."""
-    if all(before < member.index for member in scope.members for before in member.after):
+    if all(before < member.index for member in scope.members if member.after for before in member.after):
         return range(len(scope.members))
     return tuple(TopologicalSorter({member.index: member.after for member in scope.members}).static_order())
 

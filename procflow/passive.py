@@ -8,12 +8,13 @@ every worker. Owns no record.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import fields
 from functools import lru_cache, partial
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-__all__ = ["changed", "passive"]
+__all__ = ["alike", "changed", "passive"]
 
 _Record = TypeVar("_Record")
 
@@ -61,14 +62,30 @@ def _few(names: list[str], record: Any) -> tuple[Any, ...]:
 
 
 def changed(record: _Record, **values: Any) -> _Record:
-    """The same record with other values: ``dataclasses.replace`` in half the time, for what is done to each of many."""
-    names, read = _reader(cast("Any", type(record)))
-    found = dict(zip(names, read(record), strict=True))
-    found.update(values)
-    return type(record)(**found)
+    """The same passive record with other values: ``dataclasses.replace`` in a tenth of the time, for each of many."""
+    made: _Record = _maker(cast("Any", type(record)), tuple(values))(record, *values.values())
+    return made
 
 
-@lru_cache(maxsize=64)
-def _reader(kind: Any) -> tuple[tuple[str, ...], attrgetter[Any]]:
-    names = tuple(field.name for field in fields(kind))
-    return names, attrgetter(*names)
+def alike(record: _Record, *names: str) -> Callable[..., _Record]:
+    """What makes records like this passive one, which differ in the fields ``names`` alone; it takes their values in order.
+
+    For many records that share most of their fields: a third of the time of a call with a value for each.
+    """
+    return partial(_maker(cast("Any", type(record)), names), record)
+
+
+@lru_cache(maxsize=256)
+def _maker(kind: Any, names: tuple[str, ...]) -> Callable[..., Any]:
+    """A function of a record and the values of ``names``."""
+    known = [field.name for field in fields(kind)]
+    for name in names:
+        if name not in known:
+            raise TypeError(f"{kind.__name__} has no field {name!r}")
+    # One line a field, as ``dataclass`` itself writes its ``__init__``: names of fields are all that goes in.
+    lines = [f"def _make({', '.join(['_record', *(f'_{name}' for name in names)])}):", "    _made = _new(_kind)"]
+    lines += [f"    _made.{name} = {f'_{name}' if name in names else f'_record.{name}'}" for name in known]
+    space: dict[str, Any] = {"_new": object.__new__, "_kind": kind}
+    exec("\n".join([*lines, "    return _made"]), space)
+    make: Callable[..., Any] = space["_make"]
+    return make

@@ -58,12 +58,12 @@ def check(
                 problems += _reducers(unit, graph, find_once)
             if call.kind in ("query", "skill", "rest"):
                 problems += _outside(unit)
-            problem = payload(unit)
-            if problem is not None:
+            if unit.executor == "processes" and (problem := payload(unit)) is not None:
                 problems.append(problem)
             if call.transient:
                 problems += _transient(unit)
-            problems += _clocks(unit, graph)
+            if unit.grace_declared or not unit.timeout_s is unit.idle_timeout_s is unit.timeout_share is None:
+                problems += _clocks(unit, graph)
             if unit.memory_bytes is not None:
                 problems += _memory(unit, graph)
         elif isinstance(unit, ScopeUnit) and unit.timeout_s is not None:
@@ -164,10 +164,8 @@ def _payloads() -> Callable[[TaskUnit], Problem | None]:
     def payload(unit: TaskUnit) -> Problem | None:
         nonlocal tried
         call = unit.call
-        if unit.executor != "processes":
-            return None
-        plain = all(_is_plain(tree) for tree in (call.args, call.kwargs, call.options, call.params) if tree)
-        if plain and (id(call.function) in good or _is_plain(call.function)):
+        said = [tree for tree in (call.args, call.kwargs, call.options, call.params) if tree]
+        if all(map(_is_plain, said)) and (id(call.function) in good or _is_plain(call.function)):
             return None
         if tried is None:
             from procflow.executors.payload import Payloads

@@ -84,7 +84,7 @@ def test_unknown_outputs_open_a_scope_for_all_but_their_own_step() -> None:
 
 def test_what_is_withheld_says_why_and_is_forgotten_once_published() -> None:
     scope = Scope(FACTS).block()
-    scope.withhold("a", ("x",), "because")
+    scope.withhold(lambda: [("a", ("x",), "because")])
     assert refusal(scope.view("b"), "x") == "'x' has no value here: because"
     scope.publish("a", Face(("x",), main="x"))
     assert resolve(scope.view("b"), "x") == Lookup("x")

@@ -6,8 +6,9 @@ Recursive over the depth of blocks only. Leaves are made in ``tasks.py``, files 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any, Union
 
 from procflow.call import INDEX, Lookup, StepCall
@@ -21,10 +22,9 @@ from procflow.compiling.surface import (
     LEAVES,
     ROOTS,
     Face,
+    Shown,
     inner_steps,
-    is_off,
     publishes_members,
-    unique_names,
     why_off,
     written_at,
 )
@@ -41,6 +41,8 @@ PAGE = 1000
 """Items of a map in one page at most."""
 
 _NONE: frozenset[int] = frozenset()
+_BESIDE = frozenset({"transient", "on_success", "on_failure", "on_finish"})
+"""Keys of a step that say something beside its unit."""
 _RESERVED = frozenset({*ROOTS, INDEX})
 
 Faces = Mapping[int, Face]
@@ -52,63 +54,71 @@ def members(
 ) -> tuple[Unit, ...]:  # fmt: skip
     """The units of a block's members. ``scope`` is the block's own; at the end it holds what the members published."""
     steps, kind, loc = block.steps, block.kind, block.loc
-    names = unique_names(steps)
-    active = [i for i, step in enumerate(steps) if not is_off(step)]
-    faces = {i: build.surfaces.face(steps[i], names[i]) for i in active}
+    shown = build.surfaces.members(steps)
+    names, faces = shown.names, shown.faces
     _check_names(build, block, names, faces)
     after, strict = order(steps, names, faces, kind, scope, build.surfaces, loc, build.problems)
-    _announce(build, scope, block, names, faces)
-    place = {declared: position for position, declared in enumerate(active)}
+    scope.withhold(partial(_withheld, build, block, shown))
+    if kind == "graph":
+        for i, face in faces.items():
+            scope.publish(names[i], face)
+    place = {declared: position for position, declared in enumerate(faces)}
+    path, label = f"{block.path}." if block.path else "", f"{block.label}/" if block.label else ""
     units: list[Unit] = []
-    for i in active:
-        step, name = steps[i], names[i]
-        seat = Seat(
-            index=place[i],
-            name=name,
-            path=f"{block.path}.{i}" if block.path else str(i),
-            label=f"{block.label}/{name}" if block.label else name,
-            loc=(*loc, i),
-            after=tuple(sorted([place[j] for j in after[i]])) if after[i] else (),
-            strict=frozenset([place[j] for j in strict[i]]) if strict[i] else _NONE,
-            priority=step.priority if "priority" in step.model_fields_set else setting.priority,
-        )
-        unit = _unit(build, setting, step, seat, scope.view(name), faces[i])
-        if step.transient:
-            check_kind(build, step, seat["loc"])
-        if step.on_success or step.on_failure or step.on_finish:
-            own = hooks_of(build, setting, step, Scope(scope.facts), seat["path"], seat["label"], seat["loc"], members)
-            unit = replace(unit, hooks=(*unit.hooks, *own))
+    for i, face in faces.items():
+        step, name, before, needed = steps[i], names[i], after[i], strict[i]
+        given = step.model_fields_set
+        seat: Seat = {
+            "index": place[i], "name": name, "path": f"{path}{i}", "label": label + name, "loc": (*loc, i),
+            "after": tuple(sorted([place[j] for j in before])) if before else (),
+            "strict": frozenset([place[j] for j in needed]) if needed else _NONE,
+            "priority": step.priority if "priority" in given else setting.priority,
+        }  # fmt: skip
+        unit = _unit(build, setting, step, seat, scope, face)
+        if not given.isdisjoint(_BESIDE):
+            unit = _with_hooks(build, setting, step, seat, scope, unit)
         units.append(unit)
         if kind == "sequence":
-            scope.publish(name, faces[i])
+            scope.publish(name, face)
     return tuple(units)
 
 
-def _announce(build: Build, scope: Scope, block: subpipelines.Members, names: list[str], faces: Faces) -> None:
-    """What the members of the block may see of each other, and why not."""
-    why = {
-        "sequence": "step {name!r} makes it, and runs later",
-        "parallel": "step {name!r} makes it in the same parallel block; use type: graph, or a step after the block",
-    }
-    for i, face in faces.items():
-        if block.kind == "graph":
-            scope.publish(names[i], face)
-        else:
-            scope.withhold(names[i], (names[i], *face.writes), why[block.kind])
+def _with_hooks(build: Build, setting: Setting, step: AnyStep, seat: Seat, scope: Scope, unit: Unit) -> Unit:
+    if step.transient:
+        check_kind(build, step, seat["loc"])
+    own = hooks_of(build, setting, step, Scope(scope.facts), seat["path"], seat["label"], seat["loc"], members)
+    return replace(unit, hooks=(*unit.hooks, *own)) if own else unit
+
+
+_WHY = {
+    "sequence": "step {name!r} makes it, and runs later",
+    "parallel": "step {name!r} makes it in the same parallel block; use type: graph, or a step after the block",
+}
+
+
+def _withheld(build: Build, block: subpipelines.Members, shown: Shown) -> Iterator[tuple[str, tuple[str, ...], str]]:
+    """Why members of the block don't see what others make, and nobody what is left out."""
+    names, faces = shown.names, shown.faces
+    for i, face in faces.items() if block.kind != "graph" else ():
+        yield names[i], (names[i], *face.writes), _WHY[block.kind]
     for i, (step, name) in enumerate(zip(block.steps, names, strict=True)):
         if i in faces and isinstance(step, LEAVES):
             continue
         for value, writer, off in build.surfaces.dormant(step, name):
-            scope.withhold(writer, (value,), f"step {{name!r}} makes it, and {off}")
+            yield writer, (value,), f"step {{name!r}} makes it, and {off}"
         if i not in faces:
-            scope.withhold(name, (name,), f"it is a step, and {why_off(step)}")
+            yield name, (name,), f"it is a step, and {why_off(step)}"
 
 
 def _check_names(build: Build, block: subpipelines.Members, names: list[str], faces: Faces) -> None:
     """Two steps of one name, two branches that write one value, values that could not be read."""
+    exclusive = block.kind == "graph" or (block.kind == "parallel" and block.joins)
+    written = [value for face in faces.values() for value in face.writes]
+    unique = len(set(written)) == len(written) or not exclusive
+    if unique and _RESERVED.isdisjoint(written) and len({name.casefold() for name in names}) == len(names):
+        return
     seen: dict[str, int] = {}
     writers: dict[str, int] = {}
-    exclusive = block.kind == "graph" or (block.kind == "parallel" and block.joins)
     for i, name in enumerate(names):
         first = seen.setdefault(name.casefold(), i)
         if first != i:
@@ -138,7 +148,8 @@ def _check_names(build: Build, block: subpipelines.Members, names: list[str], fa
 
 
 def _unit(build: Build, setting: Setting, step: AnyStep, seat: Seat, scope: Scope, face: Face) -> Unit:
-    """The unit of one declared step; ``scope`` is what the step sees."""
+    """The unit of one declared step; ``scope`` is that of the block in which it stands."""
+    scope = scope.view(seat["name"])
     if isinstance(step, LEAVES):
         return leaf(build, setting, step, seat, scope, face)
     if isinstance(step, Subpipeline):

@@ -17,7 +17,7 @@ from procflow.compiling.declared import Declared, Installed
 from procflow.compiling.names import NoValue, Scope
 from procflow.compiling.surface import ROOTS, Surfaces
 from procflow.errors import Loc, Problem
-from procflow.graph import Places, RetrySpec
+from procflow.graph import Places, RetrySpec, TaskUnit
 from procflow.model import Defaults, Pipeline
 from procflow.passive import passive
 from procflow.units import Rate
@@ -135,8 +135,8 @@ class Build:
     surfaces: Surfaces = field(default_factory=Surfaces)
     secrets: set[str] = field(default_factory=set)
     installed: Installed | None = None
-    limits: dict[int, tuple[Setting, Limits]] = field(default_factory=dict)
-    """The limits of a step that declares none, by identity of the setting that it inherits."""
+    tasks: dict[int, tuple[Setting, Callable[..., TaskUnit]]] = field(default_factory=dict)
+    """What makes the tasks of steps that declare no limits, by identity of the setting that they inherit."""
     transient: bool = False
     """Whether any step is transient."""
     cached: dict[str, tuple[str, ...]] = field(default_factory=dict)

@@ -15,7 +15,7 @@ from procflow.call import Lookup, Text
 from procflow.compiling import template
 from procflow.compiling.bindings import BindingError, composed, left_open
 from procflow.compiling.names import Facts, NoValue, Scope, did_you_mean
-from procflow.compiling.surface import ROOTS, Surfaces, inner_steps
+from procflow.compiling.surface import ROOTS, Surfaces, blocks_among
 from procflow.errors import Loc
 from procflow.model import AnyStep, Pipeline, UseSkill
 from procflow.record_sources import Skill, Source
@@ -105,11 +105,11 @@ def declare(build: Build, pipeline: Pipeline, facts: Facts, root: Loc) -> tuple[
 
 
 def _all_steps(steps: tuple[AnyStep, ...]) -> Iterator[AnyStep]:
-    waiting = list(steps)
+    waiting = [steps]
     while waiting:
-        step = waiting.pop()
-        yield step
-        waiting += inner_steps(step)
+        members = waiting.pop()
+        yield from members
+        waiting += [below for _, below in blocks_among(members)]
 
 
 def _tell_faces(surfaces: Surfaces, pipeline: Pipeline, skills: Mapping[str, BoundSkill]) -> None:

@@ -33,7 +33,10 @@ def call_of(step: AnyStep, common: Common, bind: Binder) -> StepCall:
     """The call of a leaf step, or of a map's function."""
     if isinstance(step, Transform):
         args, kwargs, params = _arguments(step, bind)
-        return StepCall("transform", function=step.function, args=args, kwargs=kwargs, params=params, **common)
+        return StepCall(
+            "transform", common["path"], common["name"], step.function, args, kwargs, common["outputs"], NOTHING,
+            common["when"], common["constants"], params, common["folder"], None, NOTHING,
+        )  # fmt: skip
     if isinstance(step, Map):
         args, kwargs, params = _arguments(step, bind)
         return StepCall(

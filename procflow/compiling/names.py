@@ -9,7 +9,7 @@ block costs no copies.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
@@ -108,10 +108,13 @@ class Absent:
         return self.reason.replace("{name!r}", repr(self.step))
 
 
+Reasons = Callable[[], "Iterable[tuple[str, tuple[str, ...], str]]"]
+"""Tells steps, what each makes, and why that has no value."""
 _NO_NAMES: dict[str, str] = {}
 _NO_STEPS: dict[str, Face] = {}
 _NO_OPENERS: set[str] = set()
 _NO_ABSENT: dict[str, Absent] = {}
+_NO_REASONS: list[Reasons] = []
 
 
 @dataclass(slots=True)
@@ -119,7 +122,7 @@ class Scope:
     """What has a value at one point.
 
     ``names`` are values with the step that writes each, ``steps`` what may be named as ``${step.output}``, ``openers``
-    the steps that may publish more (``outputs: "*"``). ``absent`` serves messages. A *view* has no names: it is what
+    the steps that may publish more (``outputs: "*"``). ``reasons`` are asked for messages alone. A *view* has no names: it is what
     the member ``viewer`` sees of the block around it, in which its own outputs do not count.
     """
 
@@ -129,7 +132,8 @@ class Scope:
     names: dict[str, str] = field(default_factory=dict)
     steps: dict[str, Face] = field(default_factory=dict)
     openers: set[str] = field(default_factory=set)
-    absent: dict[str, Absent] = field(default_factory=dict)
+    reasons: list[Reasons] = field(default_factory=list)
+    _absent: dict[str, Absent] = field(default_factory=dict)
 
     def block(self) -> Scope:
         """The scope of a block that stands here."""
@@ -138,7 +142,7 @@ class Scope:
     def view(self, member: str) -> Scope:
         """What a member of this block sees."""
         # Shared, since nothing is ever published in a view.
-        return Scope(self.facts, self, member, _NO_NAMES, _NO_STEPS, _NO_OPENERS, _NO_ABSENT)
+        return Scope(self.facts, self, member, _NO_NAMES, _NO_STEPS, _NO_OPENERS, _NO_REASONS, _NO_ABSENT)
 
     def publish(self, step: str, face: Face) -> None:
         """The step's outputs have values from here on."""
@@ -147,11 +151,19 @@ class Scope:
         if face.is_open:
             self.openers.add(step)
 
-    def withhold(self, step: str, names: Iterable[str], why: str) -> None:
-        """What the step makes has no value here, for the reason given; a reason given earlier stays."""
-        absent = Absent(step, why)
-        for name in names:
-            self.absent.setdefault(name, absent)
+    def withhold(self, reasons: Reasons) -> None:
+        """What is told has no value here; it is asked only once somebody wants to know, and a reason given earlier stays."""
+        self.reasons.append(reasons)
+
+    @property
+    def absent(self) -> Mapping[str, Absent]:
+        """What steps of this block make, and why it is not there."""
+        while self.reasons:
+            for step, names, why in self.reasons.pop(0)():
+                absent = Absent(step, why)
+                for name in names:
+                    self._absent.setdefault(name, absent)
+        return self._absent
 
     # -- questions ---------------------------------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ throughout: chains may be very long.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from itertools import pairwise
 
 from procflow.call import Lookup
@@ -19,8 +19,9 @@ from procflow.model import AnyStep
 
 __all__ = ["Edges", "order", "shortest_cycles"]
 
-Edges = dict[int, set[int]]
+Edges = Mapping[int, Set[int]]
 """For each member, the members before it."""
+_NONE: Set[int] = frozenset()
 
 MOST_SHOWN = 20
 """Steps of a cycle that a message names."""
@@ -42,21 +43,25 @@ def order(
 
     ``faces`` has an entry for each member that is not disabled; ``scope`` is what can be seen outside the block.
     """
-    place = {name: i for i, name in enumerate(names)}
-    strict: Edges = {i: set() for i in faces}
-    for i in faces:
+    strict: dict[int, Set[int]] = dict.fromkeys(faces, _NONE)
+    dependent = [i for i in faces if steps[i].depends_on]
+    place = {name: i for i, name in enumerate(names)} if dependent else {}
+    for i in dependent:
+        named = strict[i] = set[int]()
         for position, name in enumerate(steps[i].depends_on):
             problem = _refused(steps, names, place, kind, i, name)
             if problem is not None:
                 message, hint = problem
                 problems.append(Problem(message, (*loc, i, "depends_on", position), hint))
             else:
-                strict[i].add(place[name])
-    after: Edges = {i: set(before) for i, before in strict.items()}
+                named.add(place[name])
+    if kind == "parallel":
+        return strict, strict
+    after = {i: set(before) for i, before in strict.items()}
     if kind == "sequence":
         for previous, i in pairwise(faces):
             after[i].add(previous)
-    elif kind == "graph":
+    else:
         _by_values({i: surfaces.reads(steps[i]) for i in faces}, names, faces, scope, after)
         for ring in shortest_cycles(after):
             shown = [names[i] for i in (*ring, ring[0])]
@@ -95,7 +100,11 @@ def _refused(
 
 
 def _by_values(
-    reads: Mapping[int, Iterable[Lookup]], names: list[str], faces: Mapping[int, Face], scope: Scope, after: Edges
+    reads: Mapping[int, Iterable[Lookup]],
+    names: list[str],
+    faces: Mapping[int, Face],
+    scope: Scope,
+    after: Mapping[int, set[int]],
 ) -> None:
     """Adds an edge from each writer to the readers of its values."""
     writers = {written: i for i, face in faces.items() for written in face.writes}

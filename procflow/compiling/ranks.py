@@ -8,6 +8,7 @@ once. The longest path of all is the critical path: no number of workers makes a
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -21,8 +22,8 @@ HIDDEN_S = 1.0
 
 Told = Callable[[TaskUnit], Mapping[str, Any]]
 """Fields of a task with the values that they are to have."""
-Paths = dict[int, dict[int, float]]
-"""By identity of a block: for each member, the longest path from its start to the end of the block."""
+Paths = dict[int, tuple[list[float], list[float]]]
+"""By identity of a block: the weight of each member, and the longest path from its start to the end of the block."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,10 @@ class Expected:
     hidden: Mapping[tuple[str, str], float] | None = None
     rounds: Mapping[str, float] = field(default_factory=dict)
     unknown_s: float = HIDDEN_S
+
+    def step_s(self, task: Unit) -> float:
+        """Seconds of a declared task."""
+        return self.steps.get(task.label, self.unknown_s)
 
     def own_s(self, label: str, role: str) -> float:
         """Seconds of a hidden task that count in the weight of its block."""
@@ -69,11 +74,11 @@ def critical_path(root: ScopeUnit, expected: Expected) -> tuple[float, tuple[str
         elif isinstance(unit, MapUnit):
             waiting.append(unit.body)
         else:
-            waiting += reversed(_chain(unit, paths[id(unit)]))
+            waiting += reversed(_chain(unit, paths[id(unit)][1]))
     return weights[id(root)], tuple(found)
 
 
-def _chain(scope: ScopeUnit, own: Mapping[int, float]) -> list[Unit]:
+def _chain(scope: ScopeUnit, own: SequenceOf[float]) -> list[Unit]:
     """The members on the longest path of a block."""
     behind: dict[int, list[Unit]] = {}
     for member in scope.members:
@@ -89,31 +94,35 @@ def _chain(scope: ScopeUnit, own: Mapping[int, float]) -> list[Unit]:
 
 
 def _weighed(root: ScopeUnit, expected: Expected) -> tuple[dict[int, float], Paths]:
-    """The weight of every unit, and for every block the longest paths of its members."""
+    """The weight of every block, and for each the weights and the longest paths of its members."""
     weights: dict[int, float] = {}
     paths: Paths = {}
-    steps = expected.steps
-    # Inner units come after outer ones in walk, so backwards every member is weighed before its block.
-    for unit in reversed(list(walk(root))):
+    steps, unknown_s = expected.steps, expected.unknown_s
+    # Inner blocks come after outer ones in walk, so backwards every member is weighed before its block.
+    for unit in reversed([unit for unit in walk(root) if isinstance(unit, ScopeUnit)]):
         if isinstance(unit, MapUnit):
-            found = weights[id(unit.body)] * max(1.0, expected.rounds.get(unit.label, 1.0))
+            body = expected.step_s(unit.body) if isinstance(unit.body, TaskUnit) else weights[id(unit.body)]
+            found = body * max(1.0, expected.rounds.get(unit.label, 1.0))
             weights[id(unit)] = found + sum(expected.own_s(unit.label, r) for r in ("gate", "expand", "merger"))
-        elif isinstance(unit, ScopeUnit):
-            own = paths[id(unit)] = _longest(unit, weights)
-            around = expected.own_s(unit.label, "gate") + expected.own_s(unit.label, "merger")
-            weights[id(unit)] = steps.get(unit.label, max(own.values(), default=0.0) + around)
         else:
-            weights[id(unit)] = steps.get(unit.label, expected.unknown_s)
+            own = [
+                steps.get(member.label, unknown_s) if isinstance(member, TaskUnit) else weights[id(member)]
+                for member in unit.members
+            ]
+            longest = _longest(unit, own)
+            paths[id(unit)] = own, longest
+            around = expected.own_s(unit.label, "gate") + expected.own_s(unit.label, "merger")
+            weights[id(unit)] = steps.get(unit.label, max(longest, default=0.0) + around)
     return weights, paths
 
 
-def _longest(scope: ScopeUnit, weights: Mapping[int, float]) -> dict[int, float]:
-    found: dict[int, float] = {}
+def _longest(scope: ScopeUnit, weights: SequenceOf[float]) -> list[float]:
+    found = list(weights)
     # What is longest behind a member is known once all that wait for it are done.
-    behind = dict.fromkeys(range(len(scope.members)), 0.0)
+    behind = [0.0] * len(found)
     for index in reversed(in_order(scope)):
         member = scope.members[index]
-        longest = found[index] = weights[id(member)] + behind[index]
+        longest = found[index] = weights[index] + behind[index]
         for before in member.after:
             if behind[before] < longest:
                 behind[before] = longest
@@ -141,19 +150,22 @@ class _Ranker:
             expand = self.task(scope.expand, first)
             reduce = self.task(scope.reduce, first) if scope.reduce is not None else None
             return replace(scope, body=body, expand=expand, rank=first, gate=gate, merger=merger, reduce=reduce)
-        own, weights = self.paths[id(scope)], self.weights
-        members = tuple([self.unit(member, own[member.index] - weights[id(member)] + tail) for member in scope.members])
-        return replace(scope, members=members, rank=total, gate=gate, merger=merger)
+        members = [
+            self.task(member, weight + (longest - weight + tail))
+            if isinstance(member, TaskUnit)
+            else self.unit(member, longest - weight + tail)
+            for member, weight, longest in zip(scope.members, *self.paths[id(scope)], strict=True)
+        ]
+        return replace(scope, members=tuple(members), rank=total, gate=gate, merger=merger)
 
     def unit(self, unit: Unit, tail: float) -> Unit:
         if isinstance(unit, TaskUnit):
-            return self.task(unit, self.weights[id(unit)] + tail)
+            return self.task(unit, self.expected.step_s(unit) + tail)
         assert isinstance(unit, ScopeUnit)
         return self.scope(unit, tail)
 
     def task(self, task: TaskUnit, rank: float) -> TaskUnit:
         """The task with this rank: itself where nothing differs, which is so for plain steps without history."""
-        told = self.told(task) if self.told is not None else None
-        if told:
+        if self.told is not None and (told := self.told(task)):
             return changed(task, rank=rank, **told)
         return task if task.rank == rank else changed(task, rank=rank)

@@ -24,8 +24,10 @@ __all__ = [
     "LEAVES",
     "ROOTS",
     "Face",
+    "Shown",
     "Surfaces",
     "as_reference",
+    "blocks_among",
     "deepest",
     "inner_steps",
     "input_tree",
@@ -66,31 +68,52 @@ class Face:
         return None if self.is_open else self.writes
 
 
+@passive(frozen=True, slots=True)
+class Shown:
+    """The members of a block: a name for each, and the faces of those that are not left out, by position."""
+
+    names: list[str]
+    faces: dict[int, Face]
+
+
 class Surfaces:
     """Faces and reads of steps, each worked out once."""
 
     def __init__(self) -> None:
         # The step is kept with its answer, so that its id can't go to another.
         self._faces: dict[tuple[int, str], tuple[StepBase, Face]] = {}
+        self._members: dict[int, tuple[tuple[StepBase, ...], Shown]] = {}
         self._reads: dict[int, tuple[StepBase, tuple[Lookup, ...]]] = {}
         self.skills: dict[int, tuple[StepBase, tuple[str, ...], tuple[str, ...]]] = {}
         """What skill steps produce (no names where only the call can tell), and the names that they ask for."""
 
     def face(self, step: AnyStep, name: str) -> Face:
         """What the step publishes under its name in its block."""
+        if isinstance(step, LEAVES):
+            return self._face(step, name)
         known = self._faces.get((id(step), name))
         if known is None:
             known = self._faces[(id(step), name)] = (step, self._face(step, name))
         return known[1]
 
+    def members(self, steps: tuple[AnyStep, ...]) -> Shown:
+        """The members of a block as they show themselves; ``steps`` as the block holds them."""
+        known = self._members.get(id(steps))
+        if known is None:
+            names = unique_names(steps)
+            faces = {i: self.face(step, names[i]) for i, step in enumerate(steps) if not is_off(step)}
+            known = self._members[id(steps)] = (steps, Shown(names, faces))
+        return known[1]
+
     def _face(self, step: AnyStep, name: str) -> Face:
-        if step.type == "skill" and step.output is None and step.outputs in (None, "*"):
+        outputs = step.outputs
+        if step.type == "skill" and step.output is None and outputs in (None, "*"):
             names = self.skills[id(step)][1] if id(step) in self.skills else ()
             return Face(names, is_open=not names, main=names[0] if len(names) == 1 else None, keyed=True)
-        if step.outputs == "*":
-            return Face((), is_open=True, keyed=True)
-        if step.outputs is not None:
-            return Face(step.outputs, main=step.outputs[0] if len(step.outputs) == 1 else None, keyed=True)
+        if outputs is not None:
+            if outputs == "*":
+                return Face((), is_open=True, keyed=True)
+            return Face(outputs, main=outputs[0] if len(outputs) == 1 else None, keyed=True)
         main = step.output or name
         if not isinstance(step, LEAVES) and isinstance(step, Block):
             if step.merge == "collect_all":
@@ -101,14 +124,9 @@ class Surfaces:
         return Face((main,), main=main)
 
     def _united(self, steps: tuple[AnyStep, ...]) -> Face:
-        writes: dict[str, None] = {}
-        is_open = False
-        for step, name in zip(steps, unique_names(steps), strict=True):
-            if not is_off(step):
-                face = self.face(step, name)
-                writes.update(dict.fromkeys(face.writes))
-                is_open = is_open or face.is_open
-        return Face(tuple(writes), is_open, keyed=True)
+        faces = self.members(steps).faces.values()
+        writes = dict.fromkeys([value for face in faces for value in face.writes])
+        return Face(tuple(writes), any(face.is_open for face in faces), keyed=True)
 
     def dormant(self, step: AnyStep, name: str, off: str = "") -> Iterator[tuple[str, str, str]]:
         """Values that the step or steps inside would write if they were not left out: value, step, and why it is."""
@@ -141,20 +159,21 @@ class Surfaces:
 
     def _reads_below(self, step: AnyStep) -> Iterator[Lookup]:
         members = inner_steps(step)
-        names = unique_names(members)
+        if not members:
+            return
+        shown = self.members(members)
         values: set[str] = {step.item_name, INDEX} if isinstance(step, Map) else set()
         steps: set[str] = set()
-        active = [(member, name) for member, name in zip(members, names, strict=True) if not is_off(member)]
         if isinstance(step, Graph):
-            steps.update(name for _, name in active)
-            values.update(written for member, name in active for written in self.face(member, name).writes)
-        for member, name in active:
-            for lookup in self.reads(member):
+            steps.update(shown.names[i] for i in shown.faces)
+            values.update(written for face in shown.faces.values() for written in face.writes)
+        for i, face in shown.faces.items():
+            for lookup in self.reads(members[i]):
                 if lookup.name not in values and not (is_output(lookup) and lookup.name in steps):
                     yield lookup
             if isinstance(step, (Sequence, Map)):
-                steps.add(name)
-                values.update(self.face(member, name).writes)
+                steps.add(shown.names[i])
+                values.update(face.writes)
 
 
 def is_output(lookup: Lookup) -> bool:
@@ -166,6 +185,11 @@ def inner_steps(step: StepBase) -> tuple[AnyStep, ...]:
     """The steps that a block holds, as declared; none for a leaf and for a map that calls a function."""
     # Only blocks have the key, and to ask for each kind of block takes a microsecond.
     return step.__dict__.get("steps") or ()
+
+
+def blocks_among(steps: Iterable[StepBase]) -> list[tuple[int, tuple[AnyStep, ...]]]:
+    """The members that hold steps, by position, with what they hold."""
+    return [(i, below) for i, step in enumerate(steps) if (below := step.__dict__.get("steps"))]
 
 
 def publishes_members(step: Block) -> bool:
@@ -203,8 +227,8 @@ def written_at(step: AnyStep, value: str, surfaces: Surfaces) -> Loc:
         return ("outputs", step.outputs.index(value))
     if isinstance(step, Block) and publishes_members(step):
         members = inner_steps(step)
-        for i, name in enumerate(unique_names(members)):
-            if not is_off(members[i]) and value in surfaces.face(members[i], name).writes:
+        for i, face in surfaces.members(members).faces.items():
+            if value in face.writes:
                 return ("steps", i, *written_at(members[i], value, surfaces))
     return ("name",) if step.name is not None else ()
 
@@ -284,10 +308,8 @@ def deepest(pipeline: Pipeline, most: int) -> Loc | None:
     stack: list[tuple[tuple[AnyStep, ...], Loc, int]] = [(pipeline.steps, ("steps",), 1)]
     while stack:
         steps, loc, depth = stack.pop()
-        for i, step in enumerate(steps):
-            below = inner_steps(step)
-            if below and depth > most:
+        for i, below in blocks_among(steps):
+            if depth > most:
                 return (*loc, i)
-            if below:
-                stack.append((below, (*loc, i, "steps"), depth + 1))
+            stack.append((below, (*loc, i, "steps"), depth + 1))
     return None

@@ -16,6 +16,7 @@ from procflow.compiling.names import Scope
 from procflow.compiling.surface import ROOTS, Face
 from procflow.graph import RetrySpec, TaskUnit
 from procflow.model import AnyStep, Defaults, Merge, Pipeline, Query, Rest, Retry, Shell, Split, Transform, UseSkill
+from procflow.passive import alike
 from procflow.state import MARK
 from procflow.units import Times
 
@@ -28,7 +29,6 @@ __all__ = [
     "hidden",
     "leaf",
     "limited",
-    "outputs_of",
     "paced",
     "policy",
     "retry_of",
@@ -49,14 +49,15 @@ def leaf(build: Build, setting: Setting, step: AnyStep, seat: Seat, scope: Scope
     """The task of a declared leaf step."""
     bind = Binder(build, scope, seat["loc"])
     when, constants = bind.condition(step.when) if step.when is not None else (None, NOTHING)
-    common = Common(
-        path=seat["path"], name=seat["name"], outputs=outputs_of(face), when=when, constants=constants,
-        folder=setting.folder,
-    )  # fmt: skip
+    common: Common = {
+        "path": seat["path"], "name": seat["name"], "outputs": "*" if face.is_open else face.writes, "when": when,
+        "constants": constants, "folder": setting.folder,
+    }  # fmt: skip
+    writes = None if face.is_open else face.writes
     if not isinstance(step, _CALLS) and isinstance(step, (Query, UseSkill, Rest)):
         call = with_files(asking.call_of(step, common, bind, setting.declared), step, bind)
-        return asking.equipped(setting, step, limited(build, setting, step, seat, call, face.names))
-    return limited(build, setting, step, seat, with_files(call_of(step, common, bind), step, bind), face.names)
+        return asking.equipped(setting, step, limited(build, setting, step, seat, call, writes))
+    return limited(build, setting, step, seat, with_files(call_of(step, common, bind), step, bind), writes)
 
 
 def with_files(call: StepCall, step: AnyStep, bind: Binder) -> StepCall:
@@ -71,7 +72,8 @@ def limited(
     build: Build, setting: Setting, step: AnyStep, seat: Seat, call: StepCall, writes: tuple[str, ...] | None
 ) -> TaskUnit:
     """A task with the step's limits, the defaults under them."""
-    call = _combining(setting, call)
+    if setting.combiners:
+        call = _combining(setting, call)
     if setting.state and call.function is not None:
         call = replace(call, state=setting.state)
     if step.transient:
@@ -80,30 +82,31 @@ def limited(
     elif step.cache or (step.cache is None and setting.defaults.cache):
         named = step.outputs if isinstance(step.outputs, tuple) else ()
         build.cached[seat["label"]] = (*named, *(name for name in (step.output, step.name) if name is not None))
-    return TaskUnit(
-        **seat,
-        **_limits(build, setting, step),
-        reads=_reads(call),
-        writes=writes,
-        call=call,
-        executor=executor_of(build, setting, step),
-    )
-
-
-def _limits(build: Build, setting: Setting, step: AnyStep) -> Limits:
-    """What the step and its defaults say of its attempts; worked out once for all that say nothing themselves."""
+    reads, executor = _reads(call), executor_of(build, setting, step)
     if not step.model_fields_set.isdisjoint(_LIMITING):
-        return _limits_of(setting, step)
-    known = build.limits.get(id(setting))
+        return TaskUnit(
+            **seat, **_limits_of(setting, step), reads=reads, writes=writes, call=call, executor=executor
+        )  # fmt: skip
+    known = build.tasks.get(id(setting))
     if known is None:
+        first = TaskUnit(**seat, **_limits_of(setting, step), call=call, executor=executor)
         # The setting is kept with its answer, so that its id can't go to another.
-        known = build.limits[id(setting)] = (setting, _limits_of(setting, step))
-    return known[1]
+        known = build.tasks[id(setting)] = (setting, alike(first, *_OWN))
+    return known[1](
+        seat["index"], seat["name"], seat["path"], seat["label"], seat["loc"], seat["after"], seat["strict"],
+        seat["priority"], reads, writes, call, executor,
+    )  # fmt: skip
+
+
+_OWN = (
+    "index", "name", "path", "label", "loc", "after", "strict", "priority", "reads", "writes", "call", "executor",
+)  # fmt: skip
+"""Fields of a task that follow from more than its limits."""
 
 
 _DEFAULTED = ("cpus", "memory", "timeout", "idle_timeout", "kill_grace")
 _LIMITING = frozenset({*_DEFAULTED, "retry", "retries", "on_error", "rate_limit", "resources"})
-"""Keys of a step that ``_limits_of`` looks at."""
+"""Keys of a step that ``_limits_of`` looks at: all without them have the same limits."""
 
 
 def _limits_of(setting: Setting, step: AnyStep) -> Limits:
@@ -196,11 +199,6 @@ def executor_of(build: Build, setting: Setting, step: AnyStep) -> str:
     executor = step.executor or ("threads" if waits else setting.executor)
     build.executors.add(executor)
     return executor
-
-
-def outputs_of(face: Face) -> tuple[str, ...] | Literal["*"]:
-    """What a call publishes, in the words of ``StepCall``."""
-    return "*" if face.is_open else face.writes
 
 
 def retry_of(step: AnyStep | None, defaults: Defaults | None) -> RetrySpec:

@@ -112,7 +112,7 @@ class _Walk:
         if unit.reads or more or unit.call.state:
             state = {MARK: self.before} if unit.call.state else {}
             reads = {**{name: names.of(name) for name in unit.reads}, **(more or {}), **state}
-        self.found[key] = Need(key, unit, depth, reads, strict)
+        self.found[key] = Need(key, unit, depth, reads, strict, (), (), NOTHING)
         return key
 
     def scope(self, unit: ScopeUnit, names: _Names, strict: tuple[Key, ...], depth: int) -> _Done:
@@ -147,22 +147,26 @@ class _Walk:
         done: dict[int, _Done] = {}
         outer = self.before
         last: dict[int, tuple[Key, ...]] = {}
+        publishes = unit.kind != "parallel"
         for index in in_order(unit):
             member = unit.members[index]
-            if unit.state and member.after:
-                self.before = tuple(dict.fromkeys(key for i in sorted(member.after) for key in last[i]))
-            else:
-                self.before = outer
+            if unit.state:
+                after = sorted(member.after)
+                self.before = tuple(dict.fromkeys(key for i in after for key in last[i])) if after else outer
             own = (*strict, *(done[i].key for i in sorted(member.strict))) if member.strict else strict
             if isinstance(member, TaskUnit):
                 key = self.task(member, "member", names, own, depth)
-                done[index] = _Done(key, dict.fromkeys(member.writes or (), (key,)), (key,) * (member.writes is None))
+                makers = (key,)
+                published = dict.fromkeys(member.writes, makers) if member.writes is not None else NOTHING
+                found = _Done(key, published, () if member.writes is not None else makers)
             else:
                 assert isinstance(member, ScopeUnit)
-                done[index] = self.scope(member, names, own, depth)
-            last[index] = self.before if isinstance(member, TaskUnit) and not member.call.state else (done[index].key,)
-            if unit.kind != "parallel":
-                names.publish(done[index].published, done[index].open)
+                found = self.scope(member, names, own, depth)
+            done[index] = found
+            if unit.state:
+                last[index] = self.before if isinstance(member, TaskUnit) and not member.call.state else (found.key,)
+            if publishes:
+                names.publish(found.published, found.open)
         self.before = outer
         return [done[i] for i in range(len(unit.members))]
 
@@ -186,4 +190,5 @@ def _published(unit: ScopeUnit, result: Key, inside: list[_Done]) -> _Done:
             may += member.open
     if unit.writes is None:
         return _Done(result, known, (*may, result))
-    return _Done(result, {name: (*known.get(name, (result,)), *may) for name in unit.writes})
+    own, also = (result,), tuple(may)
+    return _Done(result, {name: known.get(name, own) + also for name in unit.writes})

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from collections.abc import Sequence as SequenceOf
+from collections.abc import Set as SetOf
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -107,12 +108,12 @@ def _suggestion(pipeline: Pipeline, loc: Loc, label: str, steps: SequenceOf[AnyS
     return Suggestion(loc, label, told, named, added, tuple(names[i] for i in placed))
 
 
-def _is_detached(i: int, after: Mapping[int, set[int]], reads: SequenceOf[Any]) -> bool:
+def _is_detached(i: int, after: Mapping[int, SetOf[int]], reads: SequenceOf[Any]) -> bool:
     """It reads no value, and no step reads one of its."""
     return not reads and not after[i] and not any(i in before for before in after.values())
 
 
-def _all_before(after: Mapping[int, set[int]]) -> dict[int, set[int]]:
+def _all_before(after: Mapping[int, SetOf[int]]) -> dict[int, set[int]]:
     found: dict[int, set[int]] = {}
     for i in sorted(after):
         found[i] = set(after[i]).union(*(found[j] for j in after[i]))
