@@ -10,7 +10,7 @@ from __future__ import annotations
 import datetime
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from decimal import Decimal
 from enum import Enum
@@ -21,12 +21,13 @@ from types import ModuleType
 from typing import Any
 from uuid import UUID
 
-__all__ = ["ALGORITHM", "Canonical", "digest"]
+__all__ = ["ALGORITHM", "Canonical", "digest", "framed", "hasher", "measure"]
 
 ALGORITHM = "xxh3_128"
 MOST_DEEP = 200
 
-_PLAIN: frozenset[type] = frozenset({int, float, bool, str, bytes, type(None)})
+_PLAIN: dict[type, bytes] = {kind: kind.__name__.encode() for kind in (int, float, bool, bytes, type(None))}
+_TEXTS = {str}
 _TOLD: tuple[type, ...] = (
     Decimal, Fraction, UUID, complex, range, slice, datetime.date, datetime.time, datetime.timedelta, datetime.timezone,
 )  # fmt: skip
@@ -34,20 +35,34 @@ _TOLD: tuple[type, ...] = (
 
 def digest(data: bytes) -> str:
     """128 bits of the bytes as hexadecimal text."""
-    return _hash()(data)
+    return hasher()(data)
 
 
 @lru_cache(maxsize=1)
-def _hash() -> Callable[[bytes], str]:
+def hasher() -> Callable[[bytes], str]:
+    """``digest`` itself, for those who call it for each of many."""
     from xxhash import xxh3_128_hexdigest
 
     found: Callable[[bytes], str] = xxh3_128_hexdigest
     return found
 
 
-def _framed(tag: str, *parts: bytes) -> bytes:
+def framed(tag: bytes, *parts: bytes) -> bytes:
     """The parts with their lengths in front, so that no two lists of parts give the same bytes."""
-    return b"%b(%b)" % (tag.encode(), b"".join([b"%d:%b" % (len(part), part) for part in parts]))
+    return b"".join([tag, b"(", *[piece for part in parts for piece in (measure(len(part)), part)], b")"])
+
+
+@lru_cache(maxsize=1000)
+def measure(size: int) -> bytes:
+    """What stands before a part of so many bytes."""
+    return b"%d:" % size
+
+
+@lru_cache(maxsize=1000)
+def _before(size: int) -> str:
+    """What stands before a text of so many bytes that is part of something."""
+    head = f"str({size}:"
+    return f"{len(head) + size + 1}:{head}"
 
 
 class Canonical:
@@ -68,23 +83,23 @@ class Canonical:
         """The digest of a value."""
         return digest(self.of(value))
 
-    def of_tuple(self, parts: Iterable[bytes]) -> bytes:
-        """The canonical bytes of a tuple by those of its members."""
-        return _framed("tuple", *parts)
-
     def of(self, value: Any) -> bytes:
         """The canonical bytes of a value."""
         kind = type(value)
         if kind is str:
             if self._watch and self._watch in value:
                 self.seen = True
-            text = value.encode("utf-8", "surrogatepass")
-            return b"str(%d:%b)" % (len(text), text)
-        if kind in _PLAIN:
-            return _framed(kind.__name__, value if kind is bytes else repr(value).encode())
+            if value.isascii():
+                return f"str({len(value)}:{value})".encode()
+            return framed(b"str", value.encode("utf-8", "surrogatepass"))
+        tag = _PLAIN.get(kind)
+        if tag is not None:
+            return framed(tag, value if kind is bytes else repr(value).encode())
+        if (kind is tuple or kind is list) and {*map(type, value)} == _TEXTS:
+            return self._texts("tuple" if kind is tuple else "list", value)
         if id(value) in self._open:
             # A value that holds itself is told by how far out it stands.
-            return _framed("again", b"%d" % (len(self._open) - self._open.index(id(value))))
+            return framed(b"again", b"%d" % (len(self._open) - self._open.index(id(value))))
         if len(self._open) > MOST_DEEP:
             return self._unknown(value)
         self._open.append(id(value))
@@ -93,39 +108,49 @@ class Canonical:
         finally:
             self._open.pop()
 
+    def _texts(self, tag: str, texts: Sequence[str]) -> bytes:
+        """Texts in a list or a tuple, which most of these hold: all at once, where characters are bytes."""
+        joined = "".join(texts)
+        if not joined.isascii():
+            return framed(tag.encode(), *[self.of(text) for text in texts])
+        if self._watch and self._watch in joined:
+            self.seen = True
+        return f"{tag}({''.join([f'{_before(len(text))}{text})' for text in texts])})".encode()
+
     def _container(self, value: Any) -> bytes | None:
         kind = type(value)
-        if kind in (list, tuple):
+        if kind is tuple or kind is list:
             if len(value) > 50 and set(map(type, value)) <= {int, float, bool}:
-                return _framed(f"{kind.__name__} of numbers", repr(value).encode())
-            return _framed(kind.__name__, *[self.of(member) for member in value])
-        if isinstance(value, Mapping) and (kind is dict or kind.__module__ in ("builtins", "collections", "types")):
-            pairs = sorted(_framed("", self.of(key), self.of(member)) for key, member in value.items())
-            return _framed("dict", *pairs)
+                return framed(b"%b of numbers" % kind.__name__.encode(), repr(value).encode())
+            return framed(b"tuple" if kind is tuple else b"list", *[self.of(member) for member in value])
+        if kind is dict or (isinstance(value, Mapping) and kind.__module__ in ("builtins", "collections", "types")):
+            return framed(
+                b"dict", *sorted([framed(b"", self.of(key), self.of(member)) for key, member in value.items()])
+            )
         if kind in (set, frozenset):
-            return _framed("set", *sorted(map(self.of, value)))
+            return framed(b"set", *sorted(map(self.of, value)))
         return None
 
     def _told(self, value: Any) -> bytes | None:
         """Values whose text says all."""
         name = _name(type(value))
         if isinstance(value, Enum):
-            return _framed("enum", name, value.name.encode())
+            return framed(b"enum", name, value.name.encode())
         if isinstance(value, _TOLD):
-            return _framed("told", name, repr(value).encode())
+            return framed(b"told", name, repr(value).encode())
         if isinstance(value, PurePath):
-            return _framed("path", self.of(str(value)))
+            return framed(b"path", self.of(str(value)))
         if isinstance(value, re.Pattern):
-            return _framed("pattern", self.of(value.pattern), b"%d" % value.flags)
+            return framed(b"pattern", self.of(value.pattern), b"%d" % value.flags)
         if isinstance(value, bytearray):
-            return _framed("bytearray", bytes(value))
+            return framed(b"bytearray", bytes(value))
         if isinstance(value, ModuleType):
-            return _framed("module", value.__name__.encode())
+            return framed(b"module", value.__name__.encode())
         return None
 
     def _object(self, value: Any) -> bytes:
         if callable(value) and self._code is not None:
-            return _framed("code", self._code(value, self))
+            return framed(b"code", self._code(value, self))
         kind = type(value)
         if kind.__module__.partition(".")[0] == "numpy" and hasattr(value, "tobytes"):
             return self._array(value)
@@ -136,13 +161,13 @@ class Canonical:
         else:
             return self._unknown(value)
         source = self._code(kind, self) if self._code is not None else b""
-        return _framed("object", _name(kind), source, self.of(state))
+        return framed(b"object", _name(kind), source, self.of(state))
 
     def _array(self, value: Any) -> bytes:
         dtype = value.dtype
         if dtype.hasobject:
-            return _framed("array", self.of(value.tolist()))
-        return _framed("array", repr(dtype.descr).encode(), repr(value.shape).encode(), value.tobytes())
+            return framed(b"array", self.of(value.tolist()))
+        return framed(b"array", repr(dtype.descr).encode(), repr(value.shape).encode(), value.tobytes())
 
     def _unknown(self, value: Any) -> bytes:
         self.opaque.append(type(value).__qualname__)

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from procflow.call import StepCall
 from procflow.graph import ScopeUnit, TaskUnit
 from procflow.passive import passive
-from procflow.resuming.canonical import ALGORITHM, Canonical, digest
+from procflow.resuming.canonical import ALGORITHM, Canonical, digest, framed, hasher, measure
 from procflow.resuming.code_print import CodePrints
 from procflow.resuming.needs import Key, Need
 
@@ -69,8 +69,9 @@ class _Printer:
     def __init__(self, run_id: str) -> None:
         self._code = CodePrints()
         self._canonical = Canonical(self._code.callable, run_id)
+        self._digest = hasher()
         self._known: dict[Any, str] = {}
-        self._kinds: dict[tuple[str, str | None], tuple[bytes, bytes, bytes]] = {}
+        self._kinds: dict[tuple[str, str | None], tuple[bytes, bytes]] = {}
         self._pieces: dict[tuple[str, str | None], dict[str, str]] = {}
         self.tells_pieces = True
 
@@ -80,36 +81,43 @@ class _Printer:
         return self._canonical.seen
 
     def fingerprint(self, need: Need) -> Fingerprint:
-        canonical = self._canonical
+        canonical, unit = self._canonical, need.unit
         canonical.opaque.clear()
         parts: dict[str, str] = {}
-        if isinstance(need.unit, TaskUnit):
-            call = need.unit.call
-            parts["kind"] = self._kind(call, canonical)
-            code = self._functions(call, canonical)
+        if isinstance(unit, TaskUnit):
+            call = unit.call
+            kind, code, told = self._kind(call), self._functions(call), _task(need, call)
+            if code and not (told or canonical.opaque or self.tells_pieces):
+                return self._bare(kind, code)
+            parts["kind"] = kind
             if code:
                 parts["code"] = code
-            told = _task(need, call)
         else:
-            assert isinstance(need.unit, ScopeUnit)
-            told = _block(need, need.unit)
+            assert isinstance(unit, ScopeUnit)
+            told = _block(need, unit)
         for name, value in told.items():
             if value:
                 parts[name] = canonical.digest(value)
-        whole = digest("".join([f"{name}={parts[name]};" for name in sorted(parts)]).encode())
+        whole = self._digest("".join([f"{name}={parts[name]};" for name in sorted(parts)]).encode())
         short = {name: part[:SHORT] for name, part in parts.items()}
-        if "code" in parts and self.tells_pieces and isinstance(need.unit, TaskUnit):
-            short |= self._pieces_of(need.unit.call.function, need.unit.call.folder)
+        if self.tells_pieces and "code" in parts and isinstance(unit, TaskUnit):
+            short |= self._pieces_of(unit.call.function, unit.call.folder)
         return Fingerprint(f"{ALGORITHM}:{whole}", short, tuple(canonical.opaque))
 
-    def _kind(self, call: StepCall, canonical: Canonical) -> str:
+    def _bare(self, kind: str, code: str) -> Fingerprint:
+        """The same for a step that is a function and its outputs, as very many are where there are very many."""
+        whole = self._digest(f"code={code};kind={kind};".encode())
+        return Fingerprint(f"{ALGORITHM}:{whole}", {"kind": kind[:SHORT], "code": code[:SHORT]})
+
+    def _kind(self, call: StepCall) -> str:
         """The digest of ``("kind", kind, outputs, item name)``, of which most steps have only the outputs to themselves."""
-        known = self._kinds.get((call.kind, call.item_name))
-        if known is None:
-            around = (canonical.of("kind"), canonical.of(call.kind), canonical.of(call.item_name))
-            known = self._kinds[call.kind, call.item_name] = around
-        head, kind, item = known
-        return digest(canonical.of_tuple((head, kind, canonical.of(call.outputs), item)))
+        of = self._canonical.of
+        around = self._kinds.get((call.kind, call.item_name))
+        if around is None:
+            before = framed(b"tuple", of("kind"), of(call.kind))[:-1]
+            around = self._kinds[call.kind, call.item_name] = (before, framed(b"", of(call.item_name))[1:])
+        outputs = of(call.outputs)
+        return self._digest(around[0] + measure(len(outputs)) + outputs + around[1])
 
     def _pieces_of(self, function: Any, folder: str | None) -> dict[str, str]:
         if not isinstance(function, str):
@@ -120,21 +128,25 @@ class _Printer:
             self._pieces[key] = {PIECE + name: digest(text)[:SHORT_PIECE] for name, text in found}
         return self._pieces[key]
 
-    def _functions(self, call: StepCall, canonical: Canonical) -> str:
-        """The function, and the score of a merge where that is one."""
-        functions = [call.function]
-        if call.options or call.state:
-            score = call.options.get("score")
-            functions.append(score if isinstance(score, str) and ":" in score else None)
-            functions += [spec.function for spec in call.state.values() if spec.function is not None]
-            functions += [f for f in (call.options.get("combiners") or {}).values() if isinstance(f, str)]
+    def _functions(self, call: StepCall) -> str:
+        """The digest of the code: of the function, and of others that a merge or the state asks."""
+        function = call.function
+        if not (call.options or call.state):
+            known = self._known.get((call.folder, function if isinstance(function, str) else id(function)))
+            return known if known is not None else self._code_of(call.folder, [function])
+        score = call.options.get("score")
+        functions = [function, score if isinstance(score, str) and ":" in score else None]
+        functions += [spec.function for spec in call.state.values() if spec.function is not None]
+        functions += [f for f in (call.options.get("combiners") or {}).values() if isinstance(f, str)]
+        return self._code_of(call.folder, functions)
+
+    def _code_of(self, folder: str | None, functions: Sequence[Any]) -> str:
+        canonical = self._canonical
         # Callables by identity: the graph holds them, so their ids stay theirs.
-        key = (call.folder, *[f if f is None or isinstance(f, str) else id(f) for f in functions])
+        key = (folder, *[f if isinstance(f, str) else id(f) for f in functions])
         if key not in self._known:
             opaque = len(canonical.opaque)
-            found = [
-                self._code.target(f, call.folder) if isinstance(f, str) else canonical.of(f) for f in functions if f
-            ]
+            found = [self._code.target(f, folder) if isinstance(f, str) else canonical.of(f) for f in functions if f]
             text = canonical.digest(found) if found else ""
             if len(canonical.opaque) > opaque:
                 return text
