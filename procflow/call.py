@@ -121,3 +121,17 @@ class StepCall:
             self.kind, self.path, self.name, function, self.args, self.kwargs, self.outputs, self.options, self.when,
             self.constants, self.params, self.folder, self.item_name, self.state, self.transient,
         )  # fmt: skip
+
+    def nameless(self, function: str | Callable[..., Any] | None) -> tuple[Any, ...]:
+        """As ``parts``, without path, name and outputs: the same for all calls that do the same. ``publishing`` goes back."""
+        return (
+            self.kind, "", "", function, self.args, self.kwargs, (), self.options, self.when,
+            self.constants, self.params, self.folder, self.item_name, self.state, self.transient,
+        )  # fmt: skip
+
+    def publishing(self, outputs: tuple[str, ...] | Literal["*"]) -> StepCall:
+        """The same call with these outputs."""
+        return StepCall(
+            self.kind, self.path, self.name, self.function, self.args, self.kwargs, outputs, self.options, self.when,
+            self.constants, self.params, self.folder, self.item_name, self.state, self.transient,
+        )  # fmt: skip

@@ -231,7 +231,7 @@ def test_what_a_worker_kept_is_read_as_the_parent_would_have_noted_it(tmp_path: 
     message = wire.plain_outcome(outcome)
     batch = outcome.indices if type(outcome) is Succeeded else ()
     about = (*ABOUT[:5], "batch" if batch else "member", ABOUT[6])
-    WorkerTail(f"{path}+1").keep(about, message, packed(message))
+    WorkerTail(f"{path}+1").keep(packed(about), message, packed(message))
     (event,) = read_tail(path)
     assert isinstance(event, AttemptFinished)
     assert (event.key, event.path, event.label, event.item, event.number, event.executor) == (7, *ABOUT[:5])
@@ -247,9 +247,9 @@ def test_what_a_worker_kept_is_read_as_the_parent_would_have_noted_it(tmp_path: 
 def test_a_worker_keeps_no_failure_and_nothing_that_nobody_asked_for(tmp_path: Path) -> None:
     tail = WorkerTail(str(tmp_path / "run+1"))
     failed = wire.plain_outcome(Failed(7, Failure("error", "E", "")))
-    tail.keep(ABOUT, failed, packed(failed))
+    tail.keep(packed(ABOUT), failed, packed(failed))
     done = wire.plain_outcome(Succeeded(7))
-    tail.keep((), done, packed(done))
+    tail.keep(b"", done, packed(done))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -261,7 +261,7 @@ def test_secrets_in_names_of_metrics_are_masked_in_what_a_worker_keeps(
     monkeypatch.setenv("TOKEN_OF_A_TEST", "hush-hush-123456")
     message = wire.plain_outcome(Succeeded(7, metrics={"hush-hush-123456": 1.0}))
     with secrets.known({"TOKEN_OF_A_TEST": "hush-hush-123456"}):
-        WorkerTail(f"{path}+1").keep(ABOUT, message, packed(message))
+        WorkerTail(f"{path}+1").keep(packed(ABOUT), message, packed(message))
     assert b"hush-hush" not in Path(f"{path}+1.a").read_bytes()
     assert len(read_tail(path)) == 1
 

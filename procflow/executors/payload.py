@@ -1,7 +1,8 @@
-"""Payload: a step's call pickled, its function once for all steps that share it; and what to say where that fails.
+"""Payload: a step's call pickled, once for all steps that do the same; and what to say where that fails.
 
 A plain function is pickled by itself, named by its digest and sent once a worker; what else a small call is made of goes with
 each attempt. A call with large constants, or whose function has a state of its own, is pickled and sent as a whole, once.
+Path and name stay here and the outputs travel by themselves, so calls of one function without arguments are one payload.
 
 This file pickles calls and remembers them. It never unpickles anything and never sends.
 """
@@ -29,7 +30,8 @@ REST_BYTES = 1024
 class Payload:
     """``data`` is the pickle of the call's function, or of the whole call where ``rest`` is empty, and ``digest`` its name.
 
-    ``rest`` is the pickle of the call without its function. Where there is nothing to be sent before, ``digest`` is empty.
+    ``rest`` is the pickle of the call without its function. Neither has the call's path, name or outputs. Where there is nothing
+    to be sent before, ``digest`` is empty.
     """
 
     call: StepCall
@@ -44,20 +46,25 @@ class Payload:
 
 
 class Payloads:
-    """The payloads of the calls last used, by the identity of the call."""
+    """The payloads of the calls last used: by the identity of the call, or of its function where there is nothing else."""
 
     def __init__(self) -> None:
-        self._kept: OrderedDict[int, Payload] = OrderedDict()
+        self._kept: OrderedDict[Any, Payload] = OrderedDict()
         self._functions: OrderedDict[int, tuple[object, bytes, bytes]] = OrderedDict()
 
     def of(self, call: StepCall) -> Payload:
         """The call's payload; ExecutorError naming step, argument and type where it can't be pickled."""
+        # The payload keeps its call alive, so no id can have gone to another.
+        name: Any = id(call)
+        if not (call.args or call.kwargs or call.options or call.constants or call.params or call.state):
+            function = call.function
+            shown = function if type(function) is str else id(function)
+            name = (shown, call.kind, call.when, call.folder, call.item_name, call.transient)
         kept = self._kept
-        payload = kept.get(id(call))
-        # The payload keeps its call alive, so its id can't have gone to another.
+        payload = kept.get(name)
         if payload is None:
             try:
-                payload = kept[id(call)] = self._made(call)
+                payload = kept[name] = self._made(call)
             except Exception as error:
                 raise ExecutorError(_story(call, error)) from error
             if len(kept) > KEPT:
@@ -68,11 +75,11 @@ class Payloads:
         function = call.function
         shared = type(function) is FunctionType
         if shared or function is None or type(function) is str:
-            rest = _pickle(call.parts(None if shared else function))
+            rest = _pickle(call.nameless(None if shared else function))
             if len(rest) <= REST_BYTES:
                 digest, data = self._function(function) if shared else (b"", b"")
                 return Payload(call, digest, data, rest)
-        data = _pickle(call)
+        data = _pickle(StepCall(*call.nameless(function)))
         return Payload(call, _digest(data), data)
 
     def _function(self, function: object) -> tuple[bytes, bytes]:

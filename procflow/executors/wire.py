@@ -15,6 +15,7 @@ from operator import attrgetter
 from typing import Any
 
 from procflow.attempt import Attempt, Failed, Failure, Items, Progressed, Skipped, Succeeded, Usage
+from procflow.executors.channel import packed
 from procflow.ref import Ref, from_plain
 
 __all__ = [
@@ -50,6 +51,7 @@ def plain_run(attempt: Attempt, digest: bytes, rest: bytes = b"", behind: bool =
     """The message that starts an attempt. What went before under ``digest`` is its function, and ``rest`` the rest of its
     call; without ``rest`` it is the whole call. ``behind``: the parent may not know yet how the attempt before it ended.
     ``free``: there is a core on which the worker may look for its next attempt instead of sleeping.
+    What the worker only keeps for the parent (``about``) is packed already.
     """
     items, values = attempt.items, attempt.values
     return (
@@ -64,7 +66,8 @@ def plain_run(attempt: Attempt, digest: bytes, rest: bytes = b"", behind: bool =
         attempt.cpus,
         attempt.labels,
         rest,
-        attempt.about,
+        attempt.call.outputs,
+        packed(attempt.about) if attempt.about else b"",
         behind,
         free,
     )

@@ -15,6 +15,8 @@ from procflow.machine import rss
 
 __all__ = ["Peak"]
 
+BRIEF_S = 0.00005
+"""In less than this no process is given ``SLACK_BYTES``: its pages have to be cleared."""
 LONG_S = 0.01
 """Attempts from here on are looked at in any case."""
 SLACK_BYTES = 4 << 20
@@ -32,6 +34,8 @@ class Peak:
         self.reset()
 
     def __call__(self, wall_s: float) -> int:
+        if wall_s < BRIEF_S:
+            return self._size_bytes
         highest = _highest(resource.RUSAGE_SELF)
         if wall_s < LONG_S and highest <= self._highest_bytes + SLACK_BYTES:
             return self._size_bytes

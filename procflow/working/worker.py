@@ -103,12 +103,12 @@ def _serve(channel: WorkerEnd, surroundings: Surroundings, cpus: int, results: s
     calls = Calls(channel)
     peak = Peak()
     tail = WorkerTail(results) if results is not None else None
-    last: tuple[tuple[Any, ...], wire.Message, bytes] | None = None
+    last: tuple[bytes, wire.Message, bytes] | None = None
     free = False
     while (message := channel.claim(free)) is not None:
         if message[0] == wire.LARGE:
             message = calls.read(wire.RUN)
-        _, key, digest, values, items, number, run_id, report_each, wanted, labels, rest, about, behind, free = message
+        _, key, _, _, _, _, _, _, wanted, _, _, _, about, behind, free = message
         if behind:
             # The parent may not have noted the last outcome: its own death must not cost more than what runs.
             if tail is not None and last is not None:
@@ -118,7 +118,7 @@ def _serve(channel: WorkerEnd, surroundings: Surroundings, cpus: int, results: s
         if wanted != cpus:
             cpus = wanted
             grant(cpus)
-        outcome = _run(report, calls, digest, rest, key, values, items, number, run_id, report_each, labels, peak)
+        outcome = _run(report, calls, peak, message)
         surroundings.flush()
         if not channel.alive:
             os._exit(0)
@@ -175,23 +175,13 @@ class Calls:
 
 
 def _run(
-    report: Callable[[Progressed], None],
-    calls: Calls,
-    digest: bytes,
-    rest: bytes,
-    key: int,
-    values: dict[str, Any],
-    items: tuple[Any, ...] | None,
-    number: int,
-    run_id: str,
-    report_each: bool,
-    labels: tuple[str, ...],
-    peak: Peak,
+    report: Callable[[Progressed], None], calls: Calls, peak: Peak, message: wire.Message
 ) -> Succeeded | Skipped | Failed:
+    _, key, digest, values, items, number, run_id, report_each, _, labels, rest, outputs, _, _, _ = message
     began = time.monotonic()
     try:
         return perform(
-            calls.find(digest, rest),
+            calls.find(digest, rest).publishing(outputs),
             wire.values_from(values) if values else {},
             items=wire.items_from(items),
             number=number,
