@@ -142,7 +142,7 @@ def _record(session: Session, lock: str, params: Mapping[str, Any], options: Map
     prepared = session.prepared
     file = prepared.source.path if prepared.source is not None else None
     executors = prepared.graph.executors
-    prints, session.prints = session.prints, ()
+    told, session.told, session.prints = session.told, (), {}
     return RunRecord(
         prepared.run_id,
         prepared.pipeline.name,
@@ -153,7 +153,7 @@ def _record(session: Session, lock: str, params: Mapping[str, Any], options: Map
         workers=prepared.workers,
         options=options,
         earlier=session.earlier,
-        prints=prints,
+        prints=told,
         taken=session.taken,
     )
 

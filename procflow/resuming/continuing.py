@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -80,11 +80,15 @@ class Earlier:
 
 @dataclass(slots=True)
 class Session:
-    """What ``launch`` needs to begin: the pipeline to run, what is kept, and what the journal is told at the start."""
+    """What ``launch`` needs to begin: the pipeline to run, what is kept, and what the journal is told at the start.
+
+    ``prints`` say what every task is made from, ``told`` gives the same to the journal, once.
+    """
 
     prepared: Prepared
     kept: Kept | None = None
-    prints: Sequence[Print] = ()
+    prints: Mapping[Key, Fingerprint] = field(default_factory=dict)
+    told: Iterable[Print] = ()
     taken: Sequence[Taken] = ()
     earlier: str | None = None
     same_run: bool = False
@@ -138,7 +142,7 @@ def open_session(
             hooks=_hooks(prepared.graph),
         )  # fmt: skip
         session = Session(
-            prepared, judged, list(judged.prints()), judged=judged, same_run=earlier.same_run,
+            prepared, judged, prints, judged.prints(), judged=judged, same_run=earlier.same_run,
             earlier=row.run_id if row is not None and not earlier.same_run else None, _results=[results],
         )  # fmt: skip
         if chosen is not None:
@@ -182,7 +186,8 @@ def _changed(judged: JournalKept, prints: Mapping[Key, Fingerprint], chosen: Cho
 
 def _anew(prepared: Prepared, needs: Mapping[Key, Need], prints: Mapping[Key, Fingerprint]) -> Session:
     """A run that builds on nothing."""
-    return Session(prepared, prints=[Print(*key, needs[key].unit.path, p.digest, p.parts) for key, p in prints.items()])
+    told = (Print(*key, needs[key].unit.path, p.digest, p.parts) for key, p in prints.items())
+    return Session(prepared, prints=prints, told=told)
 
 
 def _fingerprints(prepared: Prepared, needs: Mapping[Key, Need]) -> Mapping[Key, Fingerprint]:

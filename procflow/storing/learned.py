@@ -8,7 +8,7 @@ and what its tasks are made of. It never writes, and never fails: a history that
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -18,22 +18,25 @@ from procflow.learning.known import Knowledge, gather
 from procflow.learning.teaching import places, taught
 from procflow.storing.history import History
 from procflow.storing.state_folder import StateFolder
-from procflow.storing.store_begin import Print
 
 if TYPE_CHECKING:
     from procflow.launch import Prepared
+    from procflow.resuming.fingerprint import Fingerprint
+    from procflow.resuming.needs import Key
 
 __all__ = ["learned", "taught_by"]
 
 
-def taught_by(folder: StateFolder, prepared: Prepared, lock: str, prints: Iterable[Print]) -> Prepared:
+def taught_by(folder: StateFolder, prepared: Prepared, lock: str, prints: Mapping[Key, Fingerprint]) -> Prepared:
     """A pipeline that is about to run, with what earlier runs taught; what people should know of it is in its warnings."""
     knowledge = learned(folder, prepared.graph, lock, prints)
     graph, told = taught(prepared.graph, knowledge, slots=prepared.workers, memory_bytes=prepared.memory_bytes)
     return replace(prepared, graph=graph, warnings=(*prepared.warnings, *told))
 
 
-def learned(folder: StateFolder, graph: TaskGraph, lock: str | None, prints: Iterable[Print] = ()) -> Knowledge:
+def learned(
+    folder: StateFolder, graph: TaskGraph, lock: str | None, prints: Mapping[Key, Fingerprint] | None = None
+) -> Knowledge:
     """What earlier runs teach this one; ``lock`` is the name of its lock, ``prints`` say what its tasks are made of."""
     try:
         with History.open(folder) as history:
@@ -46,7 +49,7 @@ def learned(folder: StateFolder, graph: TaskGraph, lock: str | None, prints: Ite
     return gather(
         past.runs,
         params=_as_recorded(graph.params),
-        made_of={(p.label, p.role): p.digest for p in prints},
+        made_of={key: print_.digest for key, print_ in (prints or {}).items()},
         executors={where[id(u)]: u.executor for u in walk(graph.root) if isinstance(u, TaskUnit)},
         unusable=past.unusable,
     )

@@ -12,17 +12,17 @@ import os
 import platform
 import socket
 import sqlite3
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
+from json.encoder import encode_basestring_ascii as _quoted
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from procflow import __version__
-from procflow.passive import passive
 from procflow.storing.store_rows import storable
 from procflow.storing.store_schema import COLUMNS
-from procflow.storing.store_seal import OF_EXECUTIONS, check_run, reseal, sealed
+from procflow.storing.store_seal import OF_EXECUTIONS, check_run, reseal, sealed_texts
 
 __all__ = ["ID_BITS", "Print", "RunRecord", "Taken", "begin", "ids_of", "utc_now"]
 
@@ -42,8 +42,7 @@ def ids_of(seq: int) -> tuple[int, int]:
     return seq << ID_BITS, ((seq + 1) << ID_BITS) - 1
 
 
-@passive(frozen=True, slots=True)
-class Print:
+class Print(NamedTuple):
     """What one task of the pipeline is made from.
 
     ``since`` is the first execution whose results were made from just this; None for those of the session that begins.
@@ -53,7 +52,7 @@ class Print:
     role: str
     path: str
     digest: str
-    parts: Mapping[str, str] = field(default_factory=dict)
+    parts: Mapping[str, str]
     since: int | None = 0
 
 
@@ -72,6 +71,7 @@ class RunRecord:
     ``params`` are shown by ``procflow show``: mask secrets before. ``lock`` is the name of the run's lock
     (``lock_name``), by which readers see whether it lives; None where it has none. ``options`` are the limits that were
     asked for, as JSON can hold them, for the next session. ``earlier`` is another run whose results are ``taken`` over.
+    ``prints`` are gone through once.
     """
 
     run_id: str
@@ -88,7 +88,7 @@ class RunRecord:
     python_version: str = field(default_factory=platform.python_version)
     options: Mapping[str, Any] = field(default_factory=dict)
     earlier: str | None = None
-    prints: Sequence[Print] = ()
+    prints: Iterable[Print] = ()
     taken: Sequence[Taken] = ()
 
 
@@ -177,13 +177,15 @@ def _bury(db: sqlite3.Connection, run: RunRecord, path: Path) -> None:
 
 
 def _write_prints(db: sqlite3.Connection, run: RunRecord, first: int) -> None:
-    db.execute("DELETE FROM fingerprints WHERE run_id = ?", (run.run_id,))
+    run_id = run.run_id
+    db.execute("DELETE FROM fingerprints WHERE run_id = ?", (run_id,))
+    rows = (
+        (run_id, label, role, path, digest, _texts_json(parts), first if since is None else since)
+        for label, role, path, digest, parts, since in run.prints
+    )
     db.executemany(
         "INSERT INTO fingerprints (run_id, label, role, path, digest, parts, since, seal) VALUES (?,?,?,?,?,?,?,?)",
-        sealed(
-            (run.run_id, p.label, p.role, p.path, p.digest, _json(p.parts), first if p.since is None else p.since)
-            for p in run.prints
-        ),
+        sealed_texts(rows),
     )
 
 
@@ -226,6 +228,11 @@ FROM step_executions WHERE id = ?
 _COPY_OUTPUTS = "INSERT INTO outputs SELECT ?, name, ?, ?, item, ref, NULL FROM outputs WHERE execution_id = ?"
 _COPY_PAGES = "INSERT INTO pages SELECT ?, position, ?, count, ref, NULL FROM pages WHERE execution_id = ?"
 _COPY_CHUNKS = "INSERT INTO chunks SELECT ?, first, ?, indices, ref, NULL FROM chunks WHERE execution_id = ?"
+
+
+def _texts_json(texts: Mapping[str, str]) -> str:
+    """The same as ``_json`` of texts, at a third of the price."""
+    return "{" + ", ".join([f"{_quoted(name)}: {_quoted(text)}" for name, text in texts.items()]) + "}"
 
 
 def _json(value: Mapping[str, Any]) -> str:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import marshal
 import sqlite3
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ __all__ = [
     "sealed",
     "sealed_attempts",
     "sealed_outputs",
+    "sealed_texts",
     "sql_seal",
     "way_out",
 ]
@@ -97,6 +98,15 @@ def sealed_attempts(rows: Iterable[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
         except ValueError:
             found.append((*row, _seal(row)))
     return found
+
+
+def sealed_texts(rows: Iterable[tuple[Any, ...]]) -> Iterator[tuple[Any, ...]]:
+    """As ``sealed``, at a third of the price, for rows of texts of the class ``str`` with one number behind them."""
+    crc, dumps = zlib.crc32, marshal.dumps
+    for row in rows:
+        plain = [*row]
+        plain[-1] += 0.0
+        yield (*row, crc(dumps(plain, 2)))
 
 
 def sealed_outputs(rows: Iterable[tuple[int, str, str, str, str, bytes]]) -> list[tuple[Any, ...]]:
