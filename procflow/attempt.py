@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import field
 from typing import Any, Literal, Protocol
 
-from procflow.call import StepCall
+from procflow.call import StepCall, nothing
 from procflow.passive import passive
 from procflow.ref import Ref
 
@@ -174,8 +174,9 @@ class Attempt:
     @property
     def item_label(self) -> str:
         """``3/0-99``: items of enclosing maps and of this one; empty outside maps."""
-        own = (self.items.label,) if self.items is not None else ()
-        return "/".join((*self.labels, *own))
+        if self.items is None:
+            return "/".join(self.labels)
+        return "/".join((*self.labels, self.items.label))
 
 
 @passive(frozen=True, slots=True)
@@ -219,13 +220,13 @@ class Succeeded:
     """
 
     key: int
-    outputs: Mapping[str, Ref] = field(default_factory=dict)
+    outputs: Mapping[str, Ref] = field(default_factory=nothing)
     usage: Usage = Usage()
     indices: range | tuple[int, ...] = ()
     chunk: Ref | None = None
     failures: tuple[tuple[int, Failure], ...] = ()
     pages: tuple[tuple[Ref, int], ...] = ()
-    metrics: Mapping[str, float] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=nothing)
     cost: float = 0.0
 
 

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Protocol, cast
 
-from procflow.attempt import Attempt, AttemptLog, Outcome
+from procflow.attempt import AttemptLog, Outcome
 from procflow.errors import InternalError
 from procflow.events import Event
 from procflow.executors.base import Executor, Queueing
@@ -196,34 +196,20 @@ class Engine:
 
     def _submit(self, submit: Submit) -> None:
         unit = submit.unit
-        log, item = None, ""
-        if submit.items is not None or submit.labels:
-            own = (submit.items.label,) if submit.items is not None else ()
-            item = "/".join((*submit.labels, *own))
+        item = submit.item_label
         if self._open_log is not None:
-            log = self._open_log(unit.label, item, submit.number)
+            submit.log = self._open_log(unit.label, item, submit.number)
         if self._memory is not None and submit.memory_bytes is not None:
             self._memory.expect(submit.memory_bytes)
         fp("engine.submit")
         executor = self._executors[unit.executor]
-        attempt = Attempt(
-            submit.key,
-            unit.call,
-            submit.number,
-            submit.values,
-            submit.items,
-            submit.labels,
-            unit.cpus,
-            submit.memory_bytes,
-            submit.report_each,
-            self.scheduler.run_id,
-            log,
-            (unit.path, unit.label, item, submit.number, unit.executor, submit.role, self.scheduler.began),
-        )
+        submit.about = (
+            unit.path, unit.label, item, submit.number, unit.executor, submit.role, self.scheduler.began
+        )  # fmt: skip
         if submit.behind:
-            cast(Queueing, executor).queue(attempt)
+            cast(Queueing, executor).queue(submit)
         else:
-            executor.submit(attempt)
+            executor.submit(submit)
 
     def _settle_debt(self) -> None:
         """Make everything recorded so far durable; observers hear of it in the next turn."""

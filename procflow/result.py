@@ -293,14 +293,16 @@ class Recorder:
 
     def _attempt_finished(self, e: ev.AttemptFinished) -> None:
         step, usage = self._step(e.path, e.label), e.usage
-        step.wall_s += usage.wall_s
-        step.work_s += usage.work_s
-        step.cpu_s += usage.cpu_s
-        step.cost += e.cost
+        # The first attempt's figures are taken as they are: most steps have one, and a sum is a number of its own.
+        step.wall_s = step.wall_s + usage.wall_s if step.wall_s else usage.wall_s
+        step.work_s = step.work_s + usage.work_s if step.work_s else usage.work_s
+        step.cpu_s = step.cpu_s + usage.cpu_s if step.cpu_s else usage.cpu_s
+        if e.cost:
+            step.cost += e.cost
         if usage.peak_rss_bytes > step.peak_rss_bytes:
             step.peak_rss_bytes = usage.peak_rss_bytes
         if e.retry_in_s is None:
-            step.final_s += usage.wall_s
+            step.final_s = step.final_s + usage.wall_s if step.final_s else usage.wall_s
         else:
             self._retries += 1
         if e.status == "succeeded":

@@ -22,12 +22,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Iterable, Mapping
 
-from procflow.attempt import (
-    Outcome,
-    Progressed,
-    Returned,
-    Started,
-)
+from procflow.attempt import Failed, Lost, Outcome, Returned, Skipped, Started, Succeeded
 from procflow.call import Reducer
 from procflow.events import (
     RunStarted,
@@ -42,6 +37,7 @@ __all__ = ["Scheduler"]
 
 Input = Outcome | Tick | StopAsked | Measured
 _ELSE = (Tick, StopAsked, Measured)
+_ENDS = (Succeeded, Skipped, Failed, Lost)
 
 
 class Scheduler(Endings):
@@ -82,23 +78,31 @@ class Scheduler(Endings):
 
     def _hear(self, outcome: Outcome) -> None:
         """What comes from an executor."""
-        task = self.running.get(outcome.key)
+        key = outcome.key
+        task = self.running.get(key)
+        queued = task is None
         if task is None:
-            task = self.queued.get(outcome.key)
+            task = self.queued.get(key)
             if task is None:
                 self.late += 1
                 return
-            if isinstance(outcome, Returned):
-                self._came_back(task)
-                return
-            self._turn_came(task)
-        if isinstance(outcome, Started):
-            self._set_clocks(task)
-        elif isinstance(outcome, Progressed):
-            self._progressed(task, outcome)
-        else:
-            assert not isinstance(outcome, Returned), "what has begun can't be given back"
+        if isinstance(outcome, _ENDS):
+            if queued:
+                self._came_and_went(task)
+            else:
+                del self.running[key]
+                self._give_back(task, task.scope)
             self._ended(task, outcome)
+        elif isinstance(outcome, Returned):
+            assert queued, "what has begun can't be given back"
+            self._came_back(task)
+        else:
+            if queued:
+                self._turn_came(task)
+            if isinstance(outcome, Started):
+                self._set_clocks(task)
+            else:
+                self._progressed(task, outcome)
 
     def _hear_else(self, heard: Tick | StopAsked | Measured) -> None:
         """What does not come from an executor."""

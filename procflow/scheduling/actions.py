@@ -6,34 +6,27 @@ An event among the actions is to be stored, then told to the observers.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from procflow.attempt import Cause, Items
+from procflow.attempt import Attempt, Cause
 from procflow.events import Event, Role
 from procflow.graph import TaskUnit
-from procflow.ref import Ref, Stored
+from procflow.ref import Stored
 
 __all__ = ["Action", "Kill", "Measured", "Release", "Stall", "StopAsked", "Submit", "Tick"]
 
 
-@dataclass(slots=True)
-class Submit:
-    """Hand one attempt to an executor.
+@dataclass(slots=True, eq=False, kw_only=True)
+class Submit(Attempt):
+    """Hand this attempt to the executor of its unit; the engine gives it a log.
 
     ``after`` is how many records must be durable first: a task starts only once what it builds on can't be lost.
     ``memory_bytes`` is what is reserved for it, which is its limit too; after an attempt that ran out it is more.
     ``behind`` says that no core is free for it: it is to be queued behind an attempt that runs.
     """
 
-    key: int
     unit: TaskUnit
-    number: int
     after: int
-    values: Mapping[str, Ref] = field(default_factory=dict)
-    items: Items | None = None
-    labels: tuple[str, ...] = ()
-    report_each: bool = False
-    memory_bytes: int | None = None
     role: Role = "member"
     behind: bool = False
 

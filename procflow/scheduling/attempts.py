@@ -63,12 +63,10 @@ class Attempts(Queueing):
             self._set_clocks(task)
 
     def _ended(self, task: TaskRun, outcome: Succeeded | Skipped | Failed | Lost) -> None:
-        """The attempt is over: free its place, then act by what the task is for."""
-        scope = task.scope
-        del self.running[task.key]
-        self._give_back(task, scope)
+        """The attempt is over, and its place is free: act by what the task is for."""
+        scope, usage = task.scope, outcome.usage
         task.clock = task.idle_clock = None
-        scope.work_s += outcome.usage.work_s or self._now - task.started_at
+        scope.work_s += (usage.wall_s if usage.alone_s is None else usage.alone_s) or self._now - task.started_at
         self.attempts_over += 1
         if task.doomed is not None:
             self._ended_doomed(task, scope, task.doomed, outcome)
@@ -228,7 +226,8 @@ class Attempts(Queueing):
             usage = Usage(self._now - task.started_at, usage.cpu_s, usage.peak_rss_bytes)
         self._record(
             AttemptFinished(
-                self._at, task.key, unit.path, unit.label, task.item_label, task.number, unit.executor, status,
+                self._at, task.key, unit.path, unit.label, task.item_label if task.items else task.scope.item,
+                task.number, unit.executor, status,
                 task.started_at - self.began, usage, failure, outputs, retry_in_s, metrics, cost, count, task.role,
                 indices, pages,
             )

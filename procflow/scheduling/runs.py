@@ -137,13 +137,13 @@ class ScopeRun(UnitRun):
     item's). ``ending`` is why it ends before its members do: ``enough`` (join), ``failed`` (on_error: stop),
     ``timeout`` or ``cancelled``. ``tainted`` says that a step it depends on runs again, so nothing in it is kept.
     ``base`` are the changes of the state that it found as it opened, ``replaced`` the members that gave a key of the state
-    another value, ``conflict`` that two at once did.
+    another value, ``conflict`` that two at once did. ``followers`` are, for each member, those that wait for it.
     """
 
     __slots__ = (
-        "active", "attempt", "base", "clock", "conflict", "cost", "ending", "failed", "forgiven", "gated", "hidden", "holds",
-        "item", "labels", "members", "opened_at", "own_failures", "parked", "replaced", "successes", "tainted", "unsettled",
-        "values", "work_s",
+        "active", "attempt", "base", "clock", "conflict", "cost", "ending", "failed", "followers", "forgiven", "gated",
+        "hidden", "holds", "item", "labels", "members", "opened_at", "own_failures", "parked", "replaced", "successes",
+        "tainted", "unsettled", "values", "work_s",
     )  # fmt: skip
 
     unit: ScopeUnit
@@ -153,6 +153,7 @@ class ScopeRun(UnitRun):
         self.labels = labels
         self.item = "/".join(labels)
         self.members: list[TaskRun | ScopeRun] = []
+        self.followers: Mapping[int, list[int]] = {}
         self.values: dict[str, Ref] = {}
         self.active = 0
         self.parked: list[tuple[tuple[float, float, int], TaskRun | ScopeRun]] = []

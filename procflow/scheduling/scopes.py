@@ -64,6 +64,7 @@ class Scopes(ItemRules):
                 self._hide(scope.unit.expand, scope, "expand")
             return
         self._announce(scope, len(scope.unit.members))
+        scope.followers = self._behind(scope.unit)
         if scope.members:
             self._renew(scope)
         else:
@@ -196,7 +197,7 @@ class Scopes(ItemRules):
         unit = run.unit
         self._record(
             StepFinished(
-                self._at, unit.path, unit.label, run.item, state, run.number, tuple(run.published),
+                self._at, unit.path, unit.label, run.scope.item, state, run.number, tuple(run.published),
                 run.failure if state == "failed" else None, run.reason, state == "failed" and unit.tolerated, run.kept,
             )
         )  # fmt: skip
@@ -227,17 +228,20 @@ class Scopes(ItemRules):
         while settling:
             run = settling.popleft()
             self._let_go_of(run)
-            if isinstance(run, ScopeRun) and run.holds and run.scope is not None:
-                run.holds = False
-                self._leave(run.scope)
-            if run.scope is None:
-                assert isinstance(run, ScopeRun)
-                self._top_over(run)
-            elif isinstance(run.scope, MapRun):
-                assert isinstance(run, ScopeRun)
-                self._iteration_settled(run.scope, run)
-            else:
+            if isinstance(run, TaskRun):
                 self._member_settled(run.scope, run)
+                continue
+            scope = run.scope
+            if scope is None:
+                self._top_over(run)
+                continue
+            if run.holds:
+                run.holds = False
+                self._leave(scope)
+            if isinstance(scope, MapRun):
+                self._iteration_settled(scope, run)
+            else:
+                self._member_settled(scope, run)
 
     def _member_settled(self, scope: ScopeRun, run: TaskRun | ScopeRun) -> None:
         """Count the member, publish its values, and let those behind it go."""
@@ -256,7 +260,7 @@ class Scopes(ItemRules):
                 self._judge(scope, run.unit.name)
             elif scope.unit.need is not None and scope.successes >= scope.unit.need:
                 self._end_early(scope, "enough", f"{scope.successes} members succeeded")
-        if scope.ending is None:
+        if scope.followers and scope.ending is None:
             self._release_behind(scope, run)
         if not scope.unsettled:
             self._maybe_close(scope)
@@ -289,8 +293,7 @@ class Scopes(ItemRules):
 
     def _release_behind(self, scope: ScopeRun, run: TaskRun | ScopeRun) -> None:
         """Members that wait for this one: count down; skip those that needed it to succeed."""
-        followers = self._behind(scope.unit)
-        for behind in followers.get(run.unit.index, ()) if followers else ():
+        for behind in scope.followers.get(run.unit.index, ()):
             follower = scope.members[behind]
             if follower.state != "waiting":
                 continue
@@ -302,7 +305,7 @@ class Scopes(ItemRules):
             if follower.unmet == 0:
                 self._make_ready(follower, self.records)
 
-    def _behind(self, unit: ScopeUnit) -> dict[int, list[int]]:
+    def _behind(self, unit: ScopeUnit) -> Mapping[int, list[int]]:
         """For each member, those that wait for it; worked out once a block."""
         known = self._followers.get(id(unit))
         if known is None:

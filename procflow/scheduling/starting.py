@@ -84,6 +84,7 @@ class Starting(Keeping):
         ``behind``: to be queued behind another; it begins later.
         """
         unit = task.unit
+        call = unit.call
         if task.role == "batch" and not self._fill(task, scope):
             self._never_mind(task, scope, behind)
             return
@@ -95,13 +96,13 @@ class Starting(Keeping):
                 self._starve(task, scope, name)
                 return
             read[name] = ref
-        if unit.call.transient and self.transient is not None:
+        if call.transient and self.transient is not None:
             read["@transient"] = self.transient
-        if unit.call.state:
+        if call.state:
             read.update(states_seen.snapshot(task))
-        if unit.call.kind == "reduce":
+        if call.kind == "reduce":
             read.update(self._fold_values(task))
-        elif task.role == "merger" and unit.call.kind != "fold":
+        elif task.role == "merger" and call.kind != "fold":
             read["results"] = values.for_merger(scope)
         if task.number == 0 and self.kept is not None:
             task.number = self.kept.attempts(unit.path, task.item_label)
@@ -111,8 +112,8 @@ class Starting(Keeping):
         each = task.items is not None and (unit.timeout_s is not None or unit.idle_timeout_s is not None)
         self._actions.append(
             Submit(
-                task.key, unit, task.number, task.after, read, task.items, scope.labels, each, task.memory_bytes,
-                task.role, behind,
+                task.key, call, task.number, read, task.items, scope.labels, unit.cpus, task.memory_bytes, each,
+                self.run_id, unit=unit, after=task.after, role=task.role, behind=behind,
             )
         )  # fmt: skip
         if behind:
@@ -123,17 +124,20 @@ class Starting(Keeping):
 
     def _began_now(self, task: TaskRun) -> None:
         """The task's attempt begins."""
+        self.running[task.key] = task
+        if task.unit.timeout_s is not None or task.unit.idle_timeout_s is not None:
+            self._set_clocks(task)
+        self._tell_begin(task)
+
+    def _tell_begin(self, task: TaskRun) -> None:
         unit = task.unit
         task.peak_bytes = 0
         task.started_at = self._now
         self._move(task, "running")
-        self.running[task.key] = task
-        if unit.timeout_s is not None or unit.idle_timeout_s is not None:
-            self._set_clocks(task)
         self._record(
             AttemptStarted(
-                self._at, task.key, unit.path, unit.label, task.item_label, task.number, unit.executor, task.role,
-                task.memory_bytes,
+                self._at, task.key, unit.path, unit.label, task.item_label if task.items else task.scope.item,
+                task.number, unit.executor, task.role, task.memory_bytes,
             )
         )  # fmt: skip
 
