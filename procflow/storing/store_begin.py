@@ -13,7 +13,7 @@ import platform
 import socket
 import sqlite3
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -57,7 +57,7 @@ class Print:
     since: int | None = 0
 
 
-@dataclass(frozen=True, slots=True)
+@passive(frozen=True, slots=True)
 class Taken:
     """A result that a new run takes over: the execution that made it, and where its task stands now."""
 
@@ -65,7 +65,7 @@ class Taken:
     path: str
 
 
-@dataclass(frozen=True, slots=True)
+@passive(frozen=True, slots=True)
 class RunRecord:
     """What is known of a run when it begins.
 
@@ -125,7 +125,7 @@ def begin(db: sqlite3.Connection, run: RunRecord, path: Path) -> tuple[int, int,
     return seq, following, counts
 
 
-@dataclass(frozen=True, slots=True)
+@passive(frozen=True, slots=True)
 class Unfinished:
     """A run that never ended, as far as it was committed. ``attempts`` are those of its last session, by key."""
 
