@@ -12,7 +12,7 @@ there for later members at once; in a parallel block they are kept apart until t
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from graphlib import TopologicalSorter
 from typing import Literal, Protocol
 
@@ -32,7 +32,7 @@ Hooks = tuple[tuple[HookEvent, "ScopeUnit"], ...]
 ScopeKind = Literal["sequence", "parallel", "graph", "map", "pipeline"]
 
 
-@dataclass(frozen=True, slots=True)
+@passive(frozen=True, slots=True)
 class RetrySpec:
     """Extra attempts and the pause before each; ``on`` holds causes and names of exception classes."""
 
@@ -44,7 +44,7 @@ class RetrySpec:
     on: frozenset[str] = frozenset({"error", "timeout", "crash", "oom"})
 
 
-@dataclass(frozen=True, slots=True)
+@passive(frozen=True, slots=True)
 class MergeSpec:
     """How a block's results become values.
 
@@ -158,7 +158,7 @@ class Places(Protocol):
         """The position of the value at ``loc``, or of its nearest ancestor."""
 
 
-@dataclass(frozen=True, slots=True)
+@passive(frozen=True, slots=True)
 class TaskGraph:
     """A compiled pipeline. ``root`` is its top scope; ``resources`` the amounts of named resources.
 

@@ -14,7 +14,7 @@ import os
 import sys
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +28,7 @@ from procflow.guarding.guard import Guard
 from procflow.guarding.signals import Signals, say
 from procflow.machine.resources import Machine, budget, probe, warnings
 from procflow.machine.resources import workers as workers_of
+from procflow.passive import passive
 from procflow.preflight import check
 from procflow.report.spans import sending
 from procflow.skills.installed import Installed
@@ -49,7 +50,7 @@ if TYPE_CHECKING:
 __all__ = ["Parts", "Prepared", "iterate", "launch", "prepare", "workers_for"]
 
 
-@dataclass(frozen=True, slots=True)
+@passive(frozen=True, slots=True)
 class Prepared:
     """A pipeline that may run: compiled, and checked against the machine and the executors."""
 
@@ -74,7 +75,7 @@ class Prepared:
         return replace(self, warnings=(*self.warnings, *lines))
 
 
-@dataclass(frozen=True, slots=True)
+@passive(frozen=True, slots=True)
 class Parts:
     """What is open when a session begins; ``lock`` is the name of the run lock, ``objects`` the path for large values."""
 

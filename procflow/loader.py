@@ -12,7 +12,6 @@ import os
 import re
 import stat
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Generic, NoReturn, TypeVar
 
@@ -22,6 +21,7 @@ from procflow.errors import PipelineError, Place, Problem
 from procflow.loading.source import Source, Tree
 from procflow.loading.validation import Fault, faults
 from procflow.model import Pipeline
+from procflow.passive import passive
 
 if TYPE_CHECKING:
     from procflow.dialects import Reading
@@ -36,7 +36,7 @@ _UNPRINTABLE = re.compile("[\0-\x08\x0b-\x1f\x7f-\x84\x86-\x9f]|[\ud800-\udfff]|
 P = TypeVar("P", bound=Pipeline)
 
 
-@dataclass(frozen=True, slots=True)
+@passive(frozen=True, slots=True)
 class Loaded(Generic[P]):
     """A pipeline and where it came from."""
 

@@ -18,6 +18,7 @@ from procflow.call import nothing
 from procflow.errors import RunFailed
 from procflow.graph import TaskGraph
 from procflow.guarding.signals import exit_code_of
+from procflow.passive import passive
 from procflow.ref import Ref
 from procflow.showing.critical_path import critical_path_s
 from procflow.storing.attempt_log import log_path
@@ -49,7 +50,7 @@ def exit_code(status: str, reason: str = "") -> int:
     return _EXIT_CODES[status]
 
 
-@dataclass(frozen=True, slots=True)
+@passive(frozen=True, slots=True)
 class FailureRecord:
     """A step or an item that did not succeed. ``log`` is its last attempt's log, from the run's folder."""
 
@@ -78,7 +79,7 @@ class FailureRecord:
         return f"{self.label}{item}: {self.failure.cause}{tries}: {self.failure}"
 
 
-@dataclass(frozen=True, slots=True)
+@passive(frozen=True, slots=True)
 class BlockRecord:
     """The result record of a block; times in seconds."""
 
@@ -123,7 +124,7 @@ class StepRecord:
     block: BlockRecord | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@passive(frozen=True, slots=True)
 class RunMetrics:
     """Figures of a run; times in seconds.
 

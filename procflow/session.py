@@ -10,7 +10,6 @@ import logging
 import os
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from procflow import secrets
@@ -23,6 +22,7 @@ from procflow.guarding.watch import Watch
 from procflow.launch import Parts, Prepared
 from procflow.machine.memory import MemoryWatch
 from procflow.machine.pressure import Pressure
+from procflow.passive import passive
 from procflow.result import Recorder, RunResult
 from procflow.resuming.continuing import asked, open_session
 from procflow.scheduler import Scheduler
@@ -50,7 +50,7 @@ notes = logging.getLogger("procflow.notes")
 """What is worth a line beside others, and no mail: the quiet leave it out."""
 
 
-@dataclass(frozen=True, slots=True)
+@passive(frozen=True, slots=True)
 class Run:
     """What an observer may know of a run before its first event: ``observer.begin(run)`` is called where it exists."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from typing import Any
@@ -25,6 +26,7 @@ def used() -> dict[str, Any]:
     from loky.backend.resource_tracker import ensure_running
 
     return {
+        "collector": (gc.isenabled(), gc.get_freeze_count() > 0),
         "signature": str(inspect.signature(os.getpid)),
         "version": loky.__version__,
         "callables": [callable(f) for f in (get_reusable_executor, reduction.dump, ensure_running)],

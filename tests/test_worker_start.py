@@ -42,6 +42,7 @@ def test_a_step_finds_late_modules_as_they_always_are(pool: ProcessPool) -> None
     import loky
 
     assert pool.submit(steps_for_start.used).result(DEADLINE_S) == {
+        "collector": (True, True),
         "signature": "()",
         "version": loky.__version__,
         "callables": [True, True, True],

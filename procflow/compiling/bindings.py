@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 from procflow.call import Lookup, Text
 from procflow.errors import Loc, ProcflowError
+from procflow.passive import passive
 
 __all__ = [
     "BindingError",
@@ -48,7 +48,7 @@ class BindingError(ProcflowError):
         self.loc = loc
 
 
-@dataclass(frozen=True, slots=True)
+@passive(frozen=True, slots=True)
 class Bound:
     """A place for a value: ``{rows.0.id}`` is ``Bound("rows.0.id")``."""
 
@@ -123,7 +123,7 @@ def _quoted(piece: Bound, text: str) -> BindingError:
     return BindingError(f"{piece} stands inside quotes, where nothing is bound", f"{hint}; {literal}")
 
 
-@dataclass(frozen=True, slots=True)
+@passive(frozen=True, slots=True)
 class Mixed:
     """A text with places for values that are not yet known, beside constants and references."""
 

@@ -85,7 +85,7 @@ class Limits(TypedDict):
     inherited: frozenset[str]
 
 
-@dataclass(frozen=True, slots=True)
+@passive(frozen=True, slots=True)
 class Setting:
     """What a step inherits: the defaults and folder of its file, executor and priority of its block.
 

@@ -11,13 +11,13 @@ import ast
 import operator
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 from procflow.call import Lookup
 from procflow.compiling.template import TemplateError, follow, parse_reference
 from procflow.errors import ProcflowError
+from procflow.passive import passive
 
 __all__ = ["Condition", "ConditionError", "parse"]
 
@@ -59,7 +59,7 @@ class ConditionError(ProcflowError):
         return self.message
 
 
-@dataclass(frozen=True, slots=True)
+@passive(frozen=True, slots=True)
 class Condition:
     """A condition that was read. ``lookups`` are the values it looks at, in order; ``names`` their first parts."""
 

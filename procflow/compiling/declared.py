@@ -18,6 +18,7 @@ from procflow.compiling.names import Facts, NoValue, Scope, did_you_mean
 from procflow.compiling.surface import ROOTS, Surfaces, blocks_among
 from procflow.errors import Loc
 from procflow.model import AnyStep, Pipeline, UseSkill
+from procflow.passive import passive
 from procflow.record_sources import Skill, Source
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ Installed = Callable[[str], "Skill | str | None"]
 empty is never installed. ``names`` of it, where present, lists what there is."""
 
 
-@dataclass(frozen=True, slots=True)
+@passive(frozen=True, slots=True)
 class BoundSource:
     """A source as a worker needs it: ``spec`` is a tree of constants and lookups of secrets."""
 
@@ -51,7 +52,7 @@ class BoundSource:
     rate: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@passive(frozen=True, slots=True)
 class BoundSkill:
     """A skill with its references bound: ``spec`` holds what its kind asks for; ``loc`` is where it is declared."""
 
@@ -61,7 +62,7 @@ class BoundSkill:
     loc: Loc | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@passive(frozen=True, slots=True)
 class Declared:
     """What the steps of one file may name. ``broken`` are names whose problems are told already."""
 

@@ -40,7 +40,7 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     return f"did you mean {near[0]!r}?" if near else ""
 
 
-@dataclass(frozen=True, slots=True)
+@passive(frozen=True, slots=True)
 class Facts:
     """What references may name besides values. ``unset`` are parameters without a value, which is told elsewhere.
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from procflow.graph import MapUnit, ScopeUnit, TaskUnit, Unit, in_order, walk
-from procflow.passive import changed
+from procflow.passive import changed, passive
 
 __all__ = ["Expected", "critical_path", "ranked"]
 
@@ -26,7 +26,7 @@ Paths = dict[int, tuple[list[float], list[float]]]
 """By identity of a block: the weight of each member, and the longest path from its start to the end of the block."""
 
 
-@dataclass(frozen=True, slots=True)
+@passive(frozen=True, slots=True)
 class Expected:
     """Expected seconds, as they were learned.
 

@@ -9,7 +9,7 @@ is for runs of the file alone.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from procflow.call import Lookup
@@ -22,6 +22,7 @@ from procflow.errors import Loc, PipelineError
 from procflow.grammar import variable_of
 from procflow.graph import MergeSpec, ScopeUnit, Unit
 from procflow.model import AnyStep, Param, Pipeline, Subpipeline
+from procflow.passive import passive
 
 __all__ = ["MAX_DEPTH", "Members", "MembersOf", "parameters", "subpipeline", "with_secrets"]
 
@@ -31,7 +32,7 @@ LEAST_SECRET = 4
 """Shorter secrets are refused: masking them would mask half of every text, too."""
 
 
-@dataclass(frozen=True, slots=True)
+@passive(frozen=True, slots=True)
 class Members:
     """The members of a block as declared, with where it stands.
 

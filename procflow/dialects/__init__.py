@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -32,10 +32,12 @@ if TYPE_CHECKING:
     from procflow.dialects.translating import Translated
     from procflow.loading.source import Source, Tree
 
+from procflow.passive import passive
+
 __all__ = ["DIALECTS", "Dialect", "Reading", "detect", "is_own", "translated"]
 
 
-@dataclass(frozen=True, slots=True)
+@passive(frozen=True, slots=True)
 class Dialect:
     """A format of another system. ``name`` is what ``--dialect`` takes, ``module`` the file in this room."""
 
@@ -61,7 +63,7 @@ DIALECTS: Mapping[str, Dialect] = {
 """By name, in the order in which shapes are tried."""
 
 
-@dataclass(frozen=True, slots=True)
+@passive(frozen=True, slots=True)
 class Reading:
     """How a file is to be read. ``dialect`` is None to go by the file's shape.
 

@@ -12,7 +12,6 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Literal
 
 from procflow.attempt import Attempt, Cause, Lost, Progressed, Usage
@@ -24,6 +23,7 @@ from procflow.executors.line import Line
 from procflow.executors.payload import Payload
 from procflow.failure import lost_failure
 from procflow.machine import rss
+from procflow.passive import passive
 from procflow.working.grant import environment
 
 __all__ = ["Death", "Slot", "Stage"]
@@ -37,7 +37,7 @@ Stage = Literal["", "spawn", "dump", "term", "silent", "kill"]
 """What a slot's clock is for. ``silent``: its worker closed the channel and should end. ``kill``: SIGKILL was sent."""
 
 
-@dataclass(frozen=True, slots=True)
+@passive(frozen=True, slots=True)
 class Death:
     """How a worker ended. ``exit_code`` is negative for a signal, None where somebody else reaped it."""
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from itertools import accumulate
 from typing import Any, Protocol
 
@@ -119,7 +119,7 @@ class Known:
         return own_s * crowd
 
 
-@dataclass(frozen=True, slots=True)
+@passive(frozen=True, slots=True)
 class Knowledge:
     """All that is known: by label and role; from ``runs`` runs; a worker took ``start_s`` to start.
 

@@ -11,9 +11,10 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import islice
 from typing import Any, NamedTuple
+
+from procflow.passive import passive
 
 __all__ = ["VERSION", "Lesson", "Lessons", "Seen", "Spans", "decoded", "encoded", "learn", "median", "quantile"]
 
@@ -81,7 +82,7 @@ class Lesson(NamedTuple):
         return once and not (self.spans or self.size or self.size_bytes or self.skipped)
 
 
-@dataclass(frozen=True, slots=True)
+@passive(frozen=True, slots=True)
 class Lessons:
     """What a run taught: by label, role and executor.
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from procflow.errors import Loc, PipelineError, Place, Problem
+from procflow.passive import passive
 
 __all__ = ["MAX_ALIASES", "MAX_DEPTH", "MAX_VALUES", "Source", "Spot", "Tree", "clip"]
 
@@ -36,7 +37,7 @@ class Spot:
     keys: dict[str, tuple[int, int]] | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@passive(frozen=True, slots=True)
 class Source:
     """Where a pipeline came from.
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from pydantic import ValidationError
@@ -18,6 +17,7 @@ from procflow.errors import Loc, Problem, dotted
 from procflow.grammar import near
 from procflow.loading.source import clip
 from procflow.model import STEP_TYPES, Defaults, Items, Limits, Param, Pipeline, Record, Retry
+from procflow.passive import passive
 from procflow.record_sources import Prices, Skill, Source
 
 __all__ = ["Fault", "faults", "problems"]
@@ -42,7 +42,7 @@ _BOUNDS = {
 _ECHOES = ("too_short", "too_long")
 
 
-@dataclass(frozen=True, slots=True)
+@passive(frozen=True, slots=True)
 class Fault:
     """One error. ``loc`` is the path in the user's tree; ``on_key`` says that the key is wrong rather than its value."""
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
+
+from procflow.passive import passive
 
 __all__ = [
     "Group",
@@ -28,7 +29,7 @@ _NONE = 1 << 60
 """Numbers from here on mean no limit: v1 writes 2^63 less a page."""
 
 
-@dataclass(frozen=True, slots=True)
+@passive(frozen=True, slots=True)
 class Limit:
     """An amount (cores or bytes) and the file that says so."""
 
@@ -36,7 +37,7 @@ class Limit:
     source: str
 
 
-@dataclass(frozen=True, slots=True)
+@passive(frozen=True, slots=True)
 class Group:
     """One group on the way from this process's own to the top of its hierarchy.
 

@@ -8,19 +8,19 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from procflow.errors import PipelineError, Problem
 from procflow.machine import cgroup
 from procflow.machine.cgroup import Group, Limit
+from procflow.passive import passive
 from procflow.units import Share, size_text
 
 __all__ = ["Machine", "available_bytes", "budget", "probe", "warnings", "workers"]
 
 
-@dataclass(frozen=True, slots=True)
+@passive(frozen=True, slots=True)
 class Machine:
     """What this process may use. ``available_bytes`` is what was free of ``memory_bytes`` when it was probed.
 

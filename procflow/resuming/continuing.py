@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from procflow import __version__, units
 from procflow.errors import LockHeld, ProcflowError
 from procflow.graph import TaskGraph, walk
+from procflow.passive import passive
 from procflow.resuming.fingerprint import RUN_ID, Fingerprint, changes, fingerprints
 from procflow.resuming.needs import Key, Need, needs_of
 from procflow.resuming.selection import Chosen, OnlyCached, Selection, check_results, choose, loosened, under
@@ -62,7 +63,7 @@ class CannotContinue(ProcflowError):
     exit_code = 2
 
 
-@dataclass(frozen=True, slots=True)
+@passive(frozen=True, slots=True)
 class Earlier:
     """What a run builds on: the run ``run_id`` (None: the last one of the pipeline).
 

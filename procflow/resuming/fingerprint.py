@@ -11,7 +11,7 @@ from __future__ import annotations
 import glob
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 from procflow.call import StepCall
@@ -47,7 +47,7 @@ class Fingerprint:
     opaque: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@passive(frozen=True, slots=True)
 class Fingerprints:
     """Of all tasks and blocks; ``mentions_run_id`` says whether a constant holds the text of the run's id."""
 

@@ -9,7 +9,7 @@ or by its path (``0.2``).
 from __future__ import annotations
 
 from collections.abc import Container, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -17,6 +17,7 @@ from procflow.call import StepCall
 from procflow.errors import ProcflowError
 from procflow.events import Role
 from procflow.graph import MapUnit, ScopeUnit, TaskGraph, TaskUnit, Unit, walk
+from procflow.passive import passive
 from procflow.ref import Ref
 from procflow.scheduling.kept import Kept, KeptTask
 
@@ -44,7 +45,7 @@ class UnknownStep(ProcflowError):
     exit_code = 2
 
 
-@dataclass(frozen=True, slots=True)
+@passive(frozen=True, slots=True)
 class Selection:
     """Names of steps as the user wrote them."""
 
@@ -56,7 +57,7 @@ class Selection:
         return self.start is not None or bool(self.only or self.skip)
 
 
-@dataclass(frozen=True, slots=True)
+@passive(frozen=True, slots=True)
 class Chosen:
     """Labels of the steps that run whatever was done before, and of those that do not run whatever happens.
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib.machinery import PathFinder
 
+from procflow.passive import passive
 from procflow.resuming.syntax import parse_module
 
 __all__ = ["Module", "Modules", "Use", "is_local"]
@@ -25,7 +26,7 @@ _DYNAMIC = {"globals", "exec", "eval"}
 Node = ast.stmt | ast.expr
 
 
-@dataclass(frozen=True, slots=True)
+@passive(frozen=True, slots=True)
 class Use:
     """What is used of a module: normalized text of its statements, and names of the modules they import.
 

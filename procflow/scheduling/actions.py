@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from procflow.attempt import Attempt, Cause
 from procflow.events import Event, Role
 from procflow.graph import TaskUnit
+from procflow.passive import passive
 from procflow.ref import Stored
 
 __all__ = ["Action", "Kill", "Measured", "Release", "Stall", "StopAsked", "Submit", "Tick"]
@@ -51,12 +52,12 @@ class Release:
 Action = Event | Submit | Kill | Release
 
 
-@dataclass(frozen=True, slots=True)
+@passive(frozen=True, slots=True)
 class Tick:
     """A deadline of the scheduler's has come, and nothing else happened."""
 
 
-@dataclass(frozen=True, slots=True)
+@passive(frozen=True, slots=True)
 class StopAsked:
     """The run is to end: running attempts are stopped, nothing new starts but hooks. ``reason`` is for people.
 
@@ -67,7 +68,7 @@ class StopAsked:
     hurry: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@passive(frozen=True, slots=True)
 class Stall:
     """How much of the last seconds was spent waiting, as shares: something for memory, running attempts for one of ``cores``."""
 
@@ -76,7 +77,7 @@ class Stall:
     cores: int = 1
 
 
-@dataclass(frozen=True, slots=True)
+@passive(frozen=True, slots=True)
 class Measured:
     """A sample of memory: bytes by attempt key, and bytes of the whole run; now and then what waited for the machine."""
 

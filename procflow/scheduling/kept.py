@@ -7,16 +7,17 @@ the scheduler itself leaves out those that read a value which is made anew, or d
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Protocol
 
 from procflow.events import Role
+from procflow.passive import passive
 from procflow.ref import Ref
 
 __all__ = ["Kept", "KeptTask"]
 
 
-@dataclass(frozen=True, slots=True)
+@passive(frozen=True, slots=True)
 class KeptTask:
     """A task that ended well: what it published, the items it found (an expand), or that its condition was false."""
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from procflow.attempt import Failure
 from procflow.events import BlockFinished, StepFinished
+from procflow.passive import passive
 from procflow.plaintext import clean, clean_lines, counted, shortened
 from procflow.units import size_text
 
@@ -41,7 +42,7 @@ def with_place(failure: Failure | None) -> str:
     return f"{why(failure)} at {clean(place)}" if place else why(failure)
 
 
-@dataclass(frozen=True, slots=True)
+@passive(frozen=True, slots=True)
 class Story:
     """One failure with what is needed to tell it."""
 

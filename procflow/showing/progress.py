@@ -28,6 +28,7 @@ from procflow.events import (
     StepProgress,
 )
 from procflow.graph import MapUnit, ScopeUnit, TaskGraph
+from procflow.passive import passive
 from procflow.plaintext import clean, counted, shortened
 from procflow.showing.aftermath import Aftermath, FindLog, of_hook, why, with_place
 from procflow.showing.plan import leaf_count, outline
@@ -50,7 +51,7 @@ QUIET_S = 10.0
 """... and at the latest after this long, where anything was done."""
 
 
-@dataclass(frozen=True, slots=True)
+@passive(frozen=True, slots=True)
 class Notes:
     """What events do not say: by path, the most attempts of a task and the most members of a block at once.
 

@@ -14,12 +14,12 @@ import os
 import re
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 from procflow.errors import StoreError
 from procflow.failpoints import fp
+from procflow.passive import passive
 from procflow.plaintext import clean
 from procflow.secrets import Masker
 from procflow.storing.own_files import check_own_folder, open_own
@@ -61,7 +61,7 @@ def log_path(label: str, item: str, number: int) -> str:
     return f"logs/{_component(label)}/{number}.log"
 
 
-@dataclass(frozen=True, slots=True)
+@passive(frozen=True, slots=True)
 class LogLine:
     """One line of an attempt's output, made safe to show. ``level`` is None for plain output."""
 

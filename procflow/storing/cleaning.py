@@ -14,11 +14,11 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from procflow.passive import passive
 from procflow.storing import store_mark
 from procflow.storing.journal_objects import files_of_run
 from procflow.storing.state_folder import StateFolder, is_safe_id
@@ -35,7 +35,7 @@ YOUNG_S = 3600.0
 """A folder without a row that is younger may be of a run that is just beginning."""
 
 
-@dataclass(frozen=True, slots=True)
+@passive(frozen=True, slots=True)
 class Kept:
     """A run that was to go and stays, and why."""
 
@@ -43,7 +43,7 @@ class Kept:
     why: str
 
 
-@dataclass(frozen=True, slots=True)
+@passive(frozen=True, slots=True)
 class Rubbish:
     """A folder of no run."""
 

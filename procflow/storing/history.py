@@ -13,13 +13,14 @@ import json
 import math
 import sqlite3
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
 from procflow.attempt import Failure
 from procflow.errors import ProcflowError, StoreError
+from procflow.passive import passive
 from procflow.ref import Ref
 from procflow.storing import cleaning
 from procflow.storing.state_folder import StateFolder, is_safe_id
@@ -45,7 +46,7 @@ class UnknownRun(ProcflowError):
         self.near = near
 
 
-@dataclass(frozen=True, slots=True)
+@passive(frozen=True, slots=True)
 class RunRow:
     """A run as the journal knows it. ``started`` and ``ended`` are UTC ISO text, ``live`` is whether its process runs now.
 
@@ -84,7 +85,7 @@ class RunRow:
     live: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@passive(frozen=True, slots=True)
 class StepRow:
     """One attempt, one block, or one item that failed: a row of ``step_executions``.
 
@@ -147,7 +148,7 @@ class StepRow:
         return Failure(**{**self.failure, "kinds": tuple(self.failure["kinds"])})
 
 
-@dataclass(frozen=True, slots=True)
+@passive(frozen=True, slots=True)
 class SessionRow:
     """One session of a run.
 
@@ -160,7 +161,7 @@ class SessionRow:
     ended: str | None
 
 
-@dataclass(frozen=True, slots=True)
+@passive(frozen=True, slots=True)
 class OutputRow:
     """A recorded result of a step or of some items; ``name`` is empty for a chunk of a map."""
 

@@ -27,12 +27,12 @@ import socket
 import stat
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
 from procflow.errors import LockHeld, StoreError
 from procflow.failpoints import fp
+from procflow.passive import passive
 from procflow.storing.own_files import check_own, check_own_folder, open_own
 from procflow.units import duration_text
 
@@ -93,7 +93,7 @@ def lock_name(pipeline_file: str | os.PathLike[str] | None, pipeline: str) -> st
     return f"{kept}-{hashlib.sha256(name.encode('utf-8', 'surrogatepass')).hexdigest()[:16]}"
 
 
-@dataclass(frozen=True, slots=True)
+@passive(frozen=True, slots=True)
 class StateFolder:
     """A state folder that was checked; make one with ``StateFolder.open``."""
 
@@ -269,7 +269,7 @@ def is_network_mount(path: Path, mounts: str | None = None) -> bool:
     return _NETWORK.fullmatch(kind) is not None
 
 
-@dataclass(frozen=True, slots=True)
+@passive(frozen=True, slots=True)
 class Holder:
     """Who holds a run lock; ``started`` is UTC ISO text."""
 

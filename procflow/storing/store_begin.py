@@ -13,13 +13,14 @@ import platform
 import socket
 import sqlite3
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import datetime, timezone
 from json.encoder import encode_basestring_ascii as _quoted
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from procflow import __version__
+from procflow.passive import passive
 from procflow.storing.store_rows import storable
 from procflow.storing.store_schema import COLUMNS
 from procflow.storing.store_seal import OF_EXECUTIONS, check_run, reseal, sealed_texts
@@ -56,7 +57,7 @@ class Print(NamedTuple):
     since: int | None = 0
 
 
-@dataclass(frozen=True, slots=True)
+@passive(frozen=True, slots=True)
 class Taken:
     """A result that a new run takes over: the execution that made it, and where its task stands now."""
 
@@ -64,7 +65,7 @@ class Taken:
     path: str
 
 
-@dataclass(frozen=True, slots=True)
+@passive(frozen=True, slots=True)
 class RunRecord:
     """What is known of a run when it begins.
 
@@ -125,7 +126,7 @@ def begin(db: sqlite3.Connection, run: RunRecord, path: Path) -> tuple[int, int,
     return seq, following, counts
 
 
-@dataclass(frozen=True, slots=True)
+@passive(frozen=True, slots=True)
 class Unfinished:
     """A run that never ended, as far as it was committed. ``attempts`` are those of its last session, by key."""
 

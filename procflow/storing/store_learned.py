@@ -17,6 +17,7 @@ from typing import Any
 
 from procflow.errors import StoreError
 from procflow.learning.lessons import VERSION, Lessons, Seen, decoded, encoded, learn
+from procflow.passive import passive
 from procflow.storing.store_refs import decode_ref
 from procflow.storing.store_schema import UNREADABLE
 from procflow.storing.store_seal import expression, seal
@@ -52,7 +53,7 @@ _Head = tuple[str, str, int, dict[str, Any], float]
 """What a ``RunLessons`` begins with."""
 
 
-@dataclass(frozen=True, slots=True)
+@passive(frozen=True, slots=True)
 class RunLessons:
     """A run and what it taught. ``params`` are as the journal holds them."""
 

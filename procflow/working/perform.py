@@ -37,7 +37,7 @@ REPORT_INTERVAL_S = 0.5
 
 _MAIN = threading.main_thread().ident
 _RSS_UNIT = 1 if sys.platform == "darwin" else 1024
-_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,127}")
+_NAME = r"[A-Za-z_][A-Za-z0-9_-]{0,127}"
 
 Send = Callable[[Progressed], None]
 _kinds: dict[str, ModuleType] = {}
@@ -209,7 +209,7 @@ def publish(outputs: tuple[str, ...] | Literal["*"], value: Any) -> dict[str, Re
         if not isinstance(value, Mapping):
             raise OutputError(f'outputs "*" needs a mapping of names to values; the step returned {_kind(value)}')
         for name in value:
-            if not isinstance(name, str) or _NAME.fullmatch(name) is None:
+            if not isinstance(name, str) or re.fullmatch(_NAME, name) is None:
                 raise OutputError(f"{name!r} can't be the name of a value: use letters, digits, _ and -")
         return _packed((name, member, f"result[{name!r}]") for name, member in value.items())
     if not outputs:

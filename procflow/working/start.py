@@ -8,6 +8,7 @@ imported, so it imports nothing of procflow; it never decides what the worker do
 
 from __future__ import annotations
 
+import gc
 import sys
 from _thread import RLock
 from importlib.machinery import ModuleSpec
@@ -59,6 +60,8 @@ def put_off(spec: ModuleSpec | None) -> None:
 
 
 def _main(loky: str) -> None:
+    # What is imported stays: to look at it again and again would be a tenth of the start. ``worker.main`` enables it again.
+    gc.disable()
     # That of the parent, wherever it found it.
     put_off(spec_from_file_location("loky", f"{loky}/__init__.py", submodule_search_locations=[loky]))
     for name in LATE:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import faulthandler
 import fcntl
+import gc
 import logging
 import os
 import pickle
@@ -63,6 +64,8 @@ def main(
     _belong_to(parent_pid)
     tell_children(cpus)
     spared()
+    # start.py has put it off.
+    gc.enable()
     objects.FOLDER.set(folder)
     surroundings = Surroundings()
     channel = WorkerEnd(_high(channel_fd), _high(packet_fd))
