@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,7 @@ def _masked(message: wire.Message) -> wire.Message:
     return (*head, (indices, chunk, failures, pages, {secrets.masked(n): v for n, v in metrics.items()}, cost))
 
 
-def finished(told: tuple[Any, ...]) -> tuple[Any, ...]:
+def finished(told: Sequence[Any]) -> tuple[Any, ...]:
     """What the parent's tail would say of a result that a worker kept."""
     _, ended, (path, label, item, number, executor, role, run_began), body = told
     message = unpacked(body)
