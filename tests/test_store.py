@@ -31,8 +31,10 @@ from procflow.storing import store as store_module
 from procflow.storing.history import History
 from procflow.storing.state_folder import StateFolder
 from procflow.storing.store import Journal, MemoryStore, NullStore, RunRecord, Store
-from procflow.storing.store_rows import PLAIN_COLUMNS, decode_ref, encode_ref, storable
-from procflow.storing.store_seal import install, seal, sealed, sealed_attempts, sealed_outputs, sql_seal
+from procflow.storing.store_plain import INSERT_OUTPUT, INSERT_PLAIN, output_row, plain_row, storable
+from procflow.storing.store_rows import decode_ref, encode_ref
+from procflow.storing.store_schema import _TABLES
+from procflow.storing.store_seal import SEALED_OF_REF, expression, install, seal, sql_seal
 
 DEADLINE_S = 60
 REF = Inline(b"\x80\x05K\x07.")
@@ -782,24 +784,55 @@ def test_a_seal_holds_for_whatever_sqlite_gives_back(numbers: list[Any], text: s
         assert seal(*db.execute("SELECT * FROM t").fetchone()) == seal(*row)
 
 
-texts = st.text(max_size=5)
-kinds_of_columns = {
-    **dict.fromkeys(("id", "key", "attempt", "peak_rss_bytes", "count"), st.integers(0, 2**63 - 1)),
-    **dict.fromkeys(("started", "ended", "wall_s", "cpu_s", "cost"), odd_numbers),
-    **dict.fromkeys(("parent_step_id", "branch_name", "join_policy"), st.none() | texts),
-    **dict.fromkeys(("path", "label", "name", "item"), texts | st.just(np.str_("n"))),
-}
+whole_numbers = st.integers(0, 2**53)
+places = st.tuples(texts := st.text(max_size=5), texts, *[st.none() | texts] * 3)
+numbers = st.floats() | st.sampled_from([-0.0, math.inf, -math.inf, 0])
 
 
-@given(st.tuples(*(kinds_of_columns.get(name, texts) for name in PLAIN_COLUMNS)))
-def test_attempts_are_sealed_as_any_row_is(row: tuple[Any, ...]) -> None:
-    (found,) = sealed_attempts([row])
-    assert found[-1] == seal(*row)
+@st.composite
+def ended_well(draw: st.DrawFn) -> tuple[int, Any, ev.AttemptFinished]:
+    seconds = [draw(numbers) for _ in range(5)]
+    outputs = draw(
+        st.dictionaries(st.text(max_size=3) | st.just(np.str_("n")), st.builds(Inline, st.binary()), max_size=3)
+    )
+    event = ev.AttemptFinished(
+        *(
+            seconds[0],
+            draw(whole_numbers),
+            draw(texts),
+            "",
+            draw(texts),
+            draw(st.integers(1, 9)),
+            "threads",
+            "succeeded",
+        ),
+        *(seconds[1], Usage(seconds[2], seconds[3], draw(whole_numbers)), None, outputs),
+        cost=seconds[4],
+        count=draw(whole_numbers),
+        role=draw(st.sampled_from(["member", "gate", "batch"])),
+    )
+    return draw(whole_numbers), draw(places), event
 
 
-@given(st.tuples(st.integers(0, 2**62), texts, texts, texts, texts, st.binary()))
-def test_outputs_are_sealed_as_any_ref_is(row: Any) -> None:
-    assert sealed_outputs([row]) == sealed([row], ref=True)
+@given(ended_well())
+def test_rows_of_attempts_that_succeeded_are_sealed_as_any_row_is(one: tuple[int, Any, ev.AttemptFinished]) -> None:
+    row_id, place, event = one
+    row, _ = plain_row(row_id, "r", place, event)
+    published = [output_row(row_id, "r", event, name, ref) for name, ref in event.outputs.items()]
+    assert row[-1] == seal(*row[:-1])
+    assert [one[-1] for one in published] == [seal(*ref[:-2], ref[-2][:SEALED_OF_REF]) for ref in published]
+    with contextlib.closing(sqlite3.connect(":memory:")) as db:
+        install(db)
+        for table in _TABLES:
+            db.execute(table)
+        db.executemany(INSERT_PLAIN, [row])
+        db.executemany(INSERT_OUTPUT, published)
+        for table in ("step_executions", "outputs"):
+            assert db.execute(f"SELECT count(*) FROM {table} WHERE seal IS NOT {expression(db, table)}").fetchone() == (
+                0,
+            )
+        kinds = "typeof(id), typeof(key), typeof(attempt), typeof(peak_rss_bytes), typeof(count)"
+        assert set(db.execute(f"SELECT {kinds} FROM step_executions").fetchone()) == {"integer"}
 
 
 def test_names_of_outputs_are_plain_text_whatever_they_were() -> None:

@@ -17,12 +17,14 @@ from procflow.attempt import Failed, Failure, Skipped, Succeeded, Usage
 from procflow.events import AttemptFinished, AttemptStarted, ItemsDone, RunFinished
 from procflow.executors import wire
 from procflow.executors.channel import packed
-from procflow.ref import Inline
+from procflow.ref import Inline, ListOf
 from procflow.storing import store as store_module
 from procflow.storing.history import History
 from procflow.storing.state_folder import StateFolder, try_flock
 from procflow.storing.store import RunRecord, Store
-from procflow.storing.store_tail import Tail, read_tail, tail_path, tails
+from procflow.storing.store_rows import Rows
+from procflow.storing.store_tail import Tail, read_tail, result_body, tail_path, tails
+from procflow.storing.tail_record import record
 from procflow.storing.worker_tail import WorkerTail
 
 
@@ -43,25 +45,40 @@ def finished(key: int, path: str = "0", **keys: object) -> AttemptFinished:
     )
 
 
+def bodies_of(*events: Any) -> Any:
+    """What a tail is told of these events."""
+    rows = Rows("run", 1)
+    for event in events:
+        if isinstance(event, ItemsDone):
+            rows.add(AttemptStarted(0.0, event.key, event.path, event.label, event.item, 1, "processes", "batch"))
+        rows.add(event)
+    return rows.received
+
+
 def items(key: int) -> ItemsDone:
     return ItemsDone(1.2, key, "3", "m", "", range(4), Inline(b"chunk"))
 
 
 def test_events_come_back_as_they_were(tmp_path: Path) -> None:
     tail = Tail(tmp_path, "run")
-    events = [finished(1), items(2), finished(3, pages=((Inline(b"p"), 9),), role="expand", indices=(1, 5), count=2)]
-    tail.add(events[0])
-    tail.note()
-    tail.add(*events[1:])
-    tail.note()
+    events = [
+        *(finished(1), items(2)),
+        finished(3, pages=((Inline(b"p"), 9),), role="expand", indices=(1, 5), count=2),
+        finished(4, metrics={}, outputs={"a": Inline(b"1"), "b": ListOf((Inline(b"2"), Inline(b"3")))}),
+        finished(5, path="0.1", metrics={}, outputs={}, role="gate"),
+    ]
+    assert [type(body) for body in bodies_of(*events)] == [tuple, tuple, tuple, list, list], (
+        "rows only where they say it all"
+    )
+    tail.note(bodies_of(events[0]))
+    tail.note(bodies_of(*events[1:]))
     assert read_tail(tail.path) == events
 
 
 def test_a_torn_record_is_dropped_and_those_before_it_hold(tmp_path: Path) -> None:
     tail = Tail(tmp_path, "run")
     for key in (1, 2, 3):
-        tail.add(finished(key))
-        tail.note()
+        tail.note(bodies_of(finished(key)))
     whole = tail.path.read_bytes()
     for cut in range(len(whole)):
         tail.path.write_bytes(whole[:cut])
@@ -72,8 +89,7 @@ def test_a_torn_record_is_dropped_and_those_before_it_hold(tmp_path: Path) -> No
 def test_zeros_at_the_end_are_no_record(tmp_path: Path, zeros: int) -> None:
     """As a power loss leaves a file that had grown."""
     tail = Tail(tmp_path, "run")
-    tail.add(finished(1))
-    tail.note()
+    tail.note(bodies_of(finished(1)))
     with tail.path.open("ab") as file:
         file.write(bytes(zeros))
     assert [e.key for e in read_tail(tail.path)] == [1]
@@ -81,19 +97,41 @@ def test_zeros_at_the_end_are_no_record(tmp_path: Path, zeros: int) -> None:
 
 def test_a_flipped_byte_is_found_out(tmp_path: Path) -> None:
     tail = Tail(tmp_path, "run")
-    tail.add(finished(1))
-    tail.note()
+    tail.note(bodies_of(finished(1)))
     data = bytearray(tail.path.read_bytes())
     data[20] ^= 1
     tail.path.write_bytes(data)
     assert read_tail(tail.path) == []
 
 
-def test_only_what_ended_well_is_kept(tmp_path: Path) -> None:
-    tail = Tail(tmp_path, "run")
-    tail.add(AttemptStarted(0.0, 1, "0", "a", "", 1, "processes"))
-    tail.note()
-    assert tail.path.stat().st_size == 0
+@pytest.mark.parametrize("status", ["failed", "lost", "cancelled"])
+def test_only_what_ended_well_is_kept(status: Any) -> None:
+    bad = AttemptFinished(1.0, 1, "0", "a", "", 1, "processes", status, 0.5)
+    assert bodies_of(AttemptStarted(0.0, 1, "0", "a", "", 1, "processes"), bad) == []
+    assert len(bodies_of(AttemptFinished(1.0, 1, "0", "a", "", 1, "processes", "skipped", 0.5))) == 1
+
+
+def test_what_was_noted_is_not_noted_again_and_what_was_committed_not_at_all(tmp_path: Path) -> None:
+    folder = StateFolder.open(tmp_path / "state")
+    with Store.open(folder) as store:
+        store.begin(RunRecord("r1", "p", lock="p"))
+        for key in (1, 2, 3):
+            store.record(finished(key))
+            store.note()
+            store.note()
+        assert [event.key for event in read_tail(tail_path(folder.path, "r1"))] == [1, 2, 3]
+        store.record(finished(4))
+        store.commit()
+        store.note()
+        assert tail_path(folder.path, "r1").stat().st_size == 0
+
+
+def test_tails_of_versions_before_are_read(tmp_path: Path) -> None:
+    """They told each result in full, none by its row."""
+    (tmp_path / "tails").mkdir(mode=0o700)
+    event = finished(7, metrics={})
+    tail_path(tmp_path, "run").write_bytes(record((result_body(event),)) + record(result_body(finished(8))))
+    assert read_tail(tail_path(tmp_path, "run")) == [event, finished(8)]
 
 
 def killed_writer(folder: Path, run_id: str, commit_after: int, results: int) -> None:

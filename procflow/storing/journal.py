@@ -13,6 +13,7 @@ from procflow.errors import InternalError
 from procflow.events import Event
 from procflow.failpoints import fp
 from procflow.storing.store_begin import RunRecord
+from procflow.storing.store_plain import PLAIN_COLUMNS
 from procflow.storing.store_rows import Rows
 from procflow.storing.store_schema import COLUMNS
 
@@ -92,9 +93,12 @@ class Buffer:
         rows = self._rows
         if rows is None:
             raise InternalError("an event came before the run began")
+        takes = rows.takes
         for event in events:
             fp("journal.record")
-            if rows.add(event):
+            take = takes.get(event.__class__)
+            if take is not None:
+                take(event)
                 self._pending += 1
         if self._pending and self._oldest is None:
             self._oldest = self._clock()
@@ -121,7 +125,7 @@ class MemoryStore(Buffer):
         super().__init__(clock)
         self.runs: dict[str, dict[str, Any]] = {}
         self.steps: dict[int, dict[str, Any]] = {}
-        self.outputs: list[tuple[int, str, str, str, str, bytes]] = []
+        self.outputs: list[tuple[Any, ...]] = []
         self.pages: list[tuple[int, int, str, int, bytes]] = []
         self.chunks: list[tuple[int, int, str, str, bytes]] = []
         self.metrics: list[tuple[int, str, str, float]] = []
@@ -138,9 +142,10 @@ class MemoryStore(Buffer):
         if not self._pending or self._rows is None:
             return
         rows = self._rows
-        for columns, batch in rows.batches():
-            self.steps.update({row[0]: dict.fromkeys(COLUMNS) | dict(zip(columns, row, strict=True)) for row in batch})
-        self.outputs += rows.outputs
+        self.steps.update({row[0]: dict(zip(COLUMNS, row, strict=True)) for row in rows.full()})
+        for *row, _ in rows.plain:
+            self.steps[row[0]] = dict.fromkeys(COLUMNS) | dict(zip(PLAIN_COLUMNS, row, strict=True))
+        self.outputs += [tuple(row[:-1]) for row in rows.outputs]
         self.pages += rows.pages
         self.chunks += rows.chunks
         self.metrics += rows.metrics

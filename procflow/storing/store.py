@@ -19,27 +19,23 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 
 from procflow.errors import StoreError
-from procflow.events import Event
 from procflow.failpoints import fp
 from procflow.storing import cleaning, store_begin, store_learned, store_mark
 from procflow.storing.journal import Buffer, Journal, MemoryStore, NullStore
 from procflow.storing.own_files import open_own
 from procflow.storing.state_folder import StateFolder, is_network_mount, try_flock
 from procflow.storing.store_begin import ID_BITS, Print, RunRecord, Taken, utc_now
-from procflow.storing.store_rows import PLAIN_COLUMNS, Rows
+from procflow.storing.store_plain import INSERT_OUTPUT, INSERT_PLAIN, insert
+from procflow.storing.store_rows import Rows
 from procflow.storing.store_schema import COLUMNS, connect_writer, create_database, told
-from procflow.storing.store_seal import reseal, sealed, sealed_attempts, sealed_outputs
+from procflow.storing.store_seal import reseal, sealed
 from procflow.storing.store_tail import Tail, read_tail, remove, tail_path, tails
 
 __all__ = ["ID_BITS", "Journal", "MemoryStore", "NullStore", "Print", "RunRecord", "Store", "Taken", "utc_now"]
 
 LOCK_WAIT_S = 30.0
 
-_INSERT_STEP = {
-    columns: f"INSERT OR REPLACE INTO step_executions ({','.join(columns)},seal) VALUES ({'?,' * len(columns)}?)"
-    for columns in (COLUMNS, PLAIN_COLUMNS)
-}
-_INSERT_OUTPUT = "INSERT OR REPLACE INTO outputs VALUES (?,?,?,?,?,?,?)"
+_INSERT_FULL = insert(COLUMNS)
 _INSERT_PAGE = "INSERT OR REPLACE INTO pages VALUES (?,?,?,?,?,?)"
 _INSERT_CHUNK = "INSERT OR REPLACE INTO chunks VALUES (?,?,?,?,?,?)"
 _INSERT_METRIC = "INSERT OR REPLACE INTO metrics VALUES (?,?,?,?,?)"
@@ -151,20 +147,16 @@ class Store(Buffer):
         remove(path)
         return saved
 
-    def record(self, *events: Event) -> None:
-        """Buffer events; a few microseconds each, no system call."""
-        super().record(*events)
-        if self._tail is not None:
-            self._tail.add(*events)
-
     def note(self) -> None:
         """Make the results recorded so far safe from the death of this process, by one write; the commit comes later."""
-        if self._tail is None:
+        rows, tail = self._rows, self._tail
+        if rows is None or not rows.received or tail is None:
             return
         try:
-            self._tail.note()
+            tail.note(rows.received)
         except OSError as error:
-            raise told(self._tail.path, error, "a result can't be kept") from error
+            raise told(tail.path, error, "a result can't be kept") from error
+        rows.received = []
 
     def abandon(self, keep_received: bool = False) -> None:
         """Forget what is buffered, and what was received as well unless that is to be kept for the next session."""
@@ -183,12 +175,10 @@ class Store(Buffer):
         fp("journal.commit.before")
         with self._transaction("what happened can't be recorded") as db:
             fp("journal.commit.begun")
-            for columns, batch in rows.batches():
-                seal = sealed_attempts if columns is PLAIN_COLUMNS else sealed
-                db.executemany(_INSERT_STEP[columns], seal(batch))
+            db.executemany(_INSERT_FULL, sealed(rows.full()))
+            db.executemany(INSERT_PLAIN, rows.plain)
             fp("journal.commit.steps")
-            if rows.outputs:
-                db.executemany(_INSERT_OUTPUT, sealed_outputs(rows.outputs))
+            db.executemany(INSERT_OUTPUT, rows.outputs)
             for sql, batch in (
                 (_INSERT_PAGE, rows.pages),
                 (_INSERT_CHUNK, rows.chunks),

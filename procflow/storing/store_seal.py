@@ -2,7 +2,8 @@
 
 SQLite notices when the structure of its file is damaged, not when a number or a letter in a row has changed. Every
 table has a column ``seal``: a CRC-32 of all other values of the row. Rows that Python writes one by one are sealed in
-Python; rows that SQL changes or copies are sealed by the SQL function ``seal`` right behind it, in the same transaction.
+Python (those of which there are most in ``store_plain``); rows that SQL changes or copies are sealed by the SQL function
+``seal`` right behind it, in the same transaction.
 This file never decides what is to be done with a journal that is damaged: it raises StoreError.
 """
 
@@ -29,8 +30,6 @@ __all__ = [
     "reseal",
     "seal",
     "sealed",
-    "sealed_attempts",
-    "sealed_outputs",
     "sealed_texts",
     "sql_seal",
     "way_out",
@@ -72,34 +71,6 @@ def sealed(rows: Iterable[tuple[Any, ...]], ref: bool = False) -> list[tuple[Any
     return [(*row, _seal(row)) for row in rows]
 
 
-def sealed_attempts(rows: Iterable[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
-    """As ``sealed``, at half the price, for rows of ``store_rows.PLAIN_COLUMNS``: it is known which of them are numbers.
-
-    All other texts are procflow's own, so they are of the class ``str`` itself.
-    """
-    found = []
-    for row in rows:
-        (
-            number, run_id, key, path, label, name, item, attempt, kind, role, status, parent, branch, join, executor,
-            started, ended, wall_s, cpu_s, peak, cost, count, names, log,
-        ) = row  # fmt: skip
-        plain: list[Any] = [
-            number + 0.0, run_id, key + 0.0, path, label, name, item, attempt + 0.0, kind, role, status, parent, branch,
-            join, executor, started + 0.0, ended + 0.0, wall_s + 0.0, cpu_s + 0.0, peak + 0.0, cost + 0.0, count + 0.0,
-            names, log,
-        ]  # fmt: skip
-        known = started == started and ended == ended and wall_s == wall_s and cpu_s == cpu_s and cost == cost
-        exact = type(path) is type(label) is type(name) is type(item) is str
-        if branch is None or parent is None or join is None or not (known and exact):
-            found.append((*row, _seal(row)))
-            continue
-        try:
-            found.append((*row, zlib.crc32(marshal.dumps(plain, 2))))
-        except ValueError:
-            found.append((*row, _seal(row)))
-    return found
-
-
 def sealed_texts(rows: Iterable[tuple[Any, ...]]) -> Iterator[tuple[Any, ...]]:
     """As ``sealed``, at a third of the price, for rows of texts of the class ``str`` with one number behind them."""
     crc, dumps = zlib.crc32, marshal.dumps
@@ -107,16 +78,6 @@ def sealed_texts(rows: Iterable[tuple[Any, ...]]) -> Iterator[tuple[Any, ...]]:
         plain = [*row]
         plain[-1] += 0.0
         yield (*row, crc(dumps(plain, 2)))
-
-
-def sealed_outputs(rows: Iterable[tuple[int, str, str, str, str, bytes]]) -> list[tuple[Any, ...]]:
-    """As ``sealed`` with ``ref``, at half the price, for rows of the table ``outputs``, all texts of the class ``str``."""
-    found: list[tuple[Any, ...]] = []
-    for row in rows:
-        number, name, run_id, path, item, ref = row
-        plain = [number + 0.0, name, run_id, path, item, ref[:SEALED_OF_REF]]
-        found.append((*row, zlib.crc32(marshal.dumps(plain, 2))))
-    return found
 
 
 def install(db: sqlite3.Connection) -> None:

@@ -14,56 +14,43 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from procflow.attempt import Usage
-from procflow.events import AttemptFinished, Event, ItemsDone
+from procflow.events import AttemptFinished, ItemsDone
 from procflow.ref import from_plain
 from procflow.storing.own_files import open_own
-from procflow.storing.tail_record import bodies, record
+from procflow.storing.store_plain import result_of
+from procflow.storing.tail_record import Body, bodies, record
 from procflow.storing.worker_tail import TOLD, finished
 
-__all__ = ["Tail", "read_tail", "remove", "tail_path", "tails"]
+__all__ = ["Tail", "event_of", "items_body", "read_tail", "remove", "result_body", "row_body", "tail_path", "tails"]
 
 FOLDER = "tails"
 
 
 class Tail:
-    """The tail of one run. ``add`` and ``note`` stand on the hot path: a tuple, and one write a turn."""
+    """The tail of one run."""
 
     def __init__(self, state_folder: Path, run_id: str) -> None:
         folder = state_folder / FOLDER
         folder.mkdir(mode=0o700, exist_ok=True)
         self.path = folder / run_id
         self._fd = open_own(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
-        self._waiting: list[tuple[Any, ...]] = []
         self._written = False
 
-    def add(self, *events: Event) -> None:
-        """Take those of these events that are results; they are written by the next ``note``."""
-        for event in events:
-            if type(event) is AttemptFinished:
-                if event.status == "succeeded" or event.status == "skipped":
-                    self._waiting.append(_finished(event))
-            elif type(event) is ItemsDone:
-                self._waiting.append(_items(event))
-
-    def note(self) -> None:
-        """Write what waits; from here on a kill can't lose it. Raises OSError."""
-        if not self._waiting:
-            return
-        data = record(tuple(self._waiting))
+    def note(self, bodies: list[Body]) -> None:
+        """Write these results; from here on a kill can't lose them. Raises OSError."""
+        data = record(bodies)
         done = os.write(self._fd, data)
         while done < len(data):
             done += os.write(self._fd, data[done:])
-        self._waiting.clear()
         self._written = True
 
     def clear(self) -> None:
         """All of it is in a transaction now."""
-        self._waiting.clear()
         if self._written:
             os.ftruncate(self._fd, 0)
             self._written = False
@@ -79,21 +66,31 @@ class Tail:
             remove(self.path)
 
 
-def _finished(e: AttemptFinished) -> tuple[Any, ...]:
+def row_body(data: bytes, outputs: Iterable[Sequence[Any]]) -> Body:
+    """A result that is as its row says: the row's own bytes, then name and ref of each of its rows of ``outputs``."""
+    body: list[Any] = ["row", data]
+    for output in outputs:
+        body += (output[1], output[5])
+    return body
+
+
+def result_body(e: AttemptFinished) -> Body:
+    """Any other result."""
     usage = e.usage
     return (
         "finished",
         (e.at, e.key, e.path, e.label, e.item, e.number, e.executor, e.status, e.started_at),
         (usage.wall_s, usage.cpu_s, usage.peak_rss_bytes),
         tuple([(name, ref.plain()) for name, ref in e.outputs.items()]),
-        tuple(e.metrics.items()) if e.metrics else (),
+        tuple(e.metrics.items()),
         (e.cost, e.count, e.role),
         _plain_indices(e.indices),
-        tuple([(ref.plain(), count) for ref, count in e.pages]) if e.pages else (),
+        tuple([(ref.plain(), count) for ref, count in e.pages]),
     )
 
 
-def _items(e: ItemsDone) -> tuple[Any, ...]:
+def items_body(e: ItemsDone) -> Body:
+    """Items of a batch that goes on."""
     return ("items", (e.at, e.key, e.path, e.label, e.item), _plain_indices(e.indices), e.chunk.plain())
 
 
@@ -132,13 +129,16 @@ def remove(path: Path) -> None:
             one.unlink()
 
 
-def _events(found: Iterable[tuple[Any, ...]]) -> Iterator[AttemptFinished | ItemsDone]:
+def _events(found: Iterable[Any]) -> Iterator[AttemptFinished | ItemsDone]:
     for body in found:
         # One result, or all those of a turn.
-        yield from map(_event, (body,) if isinstance(body[0], str) else body)
+        yield from map(event_of, (body,) if isinstance(body[0], str) else body)
 
 
-def _event(body: tuple[Any, ...]) -> AttemptFinished | ItemsDone:
+def event_of(body: Body) -> AttemptFinished | ItemsDone:
+    """The event that a body says."""
+    if body[0] == "row":
+        return result_of(body[1], body[2:])
     if body[0] == TOLD:
         body = finished(body)
     if body[0] == "items":

@@ -8,19 +8,22 @@ import zlib
 from collections.abc import Iterator
 from typing import Any
 
-__all__ = ["bodies", "record"]
+__all__ = ["Body", "bodies", "record"]
+
+Body = tuple[Any, ...] | list[Any]
+"""One result, as plain constants."""
 
 _HEAD = struct.Struct("<II")
 
 
-def record(body: tuple[Any, ...]) -> bytes:
-    """The record of a body of plain constants."""
+def record(body: Body | list[Body]) -> bytes:
+    """The record of one body, or of several."""
     data = marshal.dumps(body)
     return _HEAD.pack(len(data), zlib.crc32(data)) + data
 
 
-def bodies(data: bytes) -> Iterator[tuple[Any, ...]]:
-    """The bodies of records in order, up to a torn one."""
+def bodies(data: bytes) -> Iterator[Any]:
+    """What records hold, in order, up to a torn one: a body, or several."""
     at = 0
     while at + _HEAD.size <= len(data):
         length, crc = _HEAD.unpack_from(data, at)

@@ -16,6 +16,7 @@ from __future__ import annotations
 import mmap
 import os
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from procflow import secrets
@@ -88,7 +89,7 @@ def _masked(message: wire.Message) -> wire.Message:
     return (*head, (indices, chunk, failures, pages, {secrets.masked(n): v for n, v in metrics.items()}, cost))
 
 
-def finished(told: tuple[Any, ...]) -> tuple[Any, ...]:
+def finished(told: Sequence[Any]) -> tuple[Any, ...]:
     """What the parent's tail would say of a result that a worker kept."""
     _, ended, about, body = told
     if type(about) is bytes:

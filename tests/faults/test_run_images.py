@@ -26,7 +26,7 @@ from procflow.ref import Ref, stored_in
 from procflow.storing.history import History
 from procflow.storing.state_folder import StateFolder, lock_name
 from procflow.storing.store import Store
-from procflow.storing.store_tail import Tail
+from procflow.storing.store_tail import Tail, event_of
 from procflow.values import objects
 from procflow.values.object_views import Gone, verify
 
@@ -82,22 +82,14 @@ def recorded(request: Any, memory: Path, truth: dict[tuple[str, str, str], Any])
     folder = memory / request.param.replace(" ", "-")
     noted = WideDisk(folder)
     patch = pytest.MonkeyPatch()
-    waiting: list[str] = []
-    add, note = Tail.add, Tail.note
+    note = Tail.note
 
-    def our_add(self: Tail, *events: ev.Event) -> None:
-        add(self, *events)
-        for event in events:
-            if isinstance(event, ev.AttemptFinished) and event.status in ("succeeded", "skipped"):
-                waiting.append(of_attempt(event))
+    def our_note(self: Tail, bodies: list[Any]) -> None:
+        note(self, bodies)
+        for event in map(event_of, bodies):
+            if isinstance(event, ev.AttemptFinished):
+                noted.mark(f"received {of_attempt(event)}")
 
-    def our_note(self: Tail) -> None:
-        note(self)
-        for text in waiting:
-            noted.mark(f"received {text}")
-        waiting.clear()
-
-    patch.setattr(Tail, "add", our_add)
     patch.setattr(Tail, "note", our_note)
     if request.param == "values in files":
         patch.setattr(objects, "INLINE_MAX", 40)

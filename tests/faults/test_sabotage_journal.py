@@ -87,7 +87,7 @@ def check_a_kill_costs_one_task(folder: Path) -> None:
 def test_results_that_are_not_noted_before_the_next_start_are_missed_after_a_kill(proven: Any) -> None:
     proven(
         check_a_kill_costs_one_task,
-        lambda patch: patch.setattr(Tail, "note", lambda self: None),
+        lambda patch: patch.setattr(Tail, "note", lambda self, bodies: None),
         "began again without a fault",
     )
 
