@@ -146,7 +146,7 @@ def taught(graph: TaskGraph, knowledge: Knowledge, *, slots: int, memory_bytes: 
         return found
 
     root = graph.root
-    if knowledge.by_place or any([isinstance(u, TaskUnit) and u.timeout_share is not None for u in walk(root)]):
+    if knowledge.by_place or any(isinstance(u, TaskUnit) and u.timeout_share is not None for u in walk(root)):
         where = places(root)
         root = ranked(root, expected(graph, knowledge, slots), told)
     warnings = [f"not learned from: {text}" for text in knowledge.unusable]
