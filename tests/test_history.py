@@ -211,7 +211,7 @@ def test_past_runs_teach_durations_and_memory(folder: StateFolder) -> None:
     run(folder, "r2", attempt(1, usage=Usage(4.0, 1.0, 900)), attempt(2, usage=Usage(6.0, 1.0, 300)))
     run(folder, "r3", attempt(1, usage=Usage(50.0, 1.0, 9000)), pipeline="hourly")
     with History.open(folder) as past:
-        taught = [each.lessons.by_key["a", "member", "processes"] for each in past.learned("nightly").runs]
+        taught = [dict(each.lessons.each())["a", "member", "processes"] for each in past.learned("nightly").runs]
         assert [(one.attempts, one.wall_s, one.peaks) for one in taught] == [(2, 10.0, (300, 900)), (1, 2.0, (100,))]
         assert past.learned("none").runs == []
 

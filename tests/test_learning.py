@@ -27,7 +27,19 @@ from procflow.errors import PipelineError
 from procflow.graph import TaskGraph, TaskUnit, walk
 from procflow.learning import known
 from procflow.learning.known import Course, Knowledge, Known, gather
-from procflow.learning.lessons import AT_ONCE, Lesson, Lessons, Seen, decoded, encoded, learn, median, quantile
+from procflow.learning.lessons import (
+    AT_ONCE,
+    Lesson,
+    Lessons,
+    Once,
+    Plain,
+    Seen,
+    decoded,
+    encoded,
+    learn,
+    median,
+    quantile,
+)  # fmt: skip
 from procflow.learning.teaching import changed_tasks, expected, reserve, taught
 from procflow.ref import Inline
 from procflow.scheduler import Scheduler
@@ -86,19 +98,54 @@ lessons = st.builds(
 )  # fmt: skip
 
 
+single = st.lists(
+    st.tuples(*[st.text(), *[st.integers(0, 2**50)] * 4, st.text(max_size=9)]), min_size=1, max_size=9
+).map(lambda rows: Once._make(map(list, zip(*rows, strict=True))))  # type: ignore[arg-type]
+
+
 @given(
-    st.dictionaries(st.tuples(st.text(), st.sampled_from(["member", "batch"]), st.text()), lessons), st.integers(0, 99)
+    st.dictionaries(st.tuples(st.text(), st.sampled_from(["member", "batch"]), st.text()), lessons),
+    st.dictionaries(st.text(), single, max_size=3),
+    st.integers(0, 99),
 )
-def test_lessons_survive_their_text(found: dict[tuple[str, str, str], Lesson], cores: int) -> None:
-    made = Lessons(found, 0.125, cores)
+def test_lessons_survive_their_text(
+    found: dict[tuple[str, str, str], Lesson], once: dict[str, Once], cores: int
+) -> None:
+    made = Lessons(found, 0.125, cores, once)
     assert decoded(encoded(made)) == made
+    assert len(list(made.each())) == len(made)
+
+
+def test_lessons_of_version_1_are_read() -> None:
+    rows = [
+        ["a", "member", "processes", 1.5, 1.25, 0.001, 4096, "xx:1"],
+        ["b", "gate", "inline", 0.5, 0.25, 0.0, 0, ""],
+        ["m", "batch", "processes", 2, 30, 3.0, 2.0, 0.001, [0.1], [4096], [[10, 1.0, 0.5]], 0, 0, 1, "xx:2"],
+    ]
+    assert decoded(zlib.compress(json.dumps([0.125, 4, rows]).encode())) == Lessons(
+        {
+            ("a", "member", "processes"): Lesson(1, 1, 1.5, 1.25, 0.001, (1.5,), (4096,), made_of="xx:1"),
+            ("b", "gate", "inline"): Lesson(1, 1, 0.5, 0.25, 0.0, (0.5,)),
+            ("m", "batch", "processes"): Lesson(
+                2, 30, 3.0, 2.0, 0.001, (0.1,), (4096,), ((10, 1.0, 0.5),), 0, 0, 1, "xx:2"
+            ),
+        },
+        0.125,
+        4,
+    )
+
+
+def test_times_that_are_no_numbers_teach_nothing_and_end_no_run() -> None:
+    made = learn([seen("a", float("inf"), cpu_s=float("nan"), outside_s=float("nan")), seen("b", 2.0)])
+    assert [(key[0], lesson.wall_s) for key, lesson in decoded(encoded(made)).each()] == [("a", 0.0), ("b", 2.0)]
 
 
 def test_more_lessons_than_are_told_at_once_survive_their_text() -> None:
     made = learn(seen(f"step {i}", i / 7) for i in range(2 * AT_ONCE + 1))
     text = zlib.decompress(encoded(made))
     assert text.decode() == json.dumps(json.loads(text), separators=(",", ":"))
-    assert list(decoded(encoded(made)).by_key) == list(made.by_key)
+    assert list(decoded(encoded(made)).each()) == list(made.each())
+    assert len(made) == 2 * AT_ONCE + 1
 
 
 @given(st.floats(0, 1e6), st.floats(0, 1e6), st.floats(0, 1), st.sampled_from([0, 1, 2**40]), st.booleans())
@@ -107,8 +154,8 @@ def test_one_plain_lesson_teaches_the_same_as_one_among_others(
 ) -> None:
     one = seen("a", wall_s, cpu_s=cpu_s, outside_s=outside_s, peak_bytes=peak_bytes)
     run = PastRun(learn([one], cores=4), workers=3)
-    ((key, lesson),) = run.lessons.by_key.items()
-    assert lesson.is_plain
+    ((key, lesson),) = run.lessons.each()
+    assert type(lesson) is Plain
     assert known._once(run, key, lesson, same) == known._known([(run, key, lesson)], same)
 
 
@@ -122,15 +169,16 @@ def test_one_plain_lesson_teaches_the_same_as_one_among_others(
     ],
 )
 def test_a_lesson_of_more_than_one_success_is_not_plain(attempts: list[Seen]) -> None:
-    (lesson,) = learn(attempts).by_key.values()
-    assert not lesson.is_plain
+    ((_, lesson),) = learn(attempts).each()
+    assert type(lesson) is Lesson
 
 
 @pytest.mark.parametrize(
     "data",
     [
         b"", b"what?", zlib.compress(b"{"), zlib.compress(b"[1, 2]"), zlib.compress(b'[0, 1, [["a"]]]'),
-        zlib.compress(b"[0, 1, 2]"),
+        zlib.compress(b"[0, 1, 2]"), zlib.compress(b'[0, 1, [], [["inline", ["a"], [1], [1], [1], [1], []]]]'),
+        zlib.compress(b'[0, 1, [], [["inline", ["a"]]]]'),
         zlib.compress(b'[null, 1, []]'), encoded(Lessons({}, 1.0))[:-3], zlib.compress(b"\xff"),
     ],
 )  # fmt: skip
@@ -435,6 +483,15 @@ def test_lessons_of_another_version_are_not_used_and_told(folder: StateFolder, m
     mean_s, unusable = known_a(folder)
     assert mean_s == 2.0
     assert "written by another version of procflow" in unusable[0]
+
+
+def test_lessons_that_an_earlier_procflow_wrote_are_used(folder: StateFolder) -> None:
+    run(folder, "r1", attempt(1, wall_s=8.0))
+    row = (1, "r1", 1, zlib.compress(b'[0.0,2,[["a","member","processes",3.0,1.0,0.001,1000,""]]]'))
+    with closing(sqlite3.connect(folder.db)) as db:
+        db.execute("INSERT OR REPLACE INTO learned VALUES (?,?,?,?,?)", (*row, store_learned.seal(*row)))
+        db.commit()
+    assert known_a(folder) == (3.0, ())
 
 
 def test_a_journal_from_before_lessons_is_read_attempt_by_attempt(folder: StateFolder) -> None:

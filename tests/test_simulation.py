@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from procflow.api import Graph, Map, Parallel, Pipeline, Sequence, Step
 from procflow.cli import cli
 from procflow.compiling.ranks import critical_path
 from procflow.learning.known import Knowledge, gather
-from procflow.learning.lessons import Lessons, Seen, learn
+from procflow.learning.lessons import Seen, learn
 from procflow.learning.simulation import DISPATCH_S, Forecast, simulate
 from procflow.learning.teaching import expected
 from procflow.showing.forecast import Refused, expected_facts, learned_text, table_lines
@@ -30,7 +31,7 @@ GB = 10**9
 
 def of(*attempts: Seen) -> Knowledge:
     """Knowledge of a run whose workers took no time to start."""
-    return gather([PastRun(Lessons(learn(attempts).by_key, start_s=1e-9))])
+    return gather([PastRun(replace(learn(attempts), start_s=1e-9))])
 
 
 def at_once(label: str, wall_s: float, **more: Any) -> Seen:

@@ -13,7 +13,7 @@ from dataclasses import field
 from itertools import accumulate
 from typing import Any, Protocol
 
-from procflow.learning.lessons import Key, Lesson, Lessons, Spans, median, quantile
+from procflow.learning.lessons import Key, Lesson, Lessons, Plain, Spans, median, quantile
 from procflow.passive import passive
 
 __all__ = ["HIGH", "Course", "Knowledge", "Known", "Run", "gather"]
@@ -149,7 +149,7 @@ def gather(
     prints, places = made_of or {}, executors or {}
     likes = [params is not None and dict(run.params) == dict(params) for run in runs]
     for at, run in enumerate(runs):
-        for key, lesson in run.lessons.by_key.items():
+        for key, lesson in run.lessons.each():
             place = key[:2]
             digest = prints.get(place, "")
             fits = 4 * (places.get(place, key[2]) == key[2]) + 2 * likes[at]
@@ -160,7 +160,7 @@ def gather(
     for place, seen in found.items():
         if len(seen) == 1:
             best, at, key, lesson = seen[0]
-            if lesson.is_plain:
+            if type(lesson) is Plain:
                 by_place[place] = _once(runs[at], key, lesson, same=best & 3 == 3)
                 continue
         best = max(fits for fits, _, _, _ in seen)

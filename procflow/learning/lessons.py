@@ -11,21 +11,39 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import field
 from itertools import islice
+from math import isfinite
 from typing import Any, NamedTuple
 
 from procflow.passive import passive
 
-__all__ = ["VERSION", "Lesson", "Lessons", "Seen", "Spans", "decoded", "encoded", "learn", "median", "quantile"]
+__all__ = [
+    "READABLE",
+    "VERSION",
+    "Lesson",
+    "Lessons",
+    "Once",
+    "Plain",
+    "Seen",
+    "Spans",
+    "decoded",
+    "encoded",
+    "learn",
+    "median",
+    "quantile",
+]
 
-VERSION = 1
-"""Of the text; one that is not this is not read."""
+VERSION = 2
+"""Of the text."""
+READABLE = (1, VERSION)
+"""Versions of the text that can be read."""
 POINTS = 21
 """Values at most that stand for a distribution."""
 SPANS = 64
 """Spans at most, about, that stand for the course of a map's items."""
 SHORT_ROW = 8
-"""Parts of the text of a lesson of a single attempt."""
+"""Parts of the text of a lesson of a single attempt in version 1, which had no columns."""
 AT_ONCE = 1000
 """Lessons that are made text at once."""
 START_S = 0.02
@@ -75,16 +93,30 @@ class Lesson(NamedTuple):
     skipped: int = 0
     made_of: str = ""
 
-    @property
-    def is_plain(self) -> bool:
-        """Whether this is of one attempt that succeeded, which most lessons are."""
-        once = self.attempts == 1 and self.items == 1 and len(self.peaks) <= 1 and self.walls == (self.wall_s,)
-        return once and not (self.spans or self.size or self.size_bytes or self.skipped)
+
+class Plain(Lesson):
+    """Of one attempt of a step, which succeeded: most lessons are such."""
+
+    __slots__ = ()
+
+
+class Once(NamedTuple):
+    """Steps of one executor of which each had a single attempt, which succeeded: columns, since most steps are such.
+
+    Times are microseconds, ``overheads_us`` what was spent around the attempt, peaks bytes (0: not known).
+    """
+
+    labels: Sequence[str] = ()
+    walls_us: Sequence[int] = ()
+    cpus_us: Sequence[int] = ()
+    overheads_us: Sequence[int] = ()
+    peaks_bytes: Sequence[int] = ()
+    made_of: Sequence[str] = ()
 
 
 @passive(frozen=True, slots=True)
 class Lessons:
-    """What a run taught: by label, role and executor.
+    """What a run taught: by label, role and executor, and ``once`` by executor of what has one attempt.
 
     ``start_s`` is how long a worker took to start, 0 where none did; ``cores`` are those of the machine, 0 where that is
     not known.
@@ -93,6 +125,20 @@ class Lessons:
     by_key: Mapping[Key, Lesson]
     start_s: float = 0.0
     cores: int = 0
+    once: Mapping[str, Once] = field(default_factory=dict)
+
+    def each(self) -> Iterator[tuple[Key, Lesson]]:
+        """All lessons, those in ``once`` as ``Plain`` ones."""
+        yield from self.by_key.items()
+        for executor, columns in self.once.items():
+            for label, wall_us, cpu_us, around_us, peak, made_of in zip(*columns, strict=True):
+                wall_s = wall_us / 1e6
+                peaks = (peak,) if peak else ()
+                one = (1, 1, wall_s, cpu_us / 1e6, around_us / 1e6, (wall_s,), peaks, (), 0, 0, 0, made_of)
+                yield (label, "member", executor), Plain._make(one)
+
+    def __len__(self) -> int:
+        return len(self.by_key) + sum(len(columns.labels) for columns in self.once.values())
 
 
 def quantile(values: Sequence[float], share: float) -> float:
@@ -109,19 +155,50 @@ def median(values: Iterable[float]) -> float:
 
 def learn(attempts: Iterable[Seen], made_of: Mapping[tuple[str, str], str] | None = None, cores: int = 0) -> Lessons:
     """The lessons of a run's attempts: those that succeeded, were skipped, or ran out of memory (for their peaks)."""
-    groups: dict[Key, list[Seen]] = {}
+    groups: dict[Key, Seen | list[Seen]] = {}
+    starts: list[float] = []
     for seen in attempts:
-        groups.setdefault((seen.label, seen.role, seen.executor), []).append(seen)
-    starts = sorted(s.outside_s for group in groups.values() for s in group if s.outside_s > START_S)
+        key = seen[:3]
+        before = groups.get(key)
+        if before is None:
+            groups[key] = seen
+        elif isinstance(before, list):
+            before.append(seen)
+        else:
+            groups[key] = [before, seen]
+        if seen.outside_s > START_S:
+            starts.append(seen.outside_s)
     prints = made_of or {}
-    # Attempts go as their lesson is made: a run may have had a hundred thousand.
-    found = {key: _lesson(groups.pop(key), prints.get(key[:2], "")) for key in list(groups)}
-    return Lessons(found, quantile(starts, 0.5) if starts else 0.0, cores)
+    single: dict[str, list[Seen]] = {}
+    found: dict[Key, Lesson] = {}
+    for key in list(groups):
+        # Attempts go as their lesson is made: a run may have had a hundred thousand.
+        group = groups.pop(key)
+        if isinstance(group, list):
+            found[key] = _lesson(group, prints.get(key[:2], ""))
+        elif group.status == "succeeded" and group.role == "member":
+            single.setdefault(key[2], []).append(group)
+        else:
+            found[key] = _lesson([group], prints.get(key[:2], ""))
+    once = {executor: _once(seen, prints) for executor, seen in single.items()}
+    return Lessons(found, quantile(sorted(starts), 0.5) if starts else 0.0, cores, once)
+
+
+def _once(single: list[Seen], prints: Mapping[tuple[str, str], str]) -> Once:
+    labels, _, _, _, _, walls, cpus, outside, peaks, _, _ = zip(*single, strict=True)
+    around = [outside_s if outside_s <= START_S else 0.0 for outside_s in outside]
+    made_of = [prints.get((label, "member"), "") for label in labels]
+    return Once(list(labels), _micros(walls), _micros(cpus), _micros(around), list(peaks), made_of)
+
+
+def _micros(seconds: Sequence[float]) -> list[int]:
+    try:
+        return [round(s * 1e6) for s in seconds]
+    except (OverflowError, ValueError):
+        return [round(s * 1e6) if isfinite(s) else 0 for s in seconds]
 
 
 def _lesson(group: list[Seen], made_of: str) -> Lesson:
-    if len(group) == 1 and group[0].status == "succeeded" and group[0].role == "member":
-        return _single(group[0], made_of)
     good = [s for s in group if s.status == "succeeded"]
     peaks = sorted(s.peak_bytes for s in group if s.peak_bytes and s.status != "skipped")
     skipped = sum(s.status == "skipped" for s in group)
@@ -144,13 +221,6 @@ def _lesson(group: list[Seen], made_of: str) -> Lesson:
         skipped,
         made_of,
     )
-
-
-def _single(one: Seen, made_of: str) -> Lesson:
-    """The same for the only attempt of a step, of which a pipeline may have a hundred thousand."""
-    around_s = one.outside_s if one.outside_s <= START_S else 0.0
-    peaks = (one.peak_bytes,) if one.peak_bytes else ()
-    return Lesson._make((1, 1, one.wall_s, one.cpu_s, around_s, (one.wall_s,), peaks, (), 0, 0, 0, made_of))
 
 
 def _place(seen: Seen) -> tuple[tuple[int, ...], int]:
@@ -199,19 +269,30 @@ def encoded(lessons: Lessons) -> bytes:
     packer = zlib.compressobj(1)
     packed = [packer.compress(f"[{json.dumps(round(lessons.start_s, 4))},{lessons.cores},[".encode())]
     # Some at a time: of a hundred thousand, the text alone would be ten megabytes.
-    left, comma = iter(lessons.by_key.items()), ""
-    while rows := [_row(key, lesson) for key, lesson in islice(left, AT_ONCE)]:
-        text = json.dumps(rows, separators=(",", ":"))
-        packed.append(packer.compress((comma + text[1:-1]).encode()))
-        comma = ","
+    left = iter(lessons.by_key.items())
+    rows = iter(lambda: [_row(key, lesson) for key, lesson in islice(left, AT_ONCE)], [])
+    packed += _packed(packer, rows)
+    packed.append(packer.compress(b"],["))
+    packed += _packed(packer, ([part] for part in _parts(lessons.once)))
     return b"".join((*packed, packer.compress(b"]]"), packer.flush()))
 
 
+def _packed(packer: Any, lists: Iterable[list[Any]]) -> Iterator[bytes]:
+    """The members of some lists as the text of one, without its brackets."""
+    comma = ""
+    for members in lists:
+        text = json.dumps(members, separators=(",", ":"))
+        yield packer.compress((comma + text[1:-1]).encode())
+        comma = ","
+
+
+def _parts(once: Mapping[str, Once]) -> Iterator[list[Any]]:
+    for executor, columns in once.items():
+        for at in range(0, len(columns.labels), AT_ONCE):
+            yield [executor, *(column[at : at + AT_ONCE] for column in columns)]
+
+
 def _row(key: Key, one: Lesson) -> list[Any]:
-    """The lesson of a single attempt is short, since most are."""
-    if one.is_plain:
-        peak = one.peaks[0] if one.peaks else 0
-        return [*key, round(one.wall_s, 6), round(one.cpu_s, 6), round(one.overhead_s, 6), peak, one.made_of]
     return [
         *key, one.attempts, one.items, round(one.wall_s, 6), round(one.cpu_s, 6), round(one.overhead_s, 6),
         [round(w, 7) for w in one.walls], one.peaks,
@@ -221,16 +302,27 @@ def _row(key: Key, one: Lesson) -> list[Any]:
 
 
 def decoded(data: bytes, most_bytes: int = 1 << 28) -> Lessons:
-    """The lessons that ``encoded`` made this text of; ValueError for anything else."""
+    """The lessons that ``encoded`` made this text of, or version 1 did; ValueError for anything else."""
     try:
         opener = zlib.decompressobj()
         text = opener.decompress(data, most_bytes)
         if not opener.eof:
             raise ValueError("the text of the lessons is cut off, or too long")
-        start_s, cores, rows = json.loads(text)
-        return Lessons(dict(_read(rows)), float(start_s), int(cores))
+        start_s, cores, rows, *more = json.loads(text)
+        return Lessons(dict(_read(rows)), float(start_s), int(cores), _joined(more[0] if more else ()))
     except (zlib.error, TypeError, KeyError, IndexError, UnicodeDecodeError) as error:
         raise ValueError(f"the text of the lessons can't be read: {error}") from None
+
+
+def _joined(parts: Iterable[Any]) -> dict[str, Once]:
+    found: dict[str, Once] = {}
+    for executor, *columns in parts:
+        once = Once._make(columns)
+        if len({*map(len, once)}) != 1:
+            raise ValueError("the columns of the lessons are of different lengths")
+        for column, more in zip(found.setdefault(executor, Once([], [], [], [], [], [])), once, strict=True):
+            column += more  # type: ignore[operator]
+    return found
 
 
 def _read(rows: Iterable[Any]) -> Iterator[tuple[Key, Lesson]]:

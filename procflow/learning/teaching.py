@@ -127,7 +127,7 @@ def taught(graph: TaskGraph, knowledge: Knowledge, *, slots: int, memory_bytes: 
     """The graph with ranks, memory and timeouts as they were learned, for a run with so many slots and this budget."""
     without: dict[str, None] = {}
     alone: dict[str, None] = {}
-    where = places(graph.root)
+    where: dict[int, Place] = {}
 
     def told(unit: TaskUnit) -> dict[str, Any]:
         place = where.get(id(unit))
@@ -147,6 +147,7 @@ def taught(graph: TaskGraph, knowledge: Knowledge, *, slots: int, memory_bytes: 
 
     root = graph.root
     if knowledge.by_place or any(isinstance(u, TaskUnit) and u.timeout_share is not None for u in walk(root)):
+        where = places(root)
         root = ranked(root, expected(graph, knowledge, slots), told)
     warnings = [f"not learned from: {text}" for text in knowledge.unusable]
     if without:

@@ -20,24 +20,19 @@ def critical_path_s(graph: TaskGraph, durations: Mapping[str, float]) -> float:
     ``after``. Labels that are missing did not run and count 0. More workers don't make a run shorter than this.
     """
     length: dict[int, float] = {}
+    blocks = [unit for unit in walk(graph.root) if isinstance(unit, ScopeUnit) and not isinstance(unit, MapUnit)]
     # Inner units come after outer ones in walk, so backwards every member is known before its block.
-    for unit in reversed(list(walk(graph.root))):
-        length[id(unit)] = _unit_length(unit, durations, length)
+    for block in reversed(blocks):
+        members = [length[id(m)] if id(m) in length else durations.get(m.label, 0.0) for m in block.members]
+        inside = sum(members) if block.kind in ("sequence", "pipeline") else _longest_chain(block.members, members)
+        length[id(block)] = durations.get(block.label, 0.0) + inside  # its gate and its merger bear its label
     return length[id(graph.root)]
-
-
-def _unit_length(unit: Unit, durations: Mapping[str, float], length: Mapping[int, float]) -> float:
-    if isinstance(unit, MapUnit) or not isinstance(unit, ScopeUnit):
-        return durations.get(unit.label, 0.0)
-    around = durations.get(unit.label, 0.0)  # its gate and its merger bear its label
-    members = [length[id(m)] for m in unit.members]
-    if unit.kind in ("sequence", "pipeline"):
-        return around + sum(members)
-    return around + _longest_chain(unit.members, members)
 
 
 def _longest_chain(members: tuple[Unit, ...], lengths: list[float]) -> float:
     """The heaviest path through the members, in one pass over them in topological order."""
+    if not any(m.after for m in members):
+        return max(lengths, default=0.0)
     place = {m.index: i for i, m in enumerate(members)}
     before = [[place[i] for i in m.after if i in place] for m in members]
     after: list[list[int]] = [[] for _ in members]

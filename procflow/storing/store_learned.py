@@ -10,13 +10,13 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from procflow.errors import StoreError
-from procflow.learning.lessons import VERSION, Lessons, Seen, decoded, encoded, learn
+from procflow.learning.lessons import READABLE, VERSION, Lessons, Seen, decoded, encoded, learn
 from procflow.passive import passive
 from procflow.storing.store_refs import decode_ref
 from procflow.storing.store_schema import UNREADABLE
@@ -43,10 +43,13 @@ OPENED_PAGES = 10_000
 
 _ATTEMPTS = """
 SELECT label, coalesce(role, ''), coalesce(executor, ''), item, status, coalesce(wall_s, 0), coalesce(cpu_s, 0),
-    max(0, coalesce(ended - started - wall_s, 0)), coalesce(peak_rss_bytes, 0), 0, 0, id, {whole}
+    max(0, coalesce(ended - started - wall_s, 0)), coalesce(peak_rss_bytes, 0),
+    CASE role WHEN 'expand' THEN id ELSE 0 END, 0
 FROM step_executions
-WHERE id BETWEEN ? AND ? AND kind = 'task' AND (status IN ('succeeded', 'skipped') OR cause = 'oom') ORDER BY id
+WHERE id BETWEEN ? AND ? AND kind = 'task' AND (status IN ('succeeded', 'skipped') OR cause = 'oom') AND {whole}
+ORDER BY id
 """
+"""What ``Seen`` is made of; for its size stands the attempt that found the items."""
 
 
 _Head = tuple[str, str, int, dict[str, Any], float]
@@ -96,16 +99,18 @@ def write(db: sqlite3.Connection, seq: int) -> None:
 def _learned(db: sqlite3.Connection, seq: int, run_id: str, whole: str) -> Lessons:
     ids = (seq << 32, ((seq + 1) << 32) - 1)
     pages = _pages(db, ids)
-    prints = db.execute("SELECT label, role, digest FROM fingerprints WHERE run_id = ?", (run_id,))
-    made_of = {(label, role): digest[:SHORT] for label, role, digest in prints}
-    rows = db.execute(_ATTEMPTS.format(whole=whole), ids)
-    seen = (_seen(row, pages.get(row[11])) for row in rows if row[12])
-    return learn(seen, made_of, _cores())
+    prints = db.execute(f"SELECT label, role, substr(digest, 1, {SHORT}) FROM fingerprints WHERE run_id = ?", (run_id,))
+    made_of = {(label, role): digest for label, role, digest in prints}
+    seen = map(Seen._make, db.execute(_ATTEMPTS.format(whole=whole), ids))
+    return learn(_sized(seen, pages), made_of, _cores())
 
 
-def _seen(row: Sequence[Any], page: tuple[int, int] | None) -> Seen:
-    seen = Seen._make(row[:11])
-    return seen if page is None else seen._replace(size=page[0], size_bytes=page[1])
+def _sized(attempts: Iterable[Seen], pages: Mapping[int, tuple[int, int]]) -> Iterator[Seen]:
+    for seen in attempts:
+        if seen.size:
+            size, size_bytes = pages.get(seen.size, (0, 0))
+            seen = seen._replace(size=size, size_bytes=size_bytes)
+        yield seen
 
 
 def _cores() -> int:
@@ -159,7 +164,7 @@ def _read(db: sqlite3.Connection, past: Past, pipeline: str, lock: str | None) -
             without.append((seq, succeeded, run))
             continue
         past.runs.append(RunLessons(*run, lessons))
-        total += len(lessons.by_key)
+        total += len(lessons)
         if len(past.runs) >= RUNS or total >= MOST_LESSONS:
             return
     if not past.runs:
@@ -174,7 +179,7 @@ def _row_of(db: sqlite3.Connection, seq: int, run_id: str, past: Past) -> Lesson
     row = db.execute("SELECT version, data, seal, run_id FROM learned WHERE seq = ?", (seq,)).fetchone()
     if row is None:
         return None
-    if row[0] != VERSION:
+    if row[0] not in READABLE:
         past.unusable.append(f"what run {run_id} taught is not used: it was written by another version of procflow")
         return None
     try:
