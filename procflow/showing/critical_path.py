@@ -38,6 +38,8 @@ def _unit_length(unit: Unit, durations: Mapping[str, float], length: Mapping[int
 
 def _longest_chain(members: tuple[Unit, ...], lengths: list[float]) -> float:
     """The heaviest path through the members, in one pass over them in topological order."""
+    if not any(m.after for m in members):
+        return max(lengths, default=0.0)
     place = {m.index: i for i, m in enumerate(members)}
     before = [[place[i] for i in m.after if i in place] for m in members]
     after: list[list[int]] = [[] for _ in members]
