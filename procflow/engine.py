@@ -35,6 +35,9 @@ COMMIT_MOST_S = 0.5
 """... and at most this long."""
 
 
+_ORDERS = (Release, Kill)
+
+
 class Journal(Protocol):
     """What the engine needs of a store."""
 
@@ -98,6 +101,8 @@ class Engine:
         self.scheduler = scheduler
         self.failed_observers: list[tuple[Observer, Exception]] = []
         self._executors = executors
+        self._queues = cast(Mapping[str, Queueing], executors)
+        """The same, for attempts that are to wait there."""
         self._waiter = waiter
         self._journal = journal
         self._observers = list(observers)
@@ -107,6 +112,7 @@ class Engine:
         self._free = free
         self._unneeded: list[Stored] = []
         self._recorded = 0
+        self._noted = 0
         self._durable = 0
         self._commit_at: float | None = None
         self._commit_gap_s = COMMIT_S
@@ -174,16 +180,17 @@ class Engine:
                     events = []
                 if action.after > self._durable:
                     self._settle_debt()
-                else:
+                elif self._noted != self._recorded:
                     # A kill from here on costs what runs, not what was received.
                     self._journal.note()
+                    self._noted = self._recorded
                 self._submit(action)
+            elif not isinstance(action, _ORDERS):
+                events.append(action)
             elif isinstance(action, Release):
                 self._unneeded.extend(action.files)
-            elif isinstance(action, Kill):
-                self._executors[action.executor].kill(action.key, action.cause, action.grace_s)
             else:
-                events.append(action)
+                self._executors[action.executor].kill(action.key, action.cause, action.grace_s)
         if events:
             self._record(events)
 
@@ -202,14 +209,13 @@ class Engine:
         if self._memory is not None and submit.memory_bytes is not None:
             self._memory.expect(submit.memory_bytes)
         fp("engine.submit")
-        executor = self._executors[unit.executor]
         submit.about = (
             unit.path, unit.label, item, submit.number, unit.executor, submit.role, self.scheduler.began
         )  # fmt: skip
         if submit.behind:
-            cast(Queueing, executor).queue(submit)
+            self._queues[unit.executor].queue(submit)
         else:
-            executor.submit(submit)
+            self._executors[unit.executor].submit(submit)
 
     def _settle_debt(self) -> None:
         """Make everything recorded so far durable; observers hear of it in the next turn."""

@@ -22,7 +22,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Iterable, Mapping
 
-from procflow.attempt import Failed, Lost, Outcome, Returned, Skipped, Started, Succeeded
+from procflow.attempt import Failed, Lost, Outcome, Progressed, Returned, Skipped, Started, Succeeded
 from procflow.call import Reducer
 from procflow.events import (
     RunStarted,
@@ -36,8 +36,8 @@ from procflow.scheduling.ending import Endings
 __all__ = ["Scheduler"]
 
 Input = Outcome | Tick | StopAsked | Measured
-_ELSE = (Tick, StopAsked, Measured)
 _ENDS = (Succeeded, Skipped, Failed, Lost)
+_SIGNS = (Started, Progressed, Returned)
 
 
 class Scheduler(Endings):
@@ -68,41 +68,46 @@ class Scheduler(Endings):
         self._now = now
         self._at = now - self.began
         for outcome in outcomes:
-            if isinstance(outcome, _ELSE):
-                self._hear_else(outcome)
+            if isinstance(outcome, _ENDS):
+                self._hear_end(outcome)
+            elif isinstance(outcome, _SIGNS):
+                self._hear_sign(outcome)
             else:
-                self._hear(outcome)
+                self._hear_else(outcome)
             if self._settling:
                 self._drain()
         return self._turn()
 
-    def _hear(self, outcome: Outcome) -> None:
-        """What comes from an executor."""
-        key = outcome.key
-        task = self.running.get(key)
-        queued = task is None
-        if task is None:
-            task = self.queued.get(key)
+    def _hear_end(self, outcome: Succeeded | Skipped | Failed | Lost) -> None:
+        """An attempt is over; one that was queued may end without a sign that it began."""
+        task = self.running.pop(outcome.key, None)
+        if task is not None:
+            self._give_back(task, task.scope)
+        else:
+            task = self.queued.pop(outcome.key, None)
             if task is None:
                 self.late += 1
                 return
-        if isinstance(outcome, _ENDS):
-            if queued:
-                self._came_and_went(task)
-            else:
-                del self.running[key]
-                self._give_back(task, task.scope)
-            self._ended(task, outcome)
-        elif isinstance(outcome, Returned):
-            assert queued, "what has begun can't be given back"
-            self._came_back(task)
+            self._came_and_went(task)
+        self._ended(task, outcome)
+
+    def _hear_sign(self, sign: Started | Returned | Progressed) -> None:
+        """An attempt that was queued begins or is given back; one that runs is alive."""
+        task = self.running.get(sign.key)
+        if task is None:
+            task = self.queued.pop(sign.key, None)
+            if task is None:
+                self.late += 1
+                return
+            if isinstance(sign, Returned):
+                self._came_back(task)
+                return
+            self._turn_came(task)
+        if isinstance(sign, Started):
+            self._set_clocks(task)
         else:
-            if queued:
-                self._turn_came(task)
-            if isinstance(outcome, Started):
-                self._set_clocks(task)
-            else:
-                self._progressed(task, outcome)
+            assert isinstance(sign, Progressed), "what has begun can't be given back"
+            self._progressed(task, sign)
 
     def _hear_else(self, heard: Tick | StopAsked | Measured) -> None:
         """What does not come from an executor."""

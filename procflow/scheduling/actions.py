@@ -8,16 +8,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from procflow.attempt import Attempt, Cause
+from procflow.attempt import Attempt, Cause, Items
 from procflow.events import Event, Role
 from procflow.graph import TaskUnit
 from procflow.passive import passive
-from procflow.ref import Stored
+from procflow.ref import Ref, Stored
 
 __all__ = ["Action", "Kill", "Measured", "Release", "Stall", "StopAsked", "Submit", "Tick"]
 
 
-@dataclass(slots=True, eq=False, kw_only=True)
+@dataclass(slots=True, eq=False, init=False, kw_only=True)
 class Submit(Attempt):
     """Hand this attempt to the executor of its unit; the engine gives it a log.
 
@@ -28,8 +28,20 @@ class Submit(Attempt):
 
     unit: TaskUnit
     after: int
-    role: Role = "member"
-    behind: bool = False
+    role: Role
+    behind: bool
+
+    def __init__(
+        self, key: int, unit: TaskUnit, number: int, after: int, values: Mapping[str, Ref], items: Items | None,
+        labels: tuple[str, ...], report_each: bool, memory_bytes: int | None, role: Role, behind: bool, run_id: str,
+    ) -> None:  # fmt: skip
+        self.key, self.unit = key, unit
+        self.call, self.cpus = unit.call, unit.cpus
+        self.number, self.after = number, after
+        self.values, self.items, self.labels = values, items, labels
+        self.report_each, self.memory_bytes = report_each, memory_bytes
+        self.role, self.behind, self.run_id = role, behind, run_id
+        self.log, self.about = None, ()
 
 
 @dataclass(slots=True)

@@ -56,13 +56,11 @@ class Queueing(Starting):
 
     def _turn_came(self, task: TaskRun) -> None:
         """A queued task has begun."""
-        del self.queued[task.key]
         self.ready.hand_over(task)
         self._began_now(task)
 
     def _came_and_went(self, task: TaskRun) -> None:
         """A queued task has begun and is over: the core that it took and gave back since was nobody else's."""
-        del self.queued[task.key]
         self._tell_begin(task)
         self.ready.leave(task)
         self._leave(task.scope)
@@ -70,7 +68,6 @@ class Queueing(Starting):
     def _came_back(self, task: TaskRun) -> None:
         """The queued task never began: it is ready again, or no longer wanted."""
         scope = task.scope
-        del self.queued[task.key]
         task.doomed = None
         task.number -= 1
         self.ready.leave(task)

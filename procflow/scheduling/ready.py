@@ -61,12 +61,6 @@ class Budget:
             for name, amount in unit.resources.items():
                 self.resources[name] += sign * amount
 
-    def change_memory(self, task: TaskRun, sign: int) -> None:
-        """Take (-1) or give back (+1) its memory alone: all that a queued task holds."""
-        wanted = task.reserved_bytes
-        if wanted is not None and self.memory_bytes is not None:
-            self.memory_bytes += sign * wanted
-
 
 class _Rate:
     """The last starts that a rate counts."""
@@ -296,7 +290,9 @@ class Ready:
 
     def leave(self, task: TaskRun) -> None:
         """The task is queued no more: it holds nothing."""
-        self.budget.change_memory(task, +1)
+        budget, held = self.budget, task.reserved_bytes
+        if held is not None and budget.memory_bytes is not None:
+            budget.memory_bytes += held
 
     def hand_over(self, task: TaskRun) -> None:
         """The queued task takes the core that the one before it has just given back; its memory it holds already."""

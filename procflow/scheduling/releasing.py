@@ -29,24 +29,25 @@ class Releasing(Turn):
 
     _reads: Reads | None = None
 
-    def _let_go_of(self, run: TaskRun | ScopeRun) -> None:
-        """A member has settled: note whether it is done with what it reads, and let go what only it needed."""
+    def _let_go_of(self, run: ScopeRun) -> None:
+        """A block has settled: note whether it is done with what it reads, and let go what only it needed."""
         scope = run.scope
-        if isinstance(run, TaskRun):
-            run.clean = run.state == "succeeded" or run.declined
-        else:
-            run.clean = _is_clean(run)
-            if scope is None:
-                return
-            if run.clean and run.state == "succeeded":
-                self._release_inside(run)
-            elif not run.clean and isinstance(scope, MapRun):
-                scope.unclean = True
+        run.clean = _is_clean(run)
+        if scope is None:
+            return
+        if run.clean and run.state == "succeeded":
+            self._release_inside(run)
+        elif not run.clean and isinstance(scope, MapRun):
+            scope.unclean = True
         if scope is self.root:
-            if run.state == "succeeded" and run.published:
-                self._note_values(run)
-            if run.clean and self._waiting_for:
-                self._reader_done(run)
+            self._values_of_top(run)
+
+    def _values_of_top(self, run: TaskRun | ScopeRun) -> None:
+        """A member of the top block has settled: keep account of its values, and of those that it has read."""
+        if run.state == "succeeded" and run.published:
+            self._note_values(run)
+        if run.clean and self._waiting_for:
+            self._reader_done(run)
 
     def _release_inside(self, scope: ScopeRun) -> None:
         """What the block's members published and the block does not hand on; a map's items."""

@@ -83,13 +83,14 @@ class Scopes(ItemRules):
         self.failures += more
 
     def _instantiate(self, scope: ScopeRun) -> None:
-        for unit in scope.unit.members:
-            seq = self._next_seq()
+        members = scope.members
+        for seq, unit in enumerate(scope.unit.members, self._seq + 1):
             if isinstance(unit, TaskUnit):
-                scope.members.append(TaskRun(unit, scope, seq))
+                members.append(TaskRun(unit, scope, seq))
             else:
                 assert isinstance(unit, ScopeUnit)
-                scope.members.append(instantiate(unit, scope, seq, scope.labels))
+                members.append(instantiate(unit, scope, seq, scope.labels))
+        self._seq += len(members)
 
     def _renew(self, scope: ScopeRun) -> None:
         """A block runs again: what did not succeed waits anew."""
@@ -227,10 +228,13 @@ class Scopes(ItemRules):
         settling = self._settling
         while settling:
             run = settling.popleft()
-            self._let_go_of(run)
             if isinstance(run, TaskRun):
+                run.clean = run.state == "succeeded" or run.declined
+                if run.scope is self.root:
+                    self._values_of_top(run)
                 self._member_settled(run.scope, run)
                 continue
+            self._let_go_of(run)
             scope = run.scope
             if scope is None:
                 self._top_over(run)

@@ -112,8 +112,8 @@ class Starting(Keeping):
         each = task.items is not None and (unit.timeout_s is not None or unit.idle_timeout_s is not None)
         self._actions.append(
             Submit(
-                task.key, call, task.number, read, task.items, scope.labels, unit.cpus, task.memory_bytes, each,
-                self.run_id, unit=unit, after=task.after, role=task.role, behind=behind,
+                task.key, unit, task.number, task.after, read, task.items, scope.labels, each, task.memory_bytes,
+                task.role, behind, self.run_id,
             )
         )  # fmt: skip
         if behind:
