@@ -7,8 +7,9 @@ sets each field through ``object.__setattr__``, which makes a record of thirty f
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import fields
-from functools import lru_cache, partial
+from dataclasses import dataclass, fields
+from functools import cache, lru_cache, partial
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 __all__ = ["alike", "changed", "passive"]
@@ -18,11 +19,42 @@ _Record = TypeVar("_Record")
 if TYPE_CHECKING:
     from dataclasses import dataclass as passive
 else:
-    from dataclasses import dataclass
 
     def passive(*, frozen=True, **options):
         """``dataclass(frozen=True, ...)`` for the type checker, with the same equality and hash but no guard at run time."""
-        return dataclass(unsafe_hash=frozen, **options)
+
+        def made(cls):
+            # ``dataclass`` compiles each of these from text, and a run would wait for some hundred of them at its start.
+            for name, method in _METHODS.items():
+                if name not in cls.__dict__:
+                    setattr(cls, name, method)
+            return dataclass(repr=False, eq=False, **options)(cls)
+
+        return made
+
+
+def _repr(self: Any) -> str:
+    told = ", ".join([f"{field.name}={getattr(self, field.name)!r}" for field in fields(self) if field.repr])
+    return f"{type(self).__qualname__}({told})"
+
+
+def _eq(self: Any, other: Any) -> Any:
+    kind: Any = self.__class__
+    return _compared(kind)(self) == _compared(kind)(other) if other.__class__ is kind else NotImplemented
+
+
+def _hash(self: Any) -> int:
+    return hash(_compared(self.__class__)(self))
+
+
+_METHODS: dict[str, Any] = {"__repr__": _repr, "__eq__": _eq, "__hash__": _hash}
+
+
+@cache
+def _compared(kind: Any) -> Callable[[Any], Any]:
+    """Reads the fields that equality and hash look at."""
+    names = [field.name for field in fields(kind) if field.compare]
+    return attrgetter(*names) if names else lambda _: ()
 
 
 def changed(record: _Record, **values: Any) -> _Record:
