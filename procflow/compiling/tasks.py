@@ -46,8 +46,10 @@ T = TypeVar("T")
 
 
 def leaf(build: Build, setting: Setting, step: AnyStep, seat: Seat, scope: Scope, face: Face) -> TaskUnit:
-    """The task of a declared leaf step."""
-    bind = Binder(build, scope, seat["loc"])
+    """The task of a declared leaf step; ``scope`` is that of its block."""
+    if isinstance(step, Transform) and step.model_fields_set <= _PLAIN and not setting.defaults.cache:
+        return _plain(build, setting, step, seat, face)
+    bind = Binder(build, scope.view(seat["name"]), seat["loc"])
     when, constants = bind.condition(step.when) if step.when is not None else (None, NOTHING)
     common: Common = {
         "path": seat["path"], "name": seat["name"], "outputs": "*" if face.is_open else face.writes, "when": when,
@@ -58,6 +60,19 @@ def leaf(build: Build, setting: Setting, step: AnyStep, seat: Seat, scope: Scope
         call = with_files(asking.call_of(step, common, bind, setting.declared), step, bind)
         return asking.equipped(setting, step, limited(build, setting, step, seat, call, writes))
     return limited(build, setting, step, seat, with_files(call_of(step, common, bind), step, bind), writes)
+
+
+_PLAIN = frozenset({"name", "type", "function", "description", "enabled"})
+
+
+def _plain(build: Build, setting: Setting, step: Transform, seat: Seat, face: Face) -> TaskUnit:
+    """The task of a step that says nothing but its name and what it calls: there is nothing to bind and nothing to look up."""
+    build.executors.add(setting.executor)
+    call = StepCall(
+        "transform", seat["path"], seat["name"], step.function, (), NOTHING, face.writes, NOTHING, None, NOTHING,
+        NOTHING, setting.folder, None, setting.state or NOTHING,
+    )  # fmt: skip
+    return _task(build, setting, step, seat, call, (), face.writes, setting.executor)
 
 
 def with_files(call: StepCall, step: AnyStep, bind: Binder) -> StepCall:
@@ -82,7 +97,13 @@ def limited(
     elif step.cache or (step.cache is None and setting.defaults.cache):
         named = step.outputs if isinstance(step.outputs, tuple) else ()
         build.cached[seat["label"]] = (*named, *(name for name in (step.output, step.name) if name is not None))
-    reads, executor = _reads(call), executor_of(build, setting, step)
+    return _task(build, setting, step, seat, call, _reads(call), writes, executor_of(build, setting, step))
+
+
+def _task(
+    build: Build, setting: Setting, step: AnyStep, seat: Seat, call: StepCall, reads: tuple[str, ...],
+    writes: tuple[str, ...] | None, executor: str,
+) -> TaskUnit:  # fmt: skip
     if not step.model_fields_set.isdisjoint(_LIMITING):
         return TaskUnit(
             **seat, **_limits_of(setting, step), reads=reads, writes=writes, call=call, executor=executor
