@@ -7,6 +7,7 @@ here, so that no setting is ever parsed and then ignored. What comes from ``defa
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterator, Mapping
+from functools import cache
 from typing import Any
 
 from procflow.compiling.build import placed
@@ -62,7 +63,7 @@ def check(
                 problems.append(problem)
             if call.transient:
                 problems += _transient(unit)
-            if unit.grace_declared or not unit.timeout_s is unit.idle_timeout_s is unit.timeout_share is None:
+            if not _can(unit.executor, "kill"):
                 problems += _clocks(unit, graph)
             if unit.memory_bytes is not None:
                 problems += _memory(unit, graph)
@@ -190,11 +191,18 @@ def _transient(unit: TaskUnit) -> Iterator[Problem]:
 
 def _is_plain(tree: Any) -> bool:
     """Whether this is made of what a file can hold, which pickles for sure."""
+    if tree is None or isinstance(tree, (str, int, float, range)):
+        return True
     if isinstance(tree, dict):
         return all(map(_is_plain, tree.values()))
     if isinstance(tree, (list, tuple)):
         return all(map(_is_plain, tree))
-    return tree is None or isinstance(tree, (str, int, float, range)) or type(tree).__module__ == "procflow.call"
+    return type(tree).__module__ == "procflow.call"
+
+
+@cache
+def _can(executor: str, capability: Capability) -> bool:
+    return capability in capabilities_of(executor)
 
 
 def _clocks(unit: TaskUnit, graph: TaskGraph) -> Iterator[Problem]:
@@ -221,7 +229,7 @@ def _memory(unit: TaskUnit, graph: TaskGraph) -> Iterator[Problem]:
 
 
 def _cannot(what: str, loc: Loc, executor: str, capability: Capability) -> Iterator[Problem]:
-    if capability not in capabilities_of(executor):
+    if not _can(executor, capability):
         yield Problem(
             f"{what}, and executor {executor} can't {CAPABILITIES[capability]}", loc,
             f"run it with executor: processes, or leave out {loc[-1]}",

@@ -77,6 +77,26 @@ def test_a_field_that_is_not_there_is_refused() -> None:
         alike(Passive(), "a", "nothing_of_that_name")
 
 
+def test_what_a_passive_record_says_itself_stays() -> None:
+    @passive(frozen=True, slots=True)
+    class Told:
+        a: int = 0
+        secret: str = field(default="x", repr=False)
+
+        def __repr__(self) -> str:
+            return "told"
+
+    @passive(frozen=True, slots=True)
+    class Under(Told):
+        pass
+
+    assert repr(Told()) == "told"
+    assert repr(Under(3)).endswith("Under(a=3)")
+    assert Told(1) == Told(1) != Told(1, "y")
+    assert Told(1) != Under(1)
+    assert hash(Told(1)) == hash(Told(1))
+
+
 def test_only_the_guard_at_run_time_is_left_out() -> None:
     record = Passive(a=1)
     record.a = 2  # type: ignore[misc]

@@ -149,9 +149,9 @@ def _check_names(build: Build, block: subpipelines.Members, names: list[str], fa
 
 def _unit(build: Build, setting: Setting, step: AnyStep, seat: Seat, scope: Scope, face: Face) -> Unit:
     """The unit of one declared step; ``scope`` is that of the block in which it stands."""
-    scope = scope.view(seat["name"])
     if isinstance(step, LEAVES):
         return leaf(build, setting, step, seat, scope, face)
+    scope = scope.view(seat["name"])
     if isinstance(step, Subpipeline):
         return subpipelines.subpipeline(build, setting, step, seat, scope, face, members)
     if isinstance(step, Map):

@@ -135,8 +135,8 @@ class Build:
     surfaces: Surfaces = field(default_factory=Surfaces)
     secrets: set[str] = field(default_factory=set)
     installed: Installed | None = None
-    tasks: dict[int, tuple[Setting, Callable[..., TaskUnit]]] = field(default_factory=dict)
-    """What makes the tasks of steps that declare no limits, by identity of the setting that they inherit."""
+    tasks: dict[tuple[int, object], tuple[Setting, Callable[..., TaskUnit]]] = field(default_factory=dict)
+    """What makes the tasks of steps with the same limits, by identity of the setting that they inherit and what they declare."""
     transient: bool = False
     """Whether any step is transient."""
     cached: dict[str, tuple[str, ...]] = field(default_factory=dict)

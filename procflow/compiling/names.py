@@ -177,7 +177,13 @@ class Scope:
 
     def has(self, name: str) -> bool:
         """Whether a value of this name is sure to be declared here."""
-        return any(layer.names.get(name, viewer) != viewer for layer, viewer in self._layers())
+        scope: Scope | None = self
+        viewer: str | None = None
+        while scope is not None:
+            if scope.names.get(name, viewer) != viewer:
+                return True
+            viewer, scope = scope.viewer, scope.outer
+        return False
 
     @property
     def is_open(self) -> bool:

@@ -22,6 +22,7 @@ from procflow.model import (  # isort: skip
 
 __all__ = [
     "LEAVES",
+    "PLAIN",
     "ROOTS",
     "Face",
     "Shown",
@@ -46,6 +47,10 @@ ROOTS = ("params", "env", "run", SECRETS)
 
 LEAVES = (Transform, Shell, Merge, Split, Query, UseSkill, Rest)
 """The kinds of steps that hold none and read no file, the most frequent first: a question for these is answered at once."""
+
+
+PLAIN = frozenset({"name", "type", "function", "description", "enabled"})
+"""What a step says that refers to nothing and limits nothing."""
 
 
 @passive(frozen=True, slots=True)
@@ -141,9 +146,13 @@ class Surfaces:
 
     def reads(self, step: AnyStep) -> tuple[Lookup, ...]:
         """The values that the step and all inside it need from outside, one lookup each."""
+        if step.model_fields_set <= PLAIN and isinstance(step, Transform):
+            return ()
         known = self._reads.get(id(step))
         if known is None:
-            found = [*self._own_reads(step), *self._reads_below(step)]
+            found = [*self._own_reads(step)]
+            if not isinstance(step, LEAVES):
+                found += self._reads_below(step)
             unique = {(lookup.name, is_output(lookup)): lookup for lookup in found if lookup.name not in ROOTS}
             known = self._reads[id(step)] = (step, tuple(unique.values()))
         return known[1]
@@ -291,16 +300,16 @@ def _asked(step: Query | Rest) -> Iterator[tuple[Loc, Any]]:
 
 def input_tree(inputs: tuple[Any, ...] | dict[str, Any]) -> Any:
     """Inputs as an argument tree: a bare string is the name of a value."""
+    if not inputs:
+        return inputs
     if isinstance(inputs, dict):
         return {key: as_reference(value) for key, value in inputs.items()}
-    return tuple(as_reference(value) for value in inputs)
+    return tuple([as_reference(value) for value in inputs])
 
 
 def as_reference(value: Any) -> Any:
-    """``rows`` as ``${rows}``; text that already holds a reference and other constants as they are."""
-    if isinstance(value, str) and "${" not in value:
-        return "${" + value + "}"
-    return value
+    """``rows`` as ``${rows}``, parsed; text that already holds a reference and other constants as they are."""
+    return Lookup(value) if isinstance(value, str) and "${" not in value else value
 
 
 def deepest(pipeline: Pipeline, most: int) -> Loc | None:

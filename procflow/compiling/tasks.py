@@ -6,6 +6,7 @@ Here the defaults of the file come under the keys of the step.
 from __future__ import annotations
 
 from dataclasses import replace
+from operator import attrgetter
 from typing import Literal, TypeVar
 
 from procflow.call import INDEX, NOTHING, StepCall
@@ -13,7 +14,7 @@ from procflow.compiling import asking, condition, template
 from procflow.compiling.build import Binder, Build, Limits, Seat, Setting
 from procflow.compiling.leaves import Common, call_of
 from procflow.compiling.names import Scope
-from procflow.compiling.surface import ROOTS, Face
+from procflow.compiling.surface import PLAIN, ROOTS, Face
 from procflow.graph import RetrySpec, TaskUnit
 from procflow.model import AnyStep, Defaults, Merge, Pipeline, Query, Rest, Retry, Shell, Split, Transform, UseSkill
 from procflow.passive import alike
@@ -46,8 +47,10 @@ T = TypeVar("T")
 
 
 def leaf(build: Build, setting: Setting, step: AnyStep, seat: Seat, scope: Scope, face: Face) -> TaskUnit:
-    """The task of a declared leaf step."""
-    bind = Binder(build, scope, seat["loc"])
+    """The task of a declared leaf step; ``scope`` is that of its block."""
+    if isinstance(step, Transform) and step.model_fields_set <= PLAIN and not setting.defaults.cache:
+        return _plain(build, setting, step, seat, face)
+    bind = Binder(build, scope.view(seat["name"]), seat["loc"])
     when, constants = bind.condition(step.when) if step.when is not None else (None, NOTHING)
     common: Common = {
         "path": seat["path"], "name": seat["name"], "outputs": "*" if face.is_open else face.writes, "when": when,
@@ -58,6 +61,16 @@ def leaf(build: Build, setting: Setting, step: AnyStep, seat: Seat, scope: Scope
         call = with_files(asking.call_of(step, common, bind, setting.declared), step, bind)
         return asking.equipped(setting, step, limited(build, setting, step, seat, call, writes))
     return limited(build, setting, step, seat, with_files(call_of(step, common, bind), step, bind), writes)
+
+
+def _plain(build: Build, setting: Setting, step: Transform, seat: Seat, face: Face) -> TaskUnit:
+    """The task of a step that says nothing but its name and what it calls: there is nothing to bind and nothing to look up."""
+    build.executors.add(setting.executor)
+    call = StepCall(
+        "transform", seat["path"], seat["name"], step.function, (), NOTHING, face.writes, NOTHING, None, NOTHING,
+        NOTHING, setting.folder, None, setting.state or NOTHING,
+    )  # fmt: skip
+    return _task(build, setting, step, seat, call, (), face.writes, setting.executor)
 
 
 def with_files(call: StepCall, step: AnyStep, bind: Binder) -> StepCall:
@@ -82,16 +95,24 @@ def limited(
     elif step.cache or (step.cache is None and setting.defaults.cache):
         named = step.outputs if isinstance(step.outputs, tuple) else ()
         build.cached[seat["label"]] = (*named, *(name for name in (step.output, step.name) if name is not None))
-    reads, executor = _reads(call), executor_of(build, setting, step)
-    if not step.model_fields_set.isdisjoint(_LIMITING):
+    return _task(build, setting, step, seat, call, _reads(call), writes, executor_of(build, setting, step))
+
+
+def _task(
+    build: Build, setting: Setting, step: AnyStep, seat: Seat, call: StepCall, reads: tuple[str, ...],
+    writes: tuple[str, ...] | None, executor: str,
+) -> TaskUnit:  # fmt: skip
+    given = step.model_fields_set
+    if step.resources:
         return TaskUnit(
             **seat, **_limits_of(setting, step), reads=reads, writes=writes, call=call, executor=executor
         )  # fmt: skip
-    known = build.tasks.get(id(setting))
+    said = None if given.isdisjoint(_LIMITING) else ("cpus" in given, *_limiting(step))
+    known = build.tasks.get((id(setting), said))
     if known is None:
         first = TaskUnit(**seat, **_limits_of(setting, step), call=call, executor=executor)
         # The setting is kept with its answer, so that its id can't go to another.
-        known = build.tasks[id(setting)] = (setting, alike(first, *_OWN))
+        known = build.tasks[id(setting), said] = (setting, alike(first, *_OWN))
     return known[1](
         seat["index"], seat["name"], seat["path"], seat["label"], seat["loc"], seat["after"], seat["strict"],
         seat["priority"], reads, writes, call, executor,
@@ -105,8 +126,9 @@ _OWN = (
 
 
 _DEFAULTED = ("cpus", "memory", "timeout", "idle_timeout", "kill_grace")
-_LIMITING = frozenset({*_DEFAULTED, "retry", "retries", "on_error", "rate_limit", "resources"})
-"""Keys of a step that ``_limits_of`` looks at: all without them have the same limits."""
+_LIMITING = (*_DEFAULTED, "retry", "retries", "on_error", "rate_limit")
+"""Keys of a step that ``_limits_of`` looks at, besides ``resources``: all that say the same there have the same limits."""
+_limiting = attrgetter(*_LIMITING)
 
 
 def _limits_of(setting: Setting, step: AnyStep) -> Limits:
@@ -226,11 +248,7 @@ def _reads(call: StepCall) -> tuple[str, ...]:
     """Names that the call looks up, without those that the item of a map provides."""
     if not (call.args or call.kwargs or call.options or call.params or call.when):
         return ()
-    names: dict[str, None] = {}
-    for tree in (call.args, call.kwargs, call.options, call.params):
-        if tree:
-            found = template.lookups(tree if isinstance(tree, tuple) else dict(tree))
-            names.update((lookup.name, None) for _, lookup in found)
+    names = template.names_of((call.args, call.kwargs, call.options, call.params))
     if call.when is not None:
         names.update((lookup.name, None) for lookup in condition.parse(call.when).lookups)
     own: tuple[str | None, ...] = (*ROOTS, call.item_name, INDEX) if call.item_name is not None else ROOTS

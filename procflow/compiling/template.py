@@ -7,7 +7,7 @@ expression: nothing here evaluates, calls or imports anything. Pure: no clock, n
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ __all__ = [
     "fill",
     "follow",
     "lookups",
+    "names_of",
     "parse",
     "parse_reference",
     "replace",
@@ -64,8 +65,16 @@ def parse(value: Any, loc: Loc = ()) -> Any:
     if len(loc) > MAX_DEPTH + 8:
         raise TemplateError(f"nested deeper than {MAX_DEPTH} levels", loc[:8])
     if kind is dict:
-        return {_parse_key(key, loc): parse(member, (*loc, str(key))) for key, member in value.items()}
-    return kind(parse(member, (*loc, i)) for i, member in enumerate(value))
+        return {
+            _parse_key(key, loc): parse(member, (*loc, str(key))) if _may_refer(member) else member
+            for key, member in value.items()
+        }
+    return kind([parse(member, (*loc, i)) if _may_refer(member) else member for i, member in enumerate(value)])
+
+
+def _may_refer(value: Any) -> bool:
+    """Whether there may be something to parse: what most arguments are needs no place."""
+    return "${" in value if isinstance(value, str) else type(value) in _CONTAINERS
 
 
 def _parse_key(key: Any, loc: Loc) -> Any:
@@ -132,6 +141,25 @@ def lookups(tree: Any, loc: Loc = ()) -> Iterator[tuple[Loc, Lookup]]:
     elif kind is list or kind is tuple:
         for i, member in enumerate(tree):
             yield from lookups(member, (*loc, i))
+
+
+def names_of(trees: Iterable[Any]) -> dict[str, None]:
+    """The names that lookups of the trees begin with, in order."""
+    found: dict[str, None] = {}
+    waiting = [iter(trees)]
+    while waiting:
+        for tree in waiting[-1]:
+            kind = type(tree)
+            if kind is Lookup:
+                found[tree.name] = None
+            elif kind is Text:
+                found.update((part.name, None) for part in tree.parts if type(part) is Lookup)
+            elif kind in _CONTAINERS and tree:
+                waiting.append(iter(tree.values() if kind is dict else tree))
+                break
+        else:
+            waiting.pop()
+    return found
 
 
 def replace(tree: Any, fn: Callable[[Lookup], Any], text: Callable[[Any], str] = str) -> Any:
