@@ -11,9 +11,13 @@ import difflib
 import os
 import re
 import stat
-from collections.abc import Iterable
+import sys
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Generic, NoReturn, TypeVar
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
 
 from pydantic import ValidationError
 
@@ -32,6 +36,7 @@ MAX_FILE_BYTES = 1 << 20
 MAX_PROBLEMS = 100
 # What must not occur, part by part: Python takes ten times as long to compile the one set of what may.
 _UNPRINTABLE = re.compile("[\0-\x08\x0b-\x1f\x7f-\x84\x86-\x9f]|[\ud800-\udfff]|[\ufffe\uffff]")
+_PLUGINS = "pydantic.plugin._loader"
 
 P = TypeVar("P", bound=Pipeline)
 
@@ -117,12 +122,32 @@ def _validated(tree: Tree, source: Source, cls: type[P]) -> Loaded[P]:
         line, column = tree.spot.line, tree.spot.column
         tree.fail("a pipeline is a mapping with name and steps", line, column, "write name: ... and steps: ...")
     try:
-        pipeline = cls.model_validate(tree.value)
+        with _unwatched():
+            pipeline = cls.model_validate(tree.value)
     except ValidationError as error:
         raise PipelineError(source.told(_explained(faults(error, cls), tree.problems, source))) from None
     if tree.problems:
         raise PipelineError(_explained([], tree.problems, source))
     return Loaded(pipeline, source)
+
+
+@contextmanager
+def _unwatched() -> Iterator[None]:
+    """Around the building of our own validators: pydantic does not look for plugins that would watch them.
+
+    It would load ``importlib.metadata`` and read the entry points of all that is installed: a tenth of what a run of one
+    step takes. Models of others find their plugins as ever, so where threads might build some just now nothing is done.
+    """
+    if _PLUGINS in sys.modules or threading.active_count() > 1:
+        yield
+        return
+    none: Any = ModuleType(_PLUGINS)
+    none.get_plugins = tuple
+    sys.modules[_PLUGINS] = none
+    try:
+        yield
+    finally:
+        del sys.modules[_PLUGINS]
 
 
 def _head(text: str, tree: Tree) -> str:

@@ -166,7 +166,7 @@ def test_help_loads_nothing_of_weight() -> None:
         "multiprocessing",
     }
     assert {name for name in loaded if name.startswith("procflow.")} == {
-        "procflow.cli", "procflow.cli.output", "procflow.errors", "procflow.plaintext",
+        "procflow.cli", "procflow.cli.output", "procflow.errors", "procflow.passive", "procflow.plaintext",
     }  # fmt: skip
 
 

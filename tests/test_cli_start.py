@@ -113,3 +113,20 @@ def test_completion_is_for_the_command_and_completes(tmp_path: Path) -> None:
     )  # fmt: skip
     found = {line.partition(",")[2] for line in done.stdout.splitlines()}
     assert found == {name for name in COMMANDS if name.startswith("re")}
+
+
+@pytest.mark.parametrize("arguments", [["run", "one.yaml"], ["run", "one.yaml", "--executor", "inline"], ["--version"]])
+def test_what_others_registered_for_the_end_of_the_process_is_done(tmp_path: Path, arguments: list[str]) -> None:
+    (tmp_path / "one.yaml").write_text(
+        "name: p\nshow: [a]\nsteps: [{type: transform, name: a, function: 'os:getpid'}]\n"
+    )
+    script = (
+        "import atexit, sys\natexit.register(lambda: print('the end'))\n"
+        f"sys.argv = ['procflow', *{arguments!r}]\nfrom procflow.cli import main\nmain()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**os.environ, "PYTHONPATH": ROOT}, capture_output=True, text=True, timeout=LONG_S, check=True,
+    )  # fmt: skip
+    assert len(done.stdout.splitlines()) == 2
+    assert done.stdout.endswith("\nthe end\n")

@@ -70,6 +70,24 @@ def test_a_run_that_begins_anew_loads_nothing_of_resuming_but_fingerprints(tmp_p
     text = "name: one\nsteps: [{type: transform, name: nothing, function: 'one:nothing'}]\n"
     (tmp_path / "one.yaml").write_text(text)
     run = command("run", str(tmp_path / "one.yaml"), "--quiet", "--state-dir", str(tmp_path / "state"))
-    names = ("storing.journal_kept", "resuming.kept_files")
-    script = run + f"loaded = [n for n in {names!r} if 'procflow.' + n in sys.modules]\nassert not loaded, loaded\n"
+    names = ("procflow.storing.journal_kept", "procflow.resuming.kept_files", "importlib.metadata", "email", "asyncio")
+    script = run + f"loaded = [n for n in {names!r} if n in sys.modules]\nassert not loaded, loaded\n"
     loaded_by(script)
+
+
+MODEL = "import pydantic\nclass Theirs(pydantic.BaseModel):\n    x: int\n"
+LOOKED = "from pydantic.plugin import _loader\nassert _loader._plugins is not None, 'plugins were not looked for'\n"
+
+
+def test_loading_a_file_looks_for_no_plugins_of_pydantic(tmp_path: Path) -> None:
+    (tmp_path / "one.yaml").write_text("name: one\nsteps: [{type: transform, name: a, function: 'os:getpid'}]\n")
+    load = f"from procflow.loader import load_pipeline\nload_pipeline({str(tmp_path / 'one.yaml')!r})\n"
+    without = "assert not {'importlib.metadata', 'pydantic.plugin._loader'} & set(sys.modules)\n"
+    loaded_by(load + without + MODEL + "Theirs(x=1)\n" + LOOKED)
+
+
+def test_a_file_that_is_refused_leaves_others_their_plugins(tmp_path: Path) -> None:
+    (tmp_path / "bad.yaml").write_text("name: one\nsteps: [{type: transform, name: a}]\n")
+    load = f"from procflow.loader import load_pipeline\ntry:\n    load_pipeline({str(tmp_path / 'bad.yaml')!r})\n"
+    load += "except Exception as error:\n    assert 'function' in str(error), error\nelse:\n    raise AssertionError\n"
+    loaded_by(load + MODEL + "Theirs(x=1)\n" + LOOKED)

@@ -7,8 +7,11 @@ the command itself says otherwise. It never knows what a command does.
 
 from __future__ import annotations
 
+import atexit
 import importlib
+import os
 import sys
+import threading
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
@@ -152,5 +155,23 @@ def main(prog_name: str = "procflow") -> NoReturn:
     """The ``procflow`` command."""
     from procflow.working.garbage import quick_command
 
-    with quick_command():
-        cli.main(prog_name=prog_name)
+    try:
+        with quick_command():
+            cli.main(prog_name=prog_name)
+    except SystemExit as end:
+        _leave(end.code)
+
+
+def _leave(code: Any) -> NoReturn:
+    """End the process. Taking hundreds of modules apart, one by one, takes longer than most commands' work.
+
+    So that is left out where nothing can depend on it: no step and no thread has run here, and nobody watches.
+    """
+    from procflow.working.garbage import a_step_ran_here
+
+    watched = sys.gettrace() or sys.getprofile() or sys.flags.inspect
+    if watched or a_step_ran_here() or threading.active_count() > 1 or not isinstance(code, int):
+        sys.exit(code)
+    atexit._run_exitfuncs()
+    output.finish()
+    os._exit(code)

@@ -14,7 +14,6 @@ from __future__ import annotations
 import os
 import sys
 from functools import lru_cache, partial
-from importlib import metadata
 from types import BuiltinFunctionType, CodeType, FunctionType, MethodType
 from typing import Any
 
@@ -150,6 +149,8 @@ def _version(module: str) -> bytes:
     top = module.partition(".")[0]
     if top in sys.stdlib_module_names or top == "__main__":
         return b""
+    from importlib import metadata
+
     try:
         return f"{top} {metadata.version(top).partition('.')[0]}".encode()
     except metadata.PackageNotFoundError:

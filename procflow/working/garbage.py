@@ -13,8 +13,9 @@ import gc
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
-__all__ = ["RECORDS_ONLY", "few_collections", "quick_command", "spared"]
+__all__ = ["RECORDS_ONLY", "a_step_ran_here", "few_collections", "quick_command", "spared"]
 
 THRESHOLD = (50_000, 20, 50)
 RECORDS_ONLY = (500_000, 20, 50)
@@ -55,6 +56,11 @@ def quick_command() -> Iterator[None]:
     try:
         yield
     finally:
-        if "procflow.working.perform" not in sys.modules:
-            # No step has run here.
+        if not a_step_ran_here():
             spared()
+
+
+def a_step_ran_here() -> bool:
+    """Whether this process itself has run a step: then objects of the user's may be here."""
+    perform: Any = sys.modules.get("procflow.working.perform")
+    return perform is not None and bool(perform.loaded_kinds())

@@ -30,7 +30,7 @@ from procflow.ref import Ref
 from procflow.values import objects
 from procflow.working import changes, functions, pages
 
-__all__ = ["OutputError", "Values", "perform", "publish"]
+__all__ = ["OutputError", "Values", "loaded_kinds", "perform", "publish"]
 
 REPORT_INTERVAL_S = 0.5
 """A map reports what it has after this time, so that a worker's death costs little."""
@@ -142,6 +142,11 @@ def perform(
         step._leave(running, token)
         if transient is not None:
             transient.leave(stored)
+
+
+def loaded_kinds() -> frozenset[str]:
+    """Kinds of steps that were performed in this process."""
+    return frozenset(_kinds)
 
 
 def _load(kind: str) -> ModuleType:
