@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from procflow.attempt import Attempt
 from procflow.call import StepCall
-from procflow.executors.channel import PACKET_BYTES, WorkerEnd, packed
+from procflow.executors.channel import PACKET_BYTES, PLACES, WorkerEnd, packed
 from procflow.executors.line import FIRST, Line
 from procflow.executors.payload import Payload
 
@@ -29,32 +29,68 @@ def line() -> Iterator[Line]:
 def put(line: Line, *keys: int) -> None:
     for key in keys:
         line.waiting.append((Attempt(key, CALL), PAYLOAD))
-        assert line.send(packed((2, key)))
+        line.send([packed((2, key))])
         line.sent += 1
 
 
+def worker_of(line: Line) -> WorkerEnd:
+    return WorkerEnd(-1, os.dup(line.claim_fd), line.packets_fd)
+
+
 def test_what_the_worker_has_not_claimed_is_taken_back_and_what_it_claimed_is_not(line: Line) -> None:
-    worker = WorkerEnd(os.dup(line.far_fd), os.dup(line.far_fd))
+    worker = worker_of(line)
     put(line, 1, 2, 3)
     assert worker.claim() == (2, 1)
-    assert line.take_back() == {2, 3}
-    assert line.take_back() == set()
-    assert [attempt.key for attempt in line.forget({2, 3})] == [2, 3]
+    assert [attempt.key for attempt in line.take_back()] == [2, 3]
+    assert line.take_back() == []
     assert [attempt.key for attempt, _ in line.waiting] == [1]
     assert line.sent == 1
     worker._forsake()
 
 
-def test_a_line_that_is_hung_up_ends_the_worker_and_gives_nothing_back(line: Line) -> None:
-    worker = WorkerEnd(os.dup(line.far_fd), os.dup(line.far_fd))
-    line.hang_up()
-    assert worker.claim() is None
-    assert line.take_back() == set()
+def test_what_is_sent_behind_what_was_taken_back_is_what_the_worker_claims(line: Line) -> None:
+    worker = worker_of(line)
+    for round in range(3 * PLACES):
+        put(line, *range(100 * round, 100 * round + 5))
+        assert worker.claim() == (2, 100 * round)
+        line.waiting.popleft()
+        line.sent -= 1
+        assert len(line.take_back()) == 4
     worker._forsake()
 
 
-def test_a_line_of_the_largest_packets_is_on_its_way_at_once(line: Line) -> None:
-    assert all(line.send(bytes(PACKET_BYTES)) for _ in range(8))
+def test_what_was_to_run_first_is_not_taken_back_and_it_is_known_whether_it_began(line: Line) -> None:
+    worker = worker_of(line)
+    for claims in (True, False):
+        line.send([packed((2, 1))])
+        put(line, 2, 3)
+        if claims:
+            assert worker.claim() == (2, 1)
+        assert [attempt.key for attempt in line.take_back()] == [2, 3]
+        assert line.first_unclaimed() is not claims
+    worker._forsake()
+
+
+def test_a_line_that_is_hung_up_ends_the_worker_and_gives_nothing_back(line: Line) -> None:
+    worker = worker_of(line)
+    line.hang_up()
+    assert worker.claim() is None
+    assert line.take_back() == []
+    worker._forsake()
+
+
+def test_a_full_line_of_the_largest_packets_is_claimed_in_order(line: Line) -> None:
+    worker = worker_of(line)
+    packets = [packed((2, key, bytes(PACKET_BYTES - 20))) for key in range(line.room + 1)]
+    line.send(packets)
+    assert [worker.claim()[1] for _ in packets] == list(range(PLACES))  # type: ignore[index]
+    worker._forsake()
+
+
+def test_a_worker_can_write_neither_packets_nor_claims(line: Line) -> None:
+    for fd in (line.claim_fd, line.packets_fd):
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.write(fd, bytes(8))
 
 
 def test_what_was_not_sent_is_dropped_with_what_is_taken_back(line: Line) -> None:
@@ -63,7 +99,8 @@ def test_what_was_not_sent_is_dropped_with_what_is_taken_back(line: Line) -> Non
     assert line.unsent
     assert line.find(2) is not None
     assert line.find(3) is None
-    assert [attempt.key for attempt in line.forget(set())] == [2]
+    assert [attempt.key for attempt in line.take_back()] == [1, 2]
+    assert not line.waiting
 
 
 def heard(line: Line, pieces: list[bytes]) -> dict[int, bytes]:

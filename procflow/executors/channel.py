@@ -4,9 +4,8 @@ A frame is a fixed header (magic, crc32 of the body, length, check of both) and 
 tuples: both ends are the same interpreter, it is fast, and reading it cannot run code. This file owns framing and
 buffering. It never opens what a message carries, never starts or judges a process, and its parent end never blocks.
 
-Attempts go to the worker as packets over a second socket that keeps messages apart: reading one is claiming it. The parent
-keeps a copy of the worker's end, so that it can take back what was not claimed, even from a worker that is busy, stopped or
-dead; the kernel gives each packet to one of the two. What is too large for a packet follows on the channel.
+Attempts come to the worker as packets in memory that it shares with the parent, and are claimed by a byte of a pipe each
+(``line.py``). What is too large for a packet follows on the channel.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import marshal
+import mmap
 import operator
 import os
 import select
@@ -46,6 +46,9 @@ HEADER_BYTES = HEADER.size
 CHUNK_BYTES = 1 << 16
 PACKET_BYTES = 1 << 14
 """The largest packet."""
+PLACES = 16
+"""How many packets a line has room for: more than can be in it, so that none is written where one may still be read."""
+LINE_BYTES = PLACES * PACKET_BYTES
 PLAIN = 2
 """The version of ``marshal`` that does not look for objects that occur twice: half the time."""
 
@@ -75,8 +78,8 @@ def packed(message: Message) -> bytes:
         return _dumps(exact(message), PLAIN)
 
 
-def unpacked(packet: bytes) -> Message:
-    """The message of a packet that the other end made."""
+def unpacked(packet: bytes | memoryview) -> Message:
+    """The message of a packet that the other end made; more may follow it."""
     message: Message = _loads(packet)
     return message
 
@@ -260,12 +263,16 @@ class WorkerEnd:
     Reading has no deadline: an idle worker waits for work, and the parent's death closes the socket.
     """
 
-    def __init__(self, fd: int, packet_fd: int = -1) -> None:
+    def __init__(self, fd: int, claim_fd: int = -1, packets_fd: int = -1) -> None:
+        """``claim_fd`` and ``packets_fd`` are those of a ``Line``; the second may be closed then."""
         self.fd = fd
-        self.packet_fd = packet_fd
+        self.claim_fd = claim_fd
         poll = select.poll()
-        if packet_fd >= 0:
-            poll.register(packet_fd, select.POLLIN)
+        if claim_fd >= 0:
+            poll.register(claim_fd, select.POLLIN)
+            memory = memoryview(mmap.mmap(packets_fd, LINE_BYTES, prot=mmap.PROT_READ))
+            self._places = [memory[at : at + PACKET_BYTES] for at in range(0, LINE_BYTES, PACKET_BYTES)]
+        self._claimed = 0
         self._doze = Doze(poll.poll)
         self.inbox = Inbox()
         self._lock = threading.Lock()
@@ -282,11 +289,15 @@ class WorkerEnd:
         """The next packet; None at the end. OSError where the step closed the descriptor. ``free``: see ``Doze.wait``."""
         while True:
             try:
-                packet = os.read(self.packet_fd, CHUNK_BYTES)
-                return unpacked(packet) if packet else None
+                if not os.read(self.claim_fd, 1):
+                    return None
             except BlockingIOError:
                 # Never by a read that waits: one that is killed as it wakes up would take the packet with it.
                 self._doze.wait(None, free)
+            else:
+                place = self._places[self._claimed % PLACES]
+                self._claimed += 1
+                return unpacked(place)
 
     def receive(self) -> Message | None:
         """The next message; None at the end of the stream. OSError where the step closed the descriptor."""
@@ -318,8 +329,8 @@ class WorkerEnd:
             return 0
 
     def _forsake(self) -> None:
-        fds = self.fd, self.packet_fd
-        self.fd = self.packet_fd = -1
+        fds = self.fd, self.claim_fd
+        self.fd = self.claim_fd = -1
         self._lock = threading.Lock()
         for fd in fds:
             if fd >= 0:

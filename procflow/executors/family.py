@@ -13,7 +13,7 @@ from collections.abc import Iterable
 
 from procflow.guarding.sweep import TOKEN_NAME, read
 
-__all__ = ["TOKEN_NAME", "WORKER_TOKEN_NAME", "family", "kill_family", "killed", "signal_all"]
+__all__ = ["TOKEN_NAME", "WORKER_TOKEN_NAME", "family", "group_of", "kill_family", "killed", "signal_all"]
 
 WORKER_TOKEN_NAME = "PROCFLOW_WORKER_TOKEN"
 ROUNDS = 20
@@ -95,3 +95,11 @@ def signal_all(pids: Iterable[int], number: int) -> None:
 
 def _is_tracker(pid: int) -> bool:
     return b"resource_tracker import main" in read(f"/proc/{pid}/cmdline")
+
+
+def group_of(pid: int) -> int:
+    """The process group of a process; -1 where there is none any more."""
+    try:
+        return os.getpgid(pid)
+    except OSError:
+        return -1

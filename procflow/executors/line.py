@@ -1,22 +1,23 @@
 """Line: attempts that wait behind the one that a worker runs, and the packets by which it gets them.
 
-Packets lie in a socket until the worker claims them one by one (``channel.py``), so what waits there has not begun, and the
-parent can take it back at any time by reading it away: from a worker that is busy, stopped or dead. ``waiting`` are the
-attempts in order, the first ``sent`` of them as packets. Before an attempt that waited here begins, its worker writes a mark
-with its key to the output pipe, so that what is printed goes to the right log however late it is read. This file never
-decides what is queued or taken back.
+Packets lie in memory that the worker can only read, each in a place of its own, and beside it is a pipe with one byte for each
+that the worker may run: reading a byte is claiming the next packet, and the kernel gives each byte to one reader alone. All bytes
+are alike, so the parent takes back the last packets by reading bytes away, at any time: from a worker that is busy, stopped or
+dead. What was taken back has not begun, and its place is written anew. ``waiting`` are the attempts in order, the first ``sent``
+of them as packets. Before an attempt that waited here begins, its worker writes a mark with its key to the output pipe, so that
+what is printed goes to the right log however late it is read. This file never decides what is queued or taken back.
 """
 
 from __future__ import annotations
 
+import mmap
 import os
 import secrets
-import socket
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from procflow.attempt import Attempt
-from procflow.executors.channel import CHUNK_BYTES, unpacked
+from procflow.executors.channel import LINE_BYTES, PACKET_BYTES, PLACES
 from procflow.executors.payload import Payload
 
 __all__ = ["MARK_BYTES", "Line"]
@@ -26,78 +27,75 @@ MARK_BYTES = 16
 KEY_BYTES = 8
 MARKED_BYTES = MARK_BYTES + KEY_BYTES
 FIRST = b"\x1e"
-SOCKET_BYTES = 1 << 19
-"""Room for a full line of the largest packets, where the system allows so much."""
 
 
 class Line:
-    """One worker's packets. ``far_fd`` is the worker's end, of which the parent keeps a copy."""
+    """One worker's packets. ``claim_fd`` and ``packets_fd`` are the worker's ends; of the first the parent keeps a copy."""
 
-    __slots__ = ("_far", "_near", "_rest", "_writer", "mark", "sent", "waiting")
+    __slots__ = ("_memory", "_next", "_rest", "_writer", "claim_fd", "mark", "packets_fd", "sent", "told_fd", "waiting")
 
     def __init__(self) -> None:
         self.waiting: deque[tuple[Attempt, Payload]] = deque()
         self.sent = 0
         self.mark = FIRST + secrets.token_bytes(MARK_BYTES - 1)
-        self._near, self._far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._near.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BYTES)
-        self._near.setblocking(False)
-        self._far.setblocking(False)
+        self.claim_fd = self.told_fd = self.packets_fd = -1
+        fd = os.memfd_create("procflow-line")
+        try:
+            os.ftruncate(fd, LINE_BYTES)
+            self._memory = mmap.mmap(fd, LINE_BYTES)
+            # A step that writes to descriptors that it did not open can't write here.
+            self.packets_fd = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
+            self.claim_fd, self.told_fd = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        except BaseException:
+            self.close()
+            raise
+        finally:
+            os.close(fd)
+        self._next = 0
         self._writer = 0
         self._rest = b""
-
-    @property
-    def far_fd(self) -> int:
-        """The descriptor that the worker reads packets from."""
-        return self._far.fileno()
 
     @property
     def unsent(self) -> bool:
         """Something waits that is not on its way."""
         return self.sent < len(self.waiting)
 
-    def send(self, packet: bytes) -> bool:
-        """Send a packet; False where the socket is full. OSError where it is closed."""
+    @property
+    def room(self) -> int:
+        """How many packets may follow that of the attempt that runs, beside those that are sent."""
+        return PLACES - 1 - self.sent
+
+    def send(self, packets: Sequence[bytes]) -> None:
+        """Send packets, no more than there is room for. OSError where the line is hung up."""
+        memory, at = self._memory, self._next
+        for packet in packets:
+            place = at % PLACES * PACKET_BYTES
+            memory[place : place + len(packet)] = packet
+            at += 1
+        os.write(self.told_fd, bytes(len(packets)))
+        self._next = at
+
+    def take_back(self) -> list[Attempt]:
+        """Take out of the line what was not sent or not claimed; those attempts, in order. Never what runs before them."""
+        taken = self._unclaimed(self.sent)
+        self.sent -= taken
+        self._next -= taken
+        waiting, dropped = self.waiting, deque[Attempt]()
+        while len(waiting) > self.sent:
+            dropped.appendleft(waiting.pop()[0])
+        return list(dropped)
+
+    def first_unclaimed(self) -> bool:
+        """Whether a dead worker, whose line is taken back, never claimed the attempt that was to run first; asked once."""
+        return not self.waiting and self._unclaimed(1) > 0
+
+    def _unclaimed(self, most: int) -> int:
+        if not most or self.claim_fd < 0:
+            return 0
         try:
-            os.write(self._near.fileno(), packet)
+            return len(os.read(self.claim_fd, most))
         except BlockingIOError:
-            return False
-        return True
-
-    def claimed(self, key: int) -> bool:
-        """Whether the worker has claimed the packet of the attempt that is to run before all that waits."""
-        try:
-            packet = self._far.recv(CHUNK_BYTES, socket.MSG_PEEK)
-        except OSError:
-            return True
-        return not packet or unpacked(packet)[1] != key
-
-    def take_back(self) -> set[int]:
-        """Read away what the worker has not claimed; the keys, of the attempt that runs as well if it has not begun.
-
-        A worker that lives may claim the next packet while one is read away, so the packet that must come first is not to
-        be taken from it: ask ``claimed`` before.
-        """
-        keys: set[int] = set()
-        while self._near.fileno() >= 0:
-            try:
-                packet = self._far.recv(CHUNK_BYTES)
-            except BlockingIOError:
-                break
-            keys.add(unpacked(packet)[1])
-        return keys
-
-    def forget(self, unclaimed: set[int]) -> list[Attempt]:
-        """Drop what was not sent or is among these keys from the line; those attempts, in order."""
-        dropped: list[Attempt] = []
-        kept: deque[tuple[Attempt, Payload]] = deque()
-        for place, one in enumerate(self.waiting):
-            if place < self.sent and one[0].key not in unclaimed:
-                kept.append(one)
-            else:
-                dropped.append(one[0])
-        self.waiting, self.sent = kept, len(kept)
-        return dropped
+            return 0
 
     def find(self, key: int) -> Attempt | None:
         """The attempt with this key, if it waits."""
@@ -138,9 +136,21 @@ class Line:
 
     def hang_up(self) -> None:
         """The worker gets no more packets: it ends when it asks for one. Harmless when done before."""
-        self._near.close()
+        self._close("told_fd")
+
+    def started(self) -> None:
+        """The worker has its ends."""
+        self._close("packets_fd")
 
     def close(self) -> None:
-        """Let go of both ends."""
-        self._near.close()
-        self._far.close()
+        """Let go of all of it. Harmless when done before."""
+        for name in ("told_fd", "claim_fd", "packets_fd"):
+            self._close(name)
+        if hasattr(self, "_memory"):
+            self._memory.close()
+
+    def _close(self, name: str) -> None:
+        fd = getattr(self, name)
+        if fd >= 0:
+            os.close(fd)
+            setattr(self, name, -1)

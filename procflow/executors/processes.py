@@ -277,8 +277,7 @@ class ProcessExecutor:
             return
         self._closed = True
         for slot in self._all:
-            slot.line.take_back()
-            for attempt, _ in slot.line.waiting:
+            for attempt in (*slot.line.take_back(), *(attempt for attempt, _ in slot.line.waiting)):
                 if attempt.log is not None:
                     attempt.log.close()
         try:
@@ -463,10 +462,8 @@ class ProcessExecutor:
             self.kill(key, cause, grace_s)
 
     def _take_back(self, slot: Slot) -> None:
-        """Give back what waits in the slot's line and has not begun; not yet where even the one before it has not."""
-        if slot.attempt is not None and not slot.line.claimed(slot.attempt.key):
-            return
-        for attempt in slot.line.forget(slot.line.take_back()):
+        """Give back what waits in the slot's line and has not begun."""
+        for attempt in slot.line.take_back():
             del self._queued[attempt.key]
             self._unwanted.pop(attempt.key, None)
             self._return(attempt)
@@ -516,7 +513,7 @@ class ProcessExecutor:
             return True
         if slot.attempt is None or slot.stage:
             return False
-        self._empty_line(slot)
+        self._take_back(slot)
         if not slot.line.waiting:
             return False
         # What it printed is still its own.
@@ -533,7 +530,7 @@ class ProcessExecutor:
 
     def _distrust(self, slot: Slot, what: str) -> None:
         slot.trouble = NOISE.format(what)
-        self._empty_line(slot)
+        self._take_back(slot)
         self._replace(slot)
 
     def _replace(self, slot: Slot) -> None:
@@ -602,7 +599,8 @@ class ProcessExecutor:
         self._read_all(slot)
         slot.drain_output()
         self._forget(slot)
-        unclaimed = self._empty_line(slot)
+        self._take_back(slot)
+        unclaimed = slot.line.first_unclaimed()
         death = slot.reap()
         attempt, payload = slot.attempt, slot.payload
         if attempt is None or payload is None:
@@ -612,7 +610,7 @@ class ProcessExecutor:
                 del self._running[attempt.key]
                 self._spawn_failed(attempt, payload, slot.last_words(death))
                 return
-            never = attempt.key in unclaimed or (slot.unread and slot.streamed)
+            never = unclaimed or (slot.unread and slot.streamed)
             if never and attempt.key not in self._resent:
                 # It died before it began: the attempt is not to blame, once.
                 del self._running[attempt.key]
@@ -621,14 +619,6 @@ class ProcessExecutor:
                 return
         self._footprint.judge(slot, death)
         self._lose(slot, death)
-
-    def _empty_line(self, slot: Slot) -> set[int]:
-        """Give back what waits in the line of a worker that is no longer trusted; the keys of all that it did not claim."""
-        unclaimed = slot.line.take_back()
-        for attempt in slot.line.forget(unclaimed):
-            del self._queued[attempt.key]
-            self._return(attempt)
-        return unclaimed
 
     def _lose(self, slot: Slot, death: Death | None) -> None:
         outcome = slot.lost(death)
@@ -657,7 +647,7 @@ class ProcessExecutor:
         """The worker was killed and does not die: its attempt is lost now, it is reaped whenever it ends."""
         self._retire(slot)
         slot.trouble = f"its worker (pid {slot.pid}) does not die: it hangs in the kernel"
-        self._empty_line(slot)
+        self._take_back(slot)
         attempt, payload = slot.attempt, slot.payload
         if attempt is None or payload is None:
             return

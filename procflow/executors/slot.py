@@ -12,12 +12,13 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Mapping
+from itertools import islice
 from typing import Literal
 
 from procflow.attempt import Attempt, Cause, Lost, Progressed, Usage
 from procflow.executors import wire
 from procflow.executors.channel import PACKET_BYTES, Inbox, Outbox, frame, packed
-from procflow.executors.family import TOKEN_NAME, WORKER_TOKEN_NAME, family, kill_family, signal_all
+from procflow.executors.family import TOKEN_NAME, WORKER_TOKEN_NAME, family, group_of, kill_family, signal_all
 from procflow.executors.footprint import Size
 from procflow.executors.line import Line
 from procflow.executors.payload import Payload
@@ -151,11 +152,11 @@ class Slot:
         pidfd = -1
         try:
             # Both ends below stay open in the child only: with a copy here, its death would never be seen.
-            packets = self.line.far_fd
+            line = (self.line.claim_fd, self.line.packets_fd)
             mark = self.line.mark if own_output else b""
-            args = (theirs.fileno(), packets, os.getpid(), cpus, log_level, objects, results, mark)
+            args = (theirs.fileno(), *line, os.getpid(), cpus, log_level, objects, results, mark)
             output_fd = write_fd if own_output else None
-            inherit = (*inherit, packets)
+            inherit = (*inherit, *line)
             self.process = WorkerProcess(worker.main, args, name, env, theirs.fileno(), output_fd, inherit)
             self.process.start()
             self.pid: int = self.process.pid
@@ -167,6 +168,7 @@ class Slot:
         finally:
             theirs.close()
             os.close(write_fd)
+            self.line.started()
         ours.setblocking(False)
         os.set_blocking(read_fd, False)
         self.channel_fd, self.output_fd, self.pidfd = ours.detach(), read_fd, pidfd
@@ -213,7 +215,7 @@ class Slot:
         if not behind:
             self.line.head_sent()
         sent = self.outbox.send(self.channel_fd, stream) if stream else True
-        self.line.send(packet)
+        self.line.send((packet,))
         return sent
 
     def begin(self) -> None:
@@ -223,16 +225,19 @@ class Slot:
         self.began = time.monotonic()
 
     def send_ahead(self) -> None:
-        """Send on what waits in line, as far as the worker knows it and the socket takes it."""
-        line = self.line
-        while line.unsent:
-            attempt, payload = line.waiting[line.sent]
-            if payload.digest and payload.digest not in self.known:
-                return
+        """Send on what waits in line, as far as the worker knows it and there is room."""
+        line, known = self.line, self.known
+        packets: list[bytes] = []
+        for attempt, payload in islice(line.waiting, line.sent, line.sent + line.room):
+            if payload.digest and payload.digest not in known:
+                break
             packet = packed(wire.plain_run(attempt, payload.digest, payload.rest, True))
-            if len(packet) > PACKET_BYTES or not line.send(packet):
-                return
-            line.sent += 1
+            if len(packet) > PACKET_BYTES:
+                break
+            packets.append(packet)
+        if packets:
+            line.send(packets)
+            line.sent += len(packets)
 
     def record(self, message: wire.Message) -> None:
         """Give a record of ``logging`` to the attempt's log."""
@@ -288,7 +293,7 @@ class Slot:
 
     def terminate(self) -> None:
         """SIGTERM to the worker's group and to those of its family that left the group."""
-        away = [pid for pid in family(self.pid, self.token) if _group(pid) != self.pid]
+        away = [pid for pid in family(self.pid, self.token) if group_of(pid) != self.pid]
         self.note_peak()
         self.signal_group(signal.SIGTERM)
         signal_all(away, signal.SIGTERM)
@@ -391,10 +396,3 @@ class Slot:
         if self.attempt is not None and self.attempt.report_each:
             return next((i for i in items.indices if i not in self.reported), None)
         return None
-
-
-def _group(pid: int) -> int:
-    try:
-        return os.getpgid(pid)
-    except OSError:
-        return -1

@@ -48,7 +48,8 @@ HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGALRM)
 
 def main(
     channel_fd: int,
-    packet_fd: int,
+    claim_fd: int,
+    packets_fd: int,
     parent_pid: int,
     cpus: int,
     log_level: int,
@@ -68,9 +69,9 @@ def main(
     gc.enable()
     objects.FOLDER.set(folder)
     surroundings = Surroundings()
-    channel = WorkerEnd(_high(channel_fd), _high(packet_fd))
-    os.close(channel_fd)
-    os.close(packet_fd)
+    channel = WorkerEnd(_high(channel_fd), _high(claim_fd), packets_fd)
+    for fd in (channel_fd, claim_fd, packets_fd):
+        os.close(fd)
     _capture_logging(channel, log_level)
     usage = resource.getrusage(resource.RUSAGE_SELF)
     channel.send((wire.HELLO, os.getpid(), usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024))

@@ -116,9 +116,9 @@ def check_no_descriptor_is_left(folder: Path) -> None:
 
 def test_descriptors_of_dead_workers_that_stay_open_are_found(proven: Any) -> None:
     def leave_open(self: slot.Slot) -> None:
-        # The check closes what is left by number: a socket that closes its number as well would hit another's.
-        for end in (self.line._near, self.line._far):
-            end.detach()
+        # The check closes what is left by number: a mapping that closes its number as well would hit another's.
+        self.line._memory.close()
+        self.line.claim_fd = self.line.told_fd = -1
 
     proven(
         check_no_descriptor_is_left,
