@@ -104,6 +104,7 @@ class ProcessExecutor:
         self._queued: dict[int, Slot] = {}
         self._unwanted: dict[int, tuple[Cause, float]] = {}
         self._fresh: set[Slot] = set()
+        self._lines: list[Slot] | None = None
         self._look_at: float | None = None
         self._payloads = Payloads()
         self._poller = Poller()
@@ -185,6 +186,7 @@ class ProcessExecutor:
         if self._closed:
             raise ExecutorError("the executor is closed")
         payload = self._payloads.of(attempt.call)
+        self._lines = None
         slot = self._rested(attempt)
         if slot is not None:
             slot.attempt, slot.payload = attempt, payload
@@ -201,22 +203,28 @@ class ProcessExecutor:
         if self._closed:
             raise ExecutorError("the executor is closed")
         payload = self._payloads.of(attempt.call)
-        now = time.monotonic()
-        slots = [slot for slot in self._running.values() if slot.stage in ("", "spawn") and slot.doubted is None]
-        young = [slot for slot in slots if slot.began > now - YOUNG_S]
-        slot = min(young or slots, key=lambda slot: len(slot.line.waiting), default=None)
+        if self._lines is None:
+            self._lines = self._open_lines()
+        slot = min(self._lines, key=_length, default=None)
         if slot is None:
             self._return(attempt)
             return self._poller.wake()
         slot.line.waiting.append((attempt, payload))
         self._queued[attempt.key] = slot
         self._fresh.add(slot)
+
+    def _open_lines(self) -> list[Slot]:
+        """Whose lines may grow until the next wait: where an attempt began a moment ago, else wherever one runs."""
+        now = time.monotonic()
         if self._look_at is None:
             self._look_at = now + YOUNG_S
+        slots = [slot for slot in self._running.values() if slot.stage in ("", "spawn") and slot.doubted is None]
+        return [slot for slot in slots if slot.began > now - YOUNG_S] or slots
 
     def wait(self, until: float | None) -> list[Outcome]:
         """Outcomes in order of arrival; see ``Executor.wait``. ExecutorError where workers can't be started."""
         poller = self._poller
+        self._lines = None
         if self._fresh:
             self._send_queued()
         while not self._outcomes and not poller.noticed:
@@ -241,6 +249,7 @@ class ProcessExecutor:
 
     def kill(self, key: int, cause: Cause, grace_s: float) -> None:
         """Begin to stop one attempt; see ``ladder.py``."""
+        self._lines = None
         waiting = self._waiting.take(key)
         if waiting is not None:
             if waiting.log is not None:
@@ -657,3 +666,7 @@ class ProcessExecutor:
             slot.attempt = slot.payload = None
             del self._running[attempt.key]
             self._spawn_failed(attempt, payload, slot.trouble)
+
+
+def _length(slot: Slot) -> int:
+    return len(slot.line.waiting)
