@@ -32,6 +32,8 @@ from procflow.working import changes, functions, pages
 
 __all__ = ["OutputError", "Values", "loaded_kinds", "perform", "publish"]
 
+BRIEF_S = 0.00005
+"""What is over sooner is taken to have worked all the time: asking the kernel for CPU seconds takes some of it."""
 REPORT_INTERVAL_S = 0.5
 """A map reports what it has after this time, so that a worker's death costs little."""
 
@@ -165,7 +167,8 @@ def _usage(
 ) -> Usage:
     wall_s = perf_counter() - wall
     if peak is not None:
-        return Usage(wall_s, clock() - cpu, peak(wall_s), None, wall)
+        cpu_s = clock() - cpu if wall_s >= BRIEF_S else wall_s
+        return Usage(wall_s, cpu_s, peak(wall_s), None, wall)
     used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     if call.kind == "shell":
         used = max(used, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
