@@ -52,7 +52,7 @@ class Journal(Protocol):
 
 
 class Observer(Protocol):
-    """Anything that wants to hear of events."""
+    """Anything that wants to hear of events. One that has ``handle_all(events)`` is given them by the group instead."""
 
     def handle(self, event: Event) -> None:
         """Take one event, in order, after it is durable."""
@@ -239,8 +239,11 @@ class Engine:
         fp("engine.announce")
         for observer in list(self._observers):
             try:
-                for event in events:
-                    observer.handle(event)
+                if hasattr(observer, "handle_all"):
+                    observer.handle_all(events)
+                else:
+                    for event in events:
+                        observer.handle(event)
             except Exception as error:
                 # A broken display must not end a night's work.
                 self._observers.remove(observer)

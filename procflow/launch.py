@@ -13,7 +13,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -187,16 +187,32 @@ def launch(pipeline: model.Pipeline, **options: Any) -> RunResult:
     Raises ``PipelineError`` before anything runs, ``LockHeld`` where the pipeline is running already,
     ``StoreError`` where state can't be kept. A failed step raises nothing: see ``RunResult.status``.
     """
-    events = iterate(pipeline, **options)
+    groups = _groups(pipeline, **options)
     while True:
         try:
-            next(events)
+            next(groups)
         except StopIteration as end:
             result: RunResult = end.value
             return result
 
 
-def iterate(
+def iterate(pipeline: model.Pipeline, **options: Any) -> Generator[Event, None, RunResult]:
+    """Run a pipeline, yielding events as they become durable; the generator's value is the ``RunResult``.
+
+    Closing the generator stops the run. Options as for ``prepare``, and: ``earlier`` is a run that this one builds on, or goes
+    on; without ``cache`` nothing else is kept.
+    """
+    with closing(_groups(pipeline, **options)) as groups:
+        while True:
+            try:
+                events = next(groups)
+            except StopIteration as end:
+                result: RunResult = end.value
+                return result
+            yield from events
+
+
+def _groups(
     pipeline: model.Pipeline,
     *,
     state_dir: str | os.PathLike[str] | None = None,
@@ -205,12 +221,8 @@ def iterate(
     earlier: Earlier | None = None,
     cache: bool = True,
     **options: Any,
-) -> Generator[Event, None, RunResult]:
-    """Run a pipeline, yielding events as they become durable; the generator's value is the ``RunResult``.
-
-    ``earlier`` is a run that this one builds on, or goes on; without ``cache`` nothing else is kept. Closing the generator
-    stops the run.
-    """
+) -> Generator[list[Event], None, RunResult]:
+    """The same in groups, as they became durable together."""
     with ExitStack() as stack:
         stack.enter_context(few_collections(RECORDS_ONLY))
         prepared = prepare(pipeline, **options)

@@ -8,7 +8,7 @@ This file never reads the journal and never decides anything about a run.
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -219,10 +219,16 @@ class Recorder:
 
     def handle(self, event: ev.Event) -> None:
         """Take one event."""
-        handler = self._handlers.get(type(event))
-        if handler is not None:
-            self._last = event.at
-            handler(event)
+        self.handle_all((event,))
+
+    def handle_all(self, events: Iterable[ev.Event]) -> None:
+        """Take events, in order."""
+        handlers = self._handlers
+        for event in events:
+            handler = handlers.get(event.__class__)
+            if handler is not None:
+                self._last = event.at
+                handler(event)
 
     def result(
         self,
@@ -290,10 +296,11 @@ class Recorder:
         if not self._attempts:
             self._startup_s = e.at
         self._attempts += 1
-        self._step(e.path, e.label).attempts += 1
+        step = self._steps.get(e.label) or self._step(e.path, e.label)
+        step.attempts += 1
 
     def _attempt_finished(self, e: ev.AttemptFinished) -> None:
-        step, usage = self._step(e.path, e.label), e.usage
+        step, usage = self._steps.get(e.label) or self._step(e.path, e.label), e.usage
         # The first attempt's figures are taken as they are: most steps have one, and a sum is a number of its own.
         step.wall_s = step.wall_s + usage.wall_s if step.wall_s else usage.wall_s
         step.work_s = step.work_s + usage.work_s if step.work_s else usage.work_s
@@ -318,7 +325,7 @@ class Recorder:
             step.metrics = {**step.metrics, **e.metrics}
 
     def _step_finished(self, e: ev.StepFinished) -> None:
-        step = self._step(e.path, e.label)
+        step = self._steps.get(e.label) or self._step(e.path, e.label)
         if e.status == "failed":
             step.status = "failed"
         elif not e.item or step.status == "running":

@@ -66,8 +66,8 @@ class Run:
 
 def turns(
     parts: Parts, earlier: Earlier | None, cache: bool, options: Mapping[str, Any]
-) -> Generator[Event, None, RunResult]:
-    """Run to the end, yielding events as they become durable; the generator's value is the ``RunResult``."""
+) -> Generator[list[Event], None, RunResult]:
+    """Run to the end, yielding events in groups as they become durable; the generator's value is the ``RunResult``."""
     prepared, folder, observers, mask = parts.prepared, parts.folder, parts.observers, parts.mask
     executors, guard = parts.executors, parts.guard
     with ExitStack() as stack:
@@ -108,8 +108,7 @@ def turns(
         elsewhere = graph.executors <= {"processes"}
         with _crash_only(store, prepared.run_id), few_collections(RECORDS_ONLY if elsewhere else THRESHOLD):
             samples.begin()
-            for events in engine.turns():
-                yield from events
+            yield from engine.turns()
         guard.cool()
         _tell_of_troubles(engine, prepared)
         _clean(objects, folder, prepared.run_id)

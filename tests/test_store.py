@@ -31,7 +31,7 @@ from procflow.storing import store as store_module
 from procflow.storing.history import History
 from procflow.storing.state_folder import StateFolder
 from procflow.storing.store import Journal, MemoryStore, NullStore, RunRecord, Store
-from procflow.storing.store_plain import INSERT_OUTPUT, INSERT_PLAIN, output_row, plain_row, storable
+from procflow.storing.store_plain import INSERT_PLAIN, insert_outputs, output_row, plain_row, storable
 from procflow.storing.store_rows import decode_ref, encode_ref
 from procflow.storing.store_schema import _TABLES
 from procflow.storing.store_seal import SEALED_OF_REF, expression, install, seal, sql_seal
@@ -171,7 +171,6 @@ def test_a_successful_attempt_is_one_row_with_all_it_used(store: Store, folder: 
         "cost": 0.5,
         "count": 1,
         "output_ref": "a",
-        "log": "logs/a/1.log",
     }
 
 
@@ -826,13 +825,27 @@ def test_rows_of_attempts_that_succeeded_are_sealed_as_any_row_is(one: tuple[int
         for table in _TABLES:
             db.execute(table)
         db.executemany(INSERT_PLAIN, [row])
-        db.executemany(INSERT_OUTPUT, published)
+        insert_outputs(db, published)
+        assert db.execute("SELECT count(*) FROM outputs").fetchone() == (len(event.outputs),)
         for table in ("step_executions", "outputs"):
             assert db.execute(f"SELECT count(*) FROM {table} WHERE seal IS NOT {expression(db, table)}").fetchone() == (
                 0,
             )
         kinds = "typeof(id), typeof(key), typeof(attempt), typeof(peak_rss_bytes), typeof(count)"
         assert set(db.execute(f"SELECT {kinds} FROM step_executions").fetchone()) == {"integer"}
+
+
+@pytest.mark.parametrize("count", [0, 1, 31, 32, 33, 100])
+def test_outputs_are_all_written_however_many(store: Store, folder: StateFolder, count: int) -> None:
+    keep(store, *[finished(key, outputs={"x": Inline(b"%d" % key)}) for key in range(count)])
+    assert [decode_ref(row["ref"]) for row in rows(folder, "outputs")] == [Inline(b"%d" % key) for key in range(count)]
+
+
+def test_the_log_of_an_attempt_that_succeeded_follows_from_its_name(store: Store, folder: StateFolder) -> None:
+    keep(store, finished(1, item="3/0-99", number=2), finished(2, status="failed", failure=BAD))
+    assert [row["log"] for row in rows(folder)] == [None, "logs/a/1.log"]
+    with History.open(folder) as past:
+        assert [row.log for row in past.steps("r1")] == ["logs/a/3__0-99.2.log", "logs/a/1.log"]
 
 
 def test_names_of_outputs_are_plain_text_whatever_they_were() -> None:

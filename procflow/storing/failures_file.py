@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -64,18 +64,29 @@ class FailuresFile:
         self._last: dict[str, AttemptStarted] = {}
         self._handlers: dict[type, Callable[[Any], None]] = {
             RunStarted: self._run_started,
-            AttemptStarted: self._attempt_started,
-            AttemptFinished: self._attempt_finished,
-            StepFinished: self._step_finished,
             BlockFinished: self._block_finished,
             RunFinished: self._run_finished,
         }
 
     def handle(self, event: Event) -> None:
         """Take one event."""
-        handler = self._handlers.get(type(event))
-        if handler is not None:
-            handler(event)
+        self.handle_all((event,))
+
+    def handle_all(self, events: Iterable[Event]) -> None:
+        """Take events, in order."""
+        for event in events:
+            if type(event) is AttemptStarted:
+                # Only what items run in is ever looked for.
+                if event.item:
+                    self._running[event.key] = event
+            elif type(event) is AttemptFinished:
+                if event.item:
+                    self._attempt_finished(event)
+            elif type(event) is StepFinished:
+                if event.status == "failed":
+                    self._step_finished(event)
+            elif type(event) in self._handlers:
+                self._handlers[type(event)](event)
 
     def close(self) -> None:
         """Close the file; harmless when that is done."""
@@ -88,17 +99,13 @@ class FailuresFile:
     def _run_started(self, event: RunStarted) -> None:
         self.path.unlink(missing_ok=True)
 
-    def _attempt_started(self, event: AttemptStarted) -> None:
-        if event.item:
-            self._running[event.key] = event
-
     def _attempt_finished(self, event: AttemptFinished) -> None:
         started = self._running.pop(event.key, None)
         if started is not None:
             self._last[event.path] = started
 
     def _step_finished(self, event: StepFinished) -> None:
-        if event.status == "failed" and event.failure is not None:
+        if event.failure is not None:
             log = self._log(event.path, event.label, event.item, event.attempts)
             kind = "item" if event.item else "step"
             tolerated = True if event.tolerated else None

@@ -26,7 +26,8 @@ from procflow.storing import cleaning
 from procflow.storing.state_folder import StateFolder, is_safe_id
 from procflow.storing.store_learned import Past
 from procflow.storing.store_learned import read as read_learned
-from procflow.storing.store_rows import decode_ref
+from procflow.storing.store_plain import log_of
+from procflow.storing.store_refs import decode_ref
 from procflow.storing.store_schema import COLUMNS, UNREADABLE, connect_reader, told
 from procflow.storing.store_seal import damaged, expression
 
@@ -389,11 +390,12 @@ def _mapping(text: str | None) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-_FAILURE_AT, _TOLERATED_AT = COLUMNS.index("failure"), COLUMNS.index("tolerated")
+_FAILURE_AT, _TOLERATED_AT, _LOG_AT = map(COLUMNS.index, ("failure", "tolerated", "log"))
 
 
 def _step(row: tuple[Any, ...]) -> StepRow:
     values = list(row)
     values[_FAILURE_AT] = _mapping(row[_FAILURE_AT]) if row[_FAILURE_AT] is not None else None
     values[_TOLERATED_AT] = bool(row[_TOLERATED_AT]) if row[_TOLERATED_AT] is not None else None
+    values[_LOG_AT] = row[_LOG_AT] or log_of(*row[4:11])
     return StepRow(*values)

@@ -161,14 +161,19 @@ class Samples:
 
     def handle(self, event: Event) -> None:
         """Take one event."""
-        if type(event) is AttemptFinished:
-            if self._fd >= 0 and self._size < MOST_BYTES:
-                self._ended(event)
-        elif type(event) is RunFinished and self._fd >= 0:
-            now = self._clock()
-            self._cpu_due = now
-            self._take(now)
-            self._flush(now)
+        self.handle_all((event,))
+
+    def handle_all(self, events: Iterable[Event]) -> None:
+        """Take events, in order."""
+        for event in events:
+            if type(event) is AttemptFinished:
+                if self._fd >= 0 and self._size < MOST_BYTES:
+                    self._ended(event)
+            elif type(event) is RunFinished and self._fd >= 0:
+                now = self._clock()
+                self._cpu_due = now
+                self._take(now)
+                self._flush(now)
 
     def _ended(self, event: AttemptFinished) -> None:
         key = event.key

@@ -25,7 +25,7 @@ from procflow.storing.journal import Buffer, Journal, MemoryStore, NullStore
 from procflow.storing.own_files import open_own
 from procflow.storing.state_folder import StateFolder, is_network_mount, try_flock
 from procflow.storing.store_begin import ID_BITS, Print, RunRecord, Taken, utc_now
-from procflow.storing.store_plain import INSERT_OUTPUT, INSERT_PLAIN, insert
+from procflow.storing.store_plain import INSERT_PLAIN, insert, insert_outputs
 from procflow.storing.store_rows import Rows
 from procflow.storing.store_schema import COLUMNS, connect_writer, create_database, told
 from procflow.storing.store_seal import reseal, sealed
@@ -178,7 +178,7 @@ class Store(Buffer):
             db.executemany(_INSERT_FULL, sealed(rows.full()))
             db.executemany(INSERT_PLAIN, rows.plain)
             fp("journal.commit.steps")
-            db.executemany(INSERT_OUTPUT, rows.outputs)
+            insert_outputs(db, rows.outputs)
             for sql, batch in (
                 (_INSERT_PAGE, rows.pages),
                 (_INSERT_CHUNK, rows.chunks),

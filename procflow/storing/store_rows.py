@@ -20,7 +20,7 @@ from procflow.storing.attempt_log import log_path
 from procflow.storing.store_plain import Place, output_row, plain_row, storable
 from procflow.storing.store_refs import decode_ref, encode_ref, indices_text
 from procflow.storing.store_schema import COLUMNS
-from procflow.storing.store_tail import items_body, result_body, row_body
+from procflow.storing.store_tail import ROW, items_body, result_body
 from procflow.storing.tail_record import Body
 
 __all__ = ["Row", "Rows", "decode_ref", "encode_ref", "failure_text", "storable"]
@@ -193,17 +193,20 @@ class Rows:
     def _attempt_finished(self, e: ev.AttemptFinished) -> None:
         opened = self._open.pop(e.key, None)
         row_id = opened[0] if opened is not None else self._new_id()
-        path, status, first = e.path, e.status, len(self.outputs)
+        path, status = e.path, e.status
         self.counts[status] += 1
         if e.pages:
             self.pages += [(row_id, i, self.run_id, count, encode_ref(page)) for i, (page, count) in enumerate(e.pages)]
         if e.metrics:
             self.metrics += [(row_id, storable(name), self.run_id, float(value)) for name, value in e.metrics.items()]
+        published: list[Any] = []
         for name, ref in e.outputs.items():
             if e.role == "batch" and e.indices:
                 self._add_chunk(row_id, e.indices, ref)
             else:
-                self.outputs.append(output_row(row_id, self.run_id, e, name, ref))
+                output = output_row(row_id, self.run_id, e, name, ref)
+                self.outputs.append(output)
+                published += (output[1], output[5])
         if status != "succeeded" or e.failure is not None:
             row = self._bad_row(row_id, e)
             self._full[row_id] = row
@@ -218,7 +221,7 @@ class Rows:
         if e.pages or e.metrics or e.indices:
             self.received.append(result_body(e))
         else:
-            self.received.append(row_body(data, self.outputs[first:]))
+            self.received.append((ROW, data, *published))
 
     def _bad_row(self, row_id: int, e: ev.AttemptFinished) -> Row:
         usage, failure = e.usage, e.failure

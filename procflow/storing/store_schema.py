@@ -59,7 +59,8 @@ _STEP_COLUMNS: tuple[tuple[str, str], ...] = (
     ("cost", "REAL"),
     ("count", "INTEGER"),  # items finished; successful members for a block
     ("output_ref", "TEXT"),  # names published; their refs are in outputs under the same id
-    ("log", "TEXT"),  # from the run's folder; the file exists only where the attempt wrote something
+    # from the run's folder, as log_path says it (NULL: of an attempt that succeeded); it exists only where something was written
+    ("log", "TEXT"),
     ("failure", "TEXT"),  # JSON: type, message, traceback, user_place, kinds, signal, exit_code, peak_rss_bytes
     ("tolerated", "INTEGER"),
     ("retry_in_s", "REAL"),  # pause before the next attempt; NULL where none follows

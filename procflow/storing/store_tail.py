@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +26,11 @@ from procflow.storing.store_plain import result_of
 from procflow.storing.tail_record import Body, bodies, record
 from procflow.storing.worker_tail import TOLD, finished
 
-__all__ = ["Tail", "event_of", "items_body", "read_tail", "remove", "result_body", "row_body", "tail_path", "tails"]
+__all__ = ["ROW", "Tail", "event_of", "items_body", "read_tail", "remove", "result_body", "tail_path", "tails"]
 
 FOLDER = "tails"
+ROW = "row"
+"""What the body of a result begins with that is as its row says: the row's own bytes, then name and ref of each output."""
 
 
 class Tail:
@@ -66,16 +68,8 @@ class Tail:
             remove(self.path)
 
 
-def row_body(data: bytes, outputs: Iterable[Sequence[Any]]) -> Body:
-    """A result that is as its row says: the row's own bytes, then name and ref of each of its rows of ``outputs``."""
-    body: list[Any] = ["row", data]
-    for output in outputs:
-        body += (output[1], output[5])
-    return body
-
-
 def result_body(e: AttemptFinished) -> Body:
-    """Any other result."""
+    """A result in full."""
     usage = e.usage
     return (
         "finished",
@@ -137,7 +131,7 @@ def _events(found: Iterable[Any]) -> Iterator[AttemptFinished | ItemsDone]:
 
 def event_of(body: Body) -> AttemptFinished | ItemsDone:
     """The event that a body says."""
-    if body[0] == "row":
+    if body[0] == ROW:
         return result_of(body[1], body[2:])
     if body[0] == TOLD:
         body = finished(body)
