@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -65,7 +66,8 @@ class Journal:
         """From now on these tasks are made from something else."""
         for key in keys:
             old = self.prints[key]
-            self.prints[key] = replace(old, digest=old.digest + "'", parts={**old.parts, "code": "other"})
+            text = json.dumps({**old.parts, "code": "other"})
+            self.prints[key] = replace(old, digest=old.digest + "'", text=text)
 
     def done(self, label: str, item: str = "", role: Any = "member", **more: Any) -> list[ev.Event]:
         """An attempt that ended well (or as ``more`` says)."""
@@ -80,7 +82,7 @@ class Journal:
     def session(self, *happened: list[ev.Event], end: str | None = None) -> None:
         """One session with these events; without ``end`` it is cut off."""
         with self.kept() as kept, Store.open(self.folder) as store:
-            prints = [Print(*key, self.paths[key], p.digest, p.parts) for key, p in self.prints.items()]
+            prints = [Print(*key, self.paths[key], p.digest, p.text) for key, p in self.prints.items()]
             store.begin(RunRecord("r", "p", lock="p", prints=list(kept.prints()) if kept is not None else prints))
             for event in (event for events in happened for event in events):
                 store.record(event)

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import json
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import field
 from itertools import islice
 from math import isfinite
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 from procflow.passive import passive
@@ -53,6 +55,10 @@ Spans = tuple[tuple[int, float, float], ...]
 """Items in their order: how many, their seconds together, and the CPU seconds in them."""
 Key = tuple[str, str, str]
 """Label, role and executor."""
+
+
+_key = itemgetter(0, 1, 2)
+"""The ``Key`` of what was seen."""
 
 
 class Seen(NamedTuple):
@@ -155,40 +161,37 @@ def median(values: Iterable[float]) -> float:
 
 def learn(attempts: Iterable[Seen], made_of: Mapping[tuple[str, str], str] | None = None, cores: int = 0) -> Lessons:
     """The lessons of a run's attempts: those that succeeded, were skipped, or ran out of memory (for their peaks)."""
-    groups: dict[Key, Seen | list[Seen]] = {}
-    starts: list[float] = []
-    for seen in attempts:
-        key = seen[:3]
-        before = groups.get(key)
-        if before is None:
-            groups[key] = seen
-        elif isinstance(before, list):
-            before.append(seen)
-        else:
-            groups[key] = [before, seen]
-        if seen.outside_s > START_S:
-            starts.append(seen.outside_s)
-    prints = made_of or {}
+    every = list(attempts)
+    keys = list(map(_key, every))
+    count = Counter(keys)
     single: dict[str, list[Seen]] = {}
-    found: dict[Key, Lesson] = {}
-    for key in list(groups):
-        # Attempts go as their lesson is made: a run may have had a hundred thousand.
-        group = groups.pop(key)
-        if isinstance(group, list):
-            found[key] = _lesson(group, prints.get(key[:2], ""))
-        elif group.status == "succeeded" and group.role == "member":
-            single.setdefault(key[2], []).append(group)
+    groups: dict[Key, list[Seen]] = {}
+    for key, seen in zip(keys, every, strict=True):
+        if count[key] == 1 and seen.role == "member" and seen.status == "succeeded":
+            single.setdefault(key[2], []).append(seen)
         else:
-            found[key] = _lesson([group], prints.get(key[:2], ""))
-    once = {executor: _once(seen, prints) for executor, seen in single.items()}
-    return Lessons(found, quantile(sorted(starts), 0.5) if starts else 0.0, cores, once)
+            groups.setdefault(key, []).append(seen)
+    starts = sorted([seen.outside_s for seen in every if seen.outside_s > START_S])
+    del every, keys, count
+    prints = made_of or {}
+    once = {executor: _once(single.pop(executor), prints) for executor in list(single)}
+    # Attempts go as their lesson is made: a run may have had a hundred thousand.
+    found = {key: _lesson(groups.pop(key), prints.get(key[:2], "")) for key in list(groups)}
+    return Lessons(found, quantile(starts, 0.5) if starts else 0.0, cores, once)
 
 
 def _once(single: list[Seen], prints: Mapping[tuple[str, str], str]) -> Once:
-    labels, _, _, _, _, walls, cpus, outside, peaks, _, _ = zip(*single, strict=True)
-    around = [outside_s if outside_s <= START_S else 0.0 for outside_s in outside]
+    labels = [seen.label for seen in single]
+    around = [seen.outside_s if seen.outside_s <= START_S else 0.0 for seen in single]
     made_of = [prints.get((label, "member"), "") for label in labels]
-    return Once(list(labels), _micros(walls), _micros(cpus), _micros(around), list(peaks), made_of)
+    return Once(
+        labels,
+        _micros([seen.wall_s for seen in single]),
+        _micros([seen.cpu_s for seen in single]),
+        _micros(around),
+        [seen.peak_bytes for seen in single],
+        made_of,
+    )
 
 
 def _micros(seconds: Sequence[float]) -> list[int]:

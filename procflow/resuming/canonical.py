@@ -95,27 +95,27 @@ class Canonical:
         tag = _PLAIN.get(kind)
         if tag is not None:
             return framed(tag, value if kind is bytes else repr(value).encode())
-        if (kind is tuple or kind is list) and {*map(type, value)} == _TEXTS:
-            return self._texts("tuple" if kind is tuple else "list", value)
         if id(value) in self._open:
             # A value that holds itself is told by how far out it stands.
             return framed(b"again", b"%d" % (len(self._open) - self._open.index(id(value))))
         if len(self._open) > MOST_DEEP:
             return self._unknown(value)
+        if (kind is tuple or kind is list) and {*map(type, value)} == _TEXTS:
+            return self.of_texts("tuple" if kind is tuple else "list", value)
         self._open.append(id(value))
         try:
             return self._container(value) or self._told(value) or self._object(value)
         finally:
             self._open.pop()
 
-    def _texts(self, tag: str, texts: Sequence[str]) -> bytes:
-        """Texts in a list or a tuple, which most of these hold: all at once, where characters are bytes."""
-        joined = "".join(texts)
-        if not joined.isascii():
+    def of_texts(self, tag: str, texts: Sequence[str]) -> bytes:
+        """Texts of the class ``str`` in a list or a tuple: all at once, where characters are bytes."""
+        inside = "".join([f"{_before(len(text))}{text})" for text in texts])
+        if not inside.isascii():
             return framed(tag.encode(), *[self.of(text) for text in texts])
-        if self._watch and self._watch in joined:
+        if self._watch and self._watch in inside:
             self.seen = True
-        return f"{tag}({''.join([f'{_before(len(text))}{text})' for text in texts])})".encode()
+        return f"{tag}({inside})".encode()
 
     def _container(self, value: Any) -> bytes | None:
         kind = type(value)

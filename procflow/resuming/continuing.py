@@ -187,7 +187,7 @@ def _changed(judged: JournalKept, prints: Mapping[Key, Fingerprint], chosen: Cho
 
 def _anew(prepared: Prepared, needs: Mapping[Key, Need], prints: Mapping[Key, Fingerprint]) -> Session:
     """A run that builds on nothing."""
-    told = (Print(*key, needs[key].unit.path, p.digest, p.parts) for key, p in prints.items())
+    told = (Print(*key, needs[key].unit.path, p.digest, p.text) for key, p in prints.items())
     return Session(prepared, prints=prints, told=told)
 
 

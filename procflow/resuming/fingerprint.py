@@ -9,9 +9,9 @@ source files; it imports and runs nothing of the user's.
 from __future__ import annotations
 
 import glob
+import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import field
 from typing import Any
 
 from procflow.call import StepCall
@@ -37,14 +37,20 @@ MOST_TELLING = 2000
 
 @passive(frozen=True, slots=True)
 class Fingerprint:
-    """``digest`` names its algorithm; ``parts`` are short digests by name, only those that say something.
+    """``digest`` names its algorithm; ``text`` are its ``parts`` as JSON, as the journal holds them.
 
     ``opaque`` are types of values that can't be compared: such a task is never the same as before.
     """
 
     digest: str
-    parts: Mapping[str, str] = field(default_factory=dict)
+    text: str = "{}"
     opaque: tuple[str, ...] = ()
+
+    @property
+    def parts(self) -> Mapping[str, str]:
+        """Short digests by name, only those that say something; looked at only where something has changed."""
+        found: dict[str, str] = json.loads(self.text)
+        return found
 
 
 @passive(frozen=True, slots=True)
@@ -72,7 +78,7 @@ class _Printer:
         self._digest = hasher()
         self._known: dict[Any, str] = {}
         self._kinds: dict[tuple[str, str | None], tuple[bytes, bytes]] = {}
-        self._pieces: dict[tuple[str, str | None], dict[str, str]] = {}
+        self._pieces: dict[tuple[str, str | None], str] = {}
         self.tells_pieces = True
 
     @property
@@ -99,15 +105,16 @@ class _Printer:
             if value:
                 parts[name] = canonical.digest(value)
         whole = self._digest("".join([f"{name}={parts[name]};" for name in sorted(parts)]).encode())
-        short = {name: part[:SHORT] for name, part in parts.items()}
+        # Neither names nor digests have anything to escape.
+        short = ", ".join([f'"{name}": "{part[:SHORT]}"' for name, part in parts.items()])
         if self.tells_pieces and "code" in parts and isinstance(unit, TaskUnit):
-            short |= self._pieces_of(unit.call.function, unit.call.folder)
-        return Fingerprint(f"{ALGORITHM}:{whole}", short, tuple(canonical.opaque))
+            short += self._pieces_of(unit.call.function, unit.call.folder)
+        return Fingerprint(f"{ALGORITHM}:{whole}", f"{{{short}}}", tuple(canonical.opaque))
 
     def _bare(self, kind: str, code: str) -> Fingerprint:
         """The same for a step that is a function and its outputs, as very many are where there are very many."""
         whole = self._digest(f"code={code};kind={kind};".encode())
-        return Fingerprint(f"{ALGORITHM}:{whole}", {"kind": kind[:SHORT], "code": code[:SHORT]})
+        return Fingerprint(f"{ALGORITHM}:{whole}", f'{{"kind": "{kind[:SHORT]}", "code": "{code[:SHORT]}"}}')
 
     def _kind(self, call: StepCall) -> str:
         """The digest of ``("kind", kind, outputs, item name)``, of which most steps have only the outputs to themselves."""
@@ -119,13 +126,15 @@ class _Printer:
         outputs = of(call.outputs)
         return self._digest(around[0] + measure(len(outputs)) + outputs + around[1])
 
-    def _pieces_of(self, function: Any, folder: str | None) -> dict[str, str]:
+    def _pieces_of(self, function: Any, folder: str | None) -> str:
+        """The pieces of the code as the rest of a JSON object that has members already."""
         if not isinstance(function, str):
-            return {}
+            return ""
         key = (function, folder)
         if key not in self._pieces:
             found = list(self._code.pieces(function, folder).items())[:MOST_PIECES]
-            self._pieces[key] = {PIECE + name: digest(text)[:SHORT_PIECE] for name, text in found}
+            pieces = {PIECE + name: digest(text)[:SHORT_PIECE] for name, text in found}
+            self._pieces[key] = f", {json.dumps(pieces)[1:-1]}" if pieces else ""
         return self._pieces[key]
 
     def _functions(self, call: StepCall) -> str:

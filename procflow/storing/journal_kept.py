@@ -232,7 +232,7 @@ class JournalKept:
             old = self.results.prints.get(key)
             since = old.since if old is not None and self._same_run else 0
             fresh = self._same_run and key in self.changed
-            yield Print(*key, self.needs[key].unit.path, new.digest, new.parts, None if fresh else since)
+            yield Print(*key, self.needs[key].unit.path, new.digest, new.text, None if fresh else since)
 
     def taken(self, without: Container[str] = ()) -> list[Taken]:
         """The results that a new run takes over, but for some labels."""
