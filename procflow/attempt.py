@@ -175,7 +175,7 @@ class Attempt:
     def item_label(self) -> str:
         """``3/0-99``: items of enclosing maps and of this one; empty outside maps."""
         if self.items is None:
-            return "/".join(self.labels)
+            return "/".join(self.labels) if self.labels else ""
         return "/".join((*self.labels, self.items.label))
 
 

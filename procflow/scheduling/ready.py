@@ -268,6 +268,8 @@ class Ready:
         """
         if self.held or self.most is not None or self._exclusive is not None or self.budget.cpus[executor] >= 1:
             return
+        judged: Shape | None = None
+        most = 0
         while not self._alone:
             shape, first = None, None
             for other in self._shapes.values():
@@ -276,7 +278,9 @@ class Ready:
                     shape, first = other, found
             if shape is None or first is None:
                 return
-            if not shape.plain or queued >= lanes * min(depth, int(QUEUED_S / (shape.wall_s + 1e-6))):
+            if shape is not judged:
+                judged, most = shape, lanes * min(depth, int(QUEUED_S / (shape.wall_s + 1e-6))) if shape.plain else 0
+            if queued >= most:
                 return
             task, free = first[4], self.budget.memory_bytes
             wanted = task.reserved_bytes

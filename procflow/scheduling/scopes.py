@@ -249,20 +249,21 @@ class Scopes(ItemRules):
 
     def _member_settled(self, scope: ScopeRun, run: TaskRun | ScopeRun) -> None:
         """Count the member, publish its values, and let those behind it go."""
+        unit, state = scope.unit, run.state
         scope.unsettled -= 1
-        if run.state == "succeeded":
+        if state == "succeeded":
             scope.successes += 1
-            if scope.unit.kind != "parallel":
+            if unit.kind != "parallel":
                 scope.values.update(self._visible(scope, run))
             if run.changes:
                 self._clash(scope, states_seen.conflict_of(scope, run))
-        elif run.state == "failed":
+        elif state == "failed":
             scope.failed += 1
             scope.forgiven += run.unit.tolerated
         if scope.ending is None:
-            if run.state == "failed" and not run.unit.tolerated:
+            if state == "failed" and not run.unit.tolerated:
                 self._judge(scope, run.unit.name)
-            elif scope.unit.need is not None and scope.successes >= scope.unit.need:
+            elif unit.need is not None and scope.successes >= unit.need:
                 self._end_early(scope, "enough", f"{scope.successes} members succeeded")
         if scope.followers and scope.ending is None:
             self._release_behind(scope, run)
