@@ -20,7 +20,7 @@ __all__ = [
     "fill",
     "follow",
     "lookups",
-    "names_of",
+    "lookups_in",
     "parse",
     "parse_reference",
     "replace",
@@ -143,17 +143,17 @@ def lookups(tree: Any, loc: Loc = ()) -> Iterator[tuple[Loc, Lookup]]:
             yield from lookups(member, (*loc, i))
 
 
-def names_of(trees: Iterable[Any]) -> dict[str, None]:
-    """The names that lookups of the trees begin with, in order."""
-    found: dict[str, None] = {}
+def lookups_in(trees: Iterable[Any]) -> list[Lookup]:
+    """The same without their places, which most need not know."""
+    found: list[Lookup] = []
     waiting = [iter(trees)]
     while waiting:
         for tree in waiting[-1]:
             kind = type(tree)
             if kind is Lookup:
-                found[tree.name] = None
+                found.append(tree)
             elif kind is Text:
-                found.update((part.name, None) for part in tree.parts if type(part) is Lookup)
+                found += [part for part in tree.parts if type(part) is Lookup]
             elif kind in _CONTAINERS and tree:
                 waiting.append(iter(tree.values() if kind is dict else tree))
                 break
