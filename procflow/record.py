@@ -13,7 +13,6 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    ModelWrapValidatorHandler,
     PlainValidator,
     ValidationError,
     WithJsonSchema,
@@ -57,6 +56,10 @@ Timeout = Annotated[
 """A duration, or a multiple of the median of earlier runs: ``300%`` is three times as long."""
 
 
+class _Contradictory(dict[str, Any]):
+    """What is known to hold keys that contradict each other, while its single keys are looked at."""
+
+
 class Record(BaseModel):
     """Base of all declared records: frozen, no unknown keys, no silent conversion."""
 
@@ -70,16 +73,16 @@ class Record(BaseModel):
         """Keys that contradict each other or that this record can't honour; ``given`` is as written, unchecked."""
         return iter(())
 
-    @model_validator(mode="wrap")
+    @model_validator(mode="before")
     @classmethod
-    def _everything_at_once(cls, value: Any, handler: ModelWrapValidatorHandler[Any]) -> Any:
+    def _everything_at_once(cls, value: Any) -> Any:
         # A validator that runs after the fields would be silent while any field is wrong; people want the whole list.
-        faults = list(cls.conflicts(value)) if isinstance(value, dict) else []
+        faults = list(cls.conflicts(value)) if isinstance(value, dict) and type(value) is not _Contradictory else []
         if not faults:
-            return handler(value)
+            return value
         details: list[InitErrorDetails] = []
         try:
-            handler(value)
+            cls.model_validate(_Contradictory(value))
         except ValidationError as error:
             details = [
                 _again(e["type"], e["msg"], e.get("ctx", {}), e["loc"], e["input"])

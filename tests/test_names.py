@@ -90,6 +90,24 @@ def test_what_is_withheld_says_why_and_is_forgotten_once_published() -> None:
     assert resolve(scope.view("b"), "x") == Lookup("x")
 
 
+def test_reasons_are_asked_for_once_and_only_where_a_name_is_missed() -> None:
+    asked: list[str] = []
+
+    def reasons(step: str, why: str) -> list[tuple[str, tuple[str, ...], str]]:
+        asked.append(step)
+        return [(step, ("x", step), why)]
+
+    scope = Scope(FACTS).block()
+    scope.withhold(lambda: reasons("a", "because"))
+    scope.withhold(lambda: reasons("b", "{name!r} says so"))
+    scope.publish("c", Face(("y",), main="y"))
+    assert resolve(scope.view("d"), "y") == Lookup("y")
+    assert asked == []
+    assert refusal(scope.view("d"), "x") == "'x' has no value here: because"
+    assert refusal(scope.view("d"), "b") == "'b' has no value here: 'b' says so"
+    assert asked == ["a", "b"]
+
+
 def test_the_words_for_a_near_name_do_not_offer_the_name_itself() -> None:
     assert did_you_mean("rows", ["rows", "row"]) == "did you mean 'row'?"
     assert did_you_mean("rows", ["rows"]) == ""

@@ -131,6 +131,45 @@ def test_a_step_that_says_something_shares_it_with_no_other(keys: dict[str, Any]
     assert all(getattr(before, key) == getattr(after, key) for key in alike)
 
 
+def test_steps_that_say_the_same_share_it() -> None:
+    one, two, other, counted = tasks(
+        Parallel(
+            Step("a", empty, retry={"retries": 2}, timeout=60), Step("b", empty, timeout="1m", retry={"retries": 2}),
+            Step("c", empty, timeout=61, retry={"retries": 2}), Step("d", empty, cpus=1, timeout=60),
+        ),
+        defaults={"cpus": 2},
+    )  # fmt: skip
+    assert one.retry is two.retry
+    assert (one.timeout_s, other.timeout_s) == (60.0, 61.0)
+    assert (one.cpus, counted.cpus) == (2, 1)
+    assert ("cpus" in one.inherited, "cpus" in counted.inherited) == (True, False)
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {}, {"defaults": {"cache": True}}, {"defaults": {"retries": 3, "cpus": 2, "executor": "threads"}},
+        {"state": {"log": "append"}}, {"limits": {"timeout": "1h"}}, {"type": "graph"},
+    ],
+)  # fmt: skip
+def test_a_step_that_says_nothing_is_compiled_as_one_that_says_what_holds_anyway(keys: dict[str, Any]) -> None:
+    block = {"executor": "threads", "priority": 4, "rate_limit": "9/s"}
+    plain = Pipeline(
+        "p", steps=[Step("a", empty), Parallel(Step("b", empty), Step("c", "json:dumps"), **block)], **keys
+    )
+    said = {"params": {}, "retry": None, "when": None, "priority": 0}
+    inside = {**said, "priority": 4}
+    full = Pipeline(
+        "p",
+        steps=[
+            Step("a", empty, **said),
+            Parallel(Step("b", empty, **inside), Step("c", "json:dumps", **inside), **block),
+        ],
+        **keys,
+    )
+    assert compile_pipeline(plain) == compile_pipeline(full)
+
+
 def test_limits_of_one_block_are_not_those_of_another() -> None:
     found = tasks(
         Parallel(Step("a", empty), executor="threads", priority=3),

@@ -172,8 +172,10 @@ class Binder:
             self.note(str(error), *key, *error.loc)
             return None
         found: dict[Lookup, Any] = {}
+        same = True
         for at, lookup in template.lookups(parsed):
             found[lookup] = value = self._resolved(lookup, *key, *at)
+            same = same and value is lookup
             if key[0] not in _MAY_HOLD_SECRETS:
                 self.refuse_secrets(value, *key)
 
@@ -182,7 +184,7 @@ class Binder:
                 self.note("a list or mapping with a secret in it can't stand inside a text", *key)
             return text(value)
 
-        return template.replace(parsed, found.__getitem__, part) if found else parsed
+        return parsed if same else template.replace(parsed, found.__getitem__, part)
 
     def refuse_secrets(self, tree: Any, *key: str | int) -> None:
         """A problem where what is bound holds a secret, at a key that would show or keep it."""

@@ -56,9 +56,9 @@ def _arguments(step: AnyStep, bind: Binder) -> tuple[tuple[Any, ...], Mapping[st
     if not step.inputs and not step.params:
         return (), NOTHING, NOTHING
     tree = bind(input_tree(step.inputs), "inputs")
-    params = bind(step.params, "params") or {}
+    params = (bind(step.params, "params") or {}) if step.params else NOTHING
     if not isinstance(tree, dict):
-        return tuple(tree or ()), dict(params), params
+        return tuple(tree or ()), dict(params) if params else NOTHING, params
     for key in tree.keys() & params.keys():
         bind.note(f"{key!r} is an input too: a function takes it once", "params", key, hint="keep one of them")
     return (), {**tree, **params}, params

@@ -150,21 +150,23 @@ class Surfaces:
             return ()
         known = self._reads.get(id(step))
         if known is None:
-            found = [*self._own_reads(step)]
+            found = self._own_reads(step)
             if not isinstance(step, LEAVES):
                 found += self._reads_below(step)
             unique = {(lookup.name, is_output(lookup)): lookup for lookup in found if lookup.name not in ROOTS}
             known = self._reads[id(step)] = (step, tuple(unique.values()))
         return known[1]
 
-    def _own_reads(self, step: AnyStep) -> Iterator[Lookup]:
-        item = {step.item_name, INDEX} if isinstance(step, Map) else set()
+    def _own_reads(self, step: AnyStep) -> list[Lookup]:
+        found: list[Lookup] = []
         if id(step) in self.skills:
             own = {*step.params, *(step.inputs if isinstance(step.inputs, dict) else ())}
-            yield from (Lookup(name) for name in self.skills[id(step)][2] if name not in own)
-        for lookup, loc in references(step):
-            if loc[0] not in ("inputs", "params") or lookup.name not in item:
-                yield lookup
+            found += [Lookup(name) for name in self.skills[id(step)][2] if name not in own]
+        item = (step.item_name, INDEX) if isinstance(step, Map) else ()
+        for loc, tree in _parsed(step):
+            inside = item if loc[0] in ("inputs", "params") else ()
+            found += [lookup for lookup in template.lookups_in((tree,)) if lookup.name not in inside]
+        return found + _in_condition(step)
 
     def _reads_below(self, step: AnyStep) -> Iterator[Lookup]:
         members = inner_steps(step)
@@ -247,17 +249,28 @@ def written_at(step: AnyStep, value: str, surfaces: Surfaces) -> Loc:
 
 def references(step: AnyStep) -> Iterator[tuple[Lookup, Loc]]:
     """Every reference in the step's own keys with its place from the step down."""
+    for loc, tree in _parsed(step):
+        yield from ((lookup, (*loc, *at)) for at, lookup in template.lookups(tree))
+    yield from ((lookup, ("when",)) for lookup in _in_condition(step))
+
+
+def _parsed(step: AnyStep) -> Iterator[tuple[Loc, Any]]:
+    """The keys that may hold references, without those that can't be read."""
     for loc, tree in _trees(step):
         try:
             parsed = template.parse(tree)
         except template.TemplateError:
             continue
-        yield from ((lookup, (*loc, *at)) for at, lookup in template.lookups(parsed))
-    if isinstance(step.when, str):
-        try:
-            yield from ((lookup, ("when",)) for lookup in condition.parse(step.when).lookups)
-        except condition.ConditionError:
-            return
+        yield loc, parsed
+
+
+def _in_condition(step: AnyStep) -> list[Lookup]:
+    if not isinstance(step.when, str):
+        return []
+    try:
+        return list(condition.parse(step.when).lookups)
+    except condition.ConditionError:
+        return []
 
 
 def _trees(step: AnyStep) -> Iterator[tuple[Loc, Any]]:

@@ -248,7 +248,10 @@ def _reads(call: StepCall) -> tuple[str, ...]:
     """Names that the call looks up, without those that the item of a map provides."""
     if not (call.args or call.kwargs or call.options or call.params or call.when):
         return ()
-    names = template.names_of((call.args, call.kwargs, call.options, call.params))
+    found = template.lookups_in((call.args, call.kwargs, call.options, call.params))
+    names = dict.fromkeys([lookup.name for lookup in found])
+    if not names and call.when is None:
+        return ()
     if call.when is not None:
         names.update((lookup.name, None) for lookup in condition.parse(call.when).lookups)
     own: tuple[str | None, ...] = (*ROOTS, call.item_name, INDEX) if call.item_name is not None else ROOTS

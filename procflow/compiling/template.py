@@ -20,7 +20,7 @@ __all__ = [
     "fill",
     "follow",
     "lookups",
-    "names_of",
+    "lookups_in",
     "parse",
     "parse_reference",
     "replace",
@@ -34,6 +34,7 @@ _OPENING = re.compile(r"\$\$\{|\$\{")
 _REFERENCE = re.compile(r"[^\W\d][\w-]*(?:\.[\w-]+)*")
 _INT = re.compile(r"0|-?[1-9]\d*", re.ASCII)
 _CONTAINERS = (dict, list, tuple)
+_HOLDING = (Lookup, Text, *_CONTAINERS)
 
 
 class TemplateError(ProcflowError):
@@ -137,28 +138,25 @@ def lookups(tree: Any, loc: Loc = ()) -> Iterator[tuple[Loc, Lookup]]:
                 yield loc, part
     elif kind is dict:
         for key, member in tree.items():
-            yield from lookups(member, (*loc, str(key)))
+            if type(member) in _HOLDING:
+                yield from lookups(member, (*loc, str(key)))
     elif kind is list or kind is tuple:
         for i, member in enumerate(tree):
-            yield from lookups(member, (*loc, i))
+            if type(member) in _HOLDING:
+                yield from lookups(member, (*loc, i))
 
 
-def names_of(trees: Iterable[Any]) -> dict[str, None]:
-    """The names that lookups of the trees begin with, in order."""
-    found: dict[str, None] = {}
-    waiting = [iter(trees)]
-    while waiting:
-        for tree in waiting[-1]:
-            kind = type(tree)
-            if kind is Lookup:
-                found[tree.name] = None
-            elif kind is Text:
-                found.update((part.name, None) for part in tree.parts if type(part) is Lookup)
-            elif kind in _CONTAINERS and tree:
-                waiting.append(iter(tree.values() if kind is dict else tree))
-                break
-        else:
-            waiting.pop()
+def lookups_in(trees: Iterable[Any]) -> list[Lookup]:
+    """The same without their places, which most need not know."""
+    found: list[Lookup] = []
+    for tree in trees:
+        kind = type(tree)
+        if kind is Lookup:
+            found.append(tree)
+        elif kind is Text:
+            found += [part for part in tree.parts if type(part) is Lookup]
+        elif kind in _CONTAINERS and tree:
+            found += lookups_in(tree.values() if kind is dict else tree)
     return found
 
 
