@@ -8,7 +8,7 @@ the compiler's to check. The grammars of single keys are in ``grammar.py``. Work
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal, Union
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Union
 
 from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, Tag, WithJsonSchema, field_validator
 from typing_extensions import TypeAliasType
@@ -18,7 +18,7 @@ from procflow.grammar import (  # isort: skip
     RateLimit, Score, Secrets, Size, SplitStrategy, Stdin, Strategy, Text, Tolerance, When,
 )  # fmt: skip
 from procflow.record import (  # isort: skip
-    FILES_SCHEMA, ITEMS_SCHEMA, Conflicts, Defaults, ExecutorName, Files, Given, Items, Limits, Param, Record, Retry,
+    FILES_SCHEMA, ITEMS_SCHEMA, Conflicts, Defaults, ExecutorName, Files, Given, Items, Later, Limits, Param, Record, Retry,
     Timeout, files_of, is_relative, items_of, param, retry_conflicts,
 )  # fmt: skip
 from procflow.record_sources import AnySource, QueryKeys, RestKeys, Skill, SkillKeys  # isort: skip
@@ -357,16 +357,13 @@ def step_tag(value: object) -> str:
     return f"<{'transform' if kind == 'function' else kind}>" if isinstance(kind, str) and len(kind) < 100 else "<>"
 
 
-AnyStep = TypeAliasType("AnyStep", Annotated[
-    Union[
-        Annotated[Transform, Tag("<transform>")], Annotated[Query, Tag("<query>")], Annotated[UseSkill, Tag("<skill>")],
-        Annotated[Shell, Tag("<shell>")], Annotated[Rest, Tag("<rest>")], Annotated[Merge, Tag("<merge>")],
-        Annotated[Split, Tag("<split>")], Annotated[Subpipeline, Tag("<pipeline>")],
-        Annotated[Sequence, Tag("<sequence>")], Annotated[Parallel, Tag("<parallel>")],
-        Annotated[Graph, Tag("<graph>")], Annotated[Map, Tag("<map>")],
-    ],
-    Discriminator(step_tag),
-])  # fmt: skip
+if TYPE_CHECKING:
+    AnyStep = Union[
+        Transform, Query, UseSkill, Shell, Rest, Merge, Split, Subpipeline, Sequence, Parallel, Graph, Map
+    ]  # fmt: skip
+else:
+    _STEPS = tuple(Annotated[record, Later(record), Tag(tag)] for record, tag in _TAGS.items())
+    AnyStep = TypeAliasType("AnyStep", Annotated[Union[_STEPS], Discriminator(step_tag)])
 """Any step; an alias with a name, whose validator is built once and not anew for every key that holds steps."""
 
 

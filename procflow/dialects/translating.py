@@ -9,7 +9,7 @@ knows the way and no dialect.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 from procflow.dialects import DIALECTS, Reading, detect
@@ -17,11 +17,12 @@ from procflow.dialects.bindings import Bindings
 from procflow.dialects.foreign import Made, Part, Translation, near
 from procflow.errors import Loc, PipelineError, Place, Problem, dotted
 from procflow.loading.source import Source, Spot, Tree
+from procflow.passive import passive
 
 __all__ = ["Translated", "TranslatedSource", "translate"]
 
 
-@dataclass(frozen=True, slots=True)
+@passive(frozen=True, slots=True)
 class TranslatedSource(Source):
     """A source whose positions are those of the foreign file; messages name dialect and path, too."""
 
@@ -49,7 +50,7 @@ class TranslatedSource(Source):
         )
 
 
-@dataclass(frozen=True, slots=True)
+@passive(frozen=True, slots=True)
 class Translated:
     """A foreign document in procflow's language. ``plain`` is dicts, lists and scalars in the order people read them."""
 

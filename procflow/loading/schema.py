@@ -12,9 +12,12 @@ from typing import Any
 from pydantic.json_schema import GenerateJsonSchema
 
 from procflow.model import STEP_TYPES, Pipeline
+from procflow.record import NAMED, Record
 from procflow.units import Share
 
 __all__ = ["pipeline_schema"]
+
+_PLACE = "#/definitions/"
 
 
 class _Generator(GenerateJsonSchema):
@@ -26,10 +29,17 @@ class _Generator(GenerateJsonSchema):
 
 def pipeline_schema() -> dict[str, Any]:
     """The schema of a pipeline file, as plain dicts and lists that ``json.dumps`` takes."""
-    made = Pipeline.model_json_schema(
-        by_alias=True, ref_template="#/definitions/{model}", schema_generator=_Generator, mode="validation"
-    )
-    definitions = made.pop("$defs")
+    definitions: dict[str, Any] = {}
+    made: dict[str, Any] = {}
+    records: list[type[Record]] = [*dict.fromkeys(STEP_TYPES.values()), Pipeline]
+    for record in records:
+        made = record.model_json_schema(
+            by_alias=True, ref_template=f"{_PLACE}{{model}}", schema_generator=_Generator, mode="validation"
+        )
+        definitions |= made.pop("$defs", {})
+        if record is not Pipeline:
+            definitions[record.__name__] = made
+    definitions = {name: definitions[name] for name in sorted(definitions)}
     for kind, record in STEP_TYPES.items():
         properties = definitions[record.__name__]["properties"]
         if kind not in ("transform", "function"):
@@ -52,6 +62,8 @@ def pipeline_schema() -> dict[str, Any]:
 def _plainer(tree: Any) -> Any:
     """Without titles that only repeat a key, which editors would show; names that no pattern allows are refused."""
     if isinstance(tree, dict):
+        if tree.keys() == {NAMED}:
+            return {"$ref": _PLACE + tree[NAMED]}
         plain = {
             key: {name: _plainer(value) for name, value in part.items()} if key == "properties" else _plainer(part)
             for key, part in tree.items()
