@@ -24,8 +24,7 @@ from procflow.passive import passive
 from procflow.ref import Ref
 from procflow.storing import cleaning
 from procflow.storing.state_folder import StateFolder, is_safe_id
-from procflow.storing.store_learned import Past
-from procflow.storing.store_learned import read as read_learned
+from procflow.storing.store_learned import Past, read
 from procflow.storing.store_plain import log_of
 from procflow.storing.store_refs import decode_ref
 from procflow.storing.store_schema import COLUMNS, UNREADABLE, connect_reader, told
@@ -318,7 +317,7 @@ class History:
 
     def learned(self, pipeline: str, lock: str | None = None) -> Past:
         """What the last runs of a pipeline (of the file with this lock) taught about time and memory; never raises."""
-        return Past() if self._db is None else read_learned(self._db, self.folder.db, pipeline, lock)
+        return Past() if self._db is None else read(self._db, self.folder.db, pipeline, lock)
 
     def _range(self, run_id: str) -> tuple[int, int]:
         for (seq,) in self._rows("SELECT seq FROM runs WHERE run_id = ?", (run_id,)):
