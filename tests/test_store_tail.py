@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import fcntl
 import os
 import signal
@@ -25,7 +27,7 @@ from procflow.storing.store import RunRecord, Store
 from procflow.storing.store_rows import Rows
 from procflow.storing.store_tail import ROW, Tail, read_tail, result_body, tail_path, tails
 from procflow.storing.tail_record import record
-from procflow.storing.worker_tail import WorkerTail
+from procflow.storing.worker_tail import FILE_BYTES, TURN_RECORDS, WorkerTail
 
 
 def finished(key: int, path: str = "0", **keys: object) -> AttemptFinished:
@@ -288,6 +290,65 @@ def test_a_worker_keeps_no_failure_and_nothing_that_nobody_asked_for(tmp_path: P
     done = wire.plain_outcome(Succeeded(7))
     tail.keep(b"", done, packed(done))
     assert list(tmp_path.iterdir()) == []
+
+
+def kept(tail: WorkerTail, key: int, size: int = 10) -> None:
+    message = wire.plain_outcome(Succeeded(key, {"a": Inline(bytes(size))}))
+    tail.keep(packed(ABOUT), message, packed(message))
+
+
+@pytest.mark.parametrize("size", [10, 5_000])
+def test_the_last_results_of_a_worker_are_always_kept_and_none_twice(tmp_path: Path, size: int) -> None:
+    path = tail_path(tmp_path, "run")
+    path.parent.mkdir(mode=0o700)
+    tail = WorkerTail(f"{path}+1")
+    for key in range(1, 300):
+        # Of any size, so that what is written lies across what was.
+        kept(tail, key, size * (key % 7))
+        found = [event.key for event in read_tail(path)] if key % 50 in (0, 14, 15) else None
+        if found is not None:
+            assert set(range(max(1, key - TURN_RECORDS + 1), key + 1)) <= set(found) <= set(range(1, key + 1))
+            assert len(found) == len(set(found)) <= 2 * TURN_RECORDS
+
+
+def test_a_result_larger_than_the_file_has_room_for_is_kept_with_those_before_it(tmp_path: Path) -> None:
+    path = tail_path(tmp_path, "run")
+    path.parent.mkdir(mode=0o700)
+    tail = WorkerTail(f"{path}+1")
+    for key, size in enumerate((10, FILE_BYTES, 10, 5 * FILE_BYTES, 10), 1):
+        kept(tail, key, size)
+    assert [event.key for event in read_tail(path)] == [1, 2, 3, 4, 5]
+
+
+def test_a_step_that_writes_to_all_descriptors_does_not_spoil_what_its_worker_keeps(tmp_path: Path) -> None:
+    path = tail_path(tmp_path, "run")
+    path.parent.mkdir(mode=0o700)
+    tail = WorkerTail(f"{path}+1")
+    kept(tail, 1)
+    for fd in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            if os.readlink(f"/proc/self/fd/{fd}").startswith(str(path)):
+                os.write(int(fd), b"some noise")
+    kept(tail, 2)
+    assert [event.key for event in read_tail(path)] == [1, 2]
+
+
+def test_a_full_disk_costs_what_would_have_been_kept_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tail_path(tmp_path, "run")
+    path.parent.mkdir(mode=0o700)
+    tail = WorkerTail(f"{path}+1")
+
+    def full(fd: int, offset: int, size: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as while_it_is_full:
+        while_it_is_full.setattr(os, "posix_fallocate", full)
+        kept(tail, 1)
+    assert read_tail(path) == []
+    kept(tail, 2)
+    assert [event.key for event in read_tail(path)] == [2]
 
 
 def test_secrets_in_names_of_metrics_are_masked_in_what_a_worker_keeps(

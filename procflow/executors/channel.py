@@ -67,7 +67,8 @@ def frame(message: Message) -> bytes:
 
 def _framed(body: bytes) -> bytes:
     crc, length = crc32(body), len(body)
-    return _pack(MAGIC, crc, length, _check(crc, length)) + body
+    # A wrong length must be found before so much memory is asked for, or so much is waited for: hence the check of both.
+    return _pack(MAGIC, crc, length, (crc ^ length ^ length >> 32) & 0xFFFFFFFF) + body
 
 
 def packed(message: Message) -> bytes:
@@ -89,11 +90,6 @@ def arrived_reads(fd: int) -> int:
     arrived = fcntl.ioctl(fd, termios.FIONREAD, bytes(4))
     # One read takes all there is or a chunk, but it stops at the end of a large body.
     return 3 + 2 * (int.from_bytes(arrived, sys.byteorder) // CHUNK_BYTES)
-
-
-def _check(crc: int, length: int) -> int:
-    # A wrong length must be found before so much memory is asked for, or so much is waited for.
-    return (crc ^ length ^ length >> 32) & 0xFFFFFFFF
 
 
 def exact(value: Any) -> Any:

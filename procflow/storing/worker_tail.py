@@ -74,7 +74,8 @@ class WorkerTail:
 
 
 def _mapped(path: str, size_bytes: int, anew: bool) -> mmap.mmap:
-    fd = open_own(path, os.O_RDWR | os.O_CREAT)
+    # A step that writes to descriptors that it did not open can only add to the file.
+    fd = open_own(path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
     try:
         if anew:
             os.ftruncate(fd, 0)
