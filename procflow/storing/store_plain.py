@@ -61,8 +61,10 @@ _INSERT_OUTPUT = "INSERT OR REPLACE INTO outputs VALUES (?,?,?,?,?,?,?)"
 def insert_outputs(db: Connection, rows: list[list[Any]]) -> None:
     """Write rows of ``outputs``, many with each statement, which takes two thirds of the time."""
     whole = len(rows) - len(rows) % _AT_ONCE
-    groups = (rows[i : i + _AT_ONCE] for i in range(0, whole, _AT_ONCE))
-    db.executemany(_INSERT_OUTPUTS, ([*chain.from_iterable(group)] for group in groups))
+    if whole:
+        # Not before: a small run has no use for so long a statement.
+        groups = (rows[i : i + _AT_ONCE] for i in range(0, whole, _AT_ONCE))
+        db.executemany(_INSERT_OUTPUTS, ([*chain.from_iterable(group)] for group in groups))
     db.executemany(_INSERT_OUTPUT, rows[whole:])
 
 
