@@ -165,8 +165,9 @@ def _payloads() -> Callable[[TaskUnit], Problem | None]:
     def payload(unit: TaskUnit) -> Problem | None:
         nonlocal tried
         call = unit.call
-        said = [tree for tree in (call.args, call.kwargs, call.options, call.params) if tree]
-        if all(map(_is_plain, said)) and (id(call.function) in good or _is_plain(call.function)):
+        trees = (call.args, call.kwargs, call.options, call.params)
+        plain = not any(trees) or all(map(_is_plain, trees))
+        if plain and (id(call.function) in good or _is_plain(call.function)):
             return None
         if tried is None:
             from procflow.executors.payload import Payloads
