@@ -21,7 +21,8 @@ from procflow.errors import PipelineError
 from procflow.launch import prepare
 from procflow.loader import load_pipeline
 from procflow.model import Pipeline as Model
-from procflow.resuming.canonical import Canonical
+from procflow.resuming import canonical, fingerprint
+from procflow.resuming.canonical import Canonical, framed
 from procflow.resuming.code_print import CodePrints
 from procflow.resuming.fingerprint import RUN_ID, Fingerprint, changes, fingerprints
 from procflow.resuming.needs import Key, needs_of
@@ -90,7 +91,9 @@ class Project:
         }
 
 
-def test_fingerprints_are_those_of_earlier_versions() -> None:
+@pytest.mark.parametrize("most_telling", [0, 2000])
+def test_fingerprints_are_those_of_earlier_versions(monkeypatch: pytest.MonkeyPatch, most_telling: int) -> None:
+    monkeypatch.setattr(fingerprint, "MOST_TELLING", most_telling)
     steps = [
         Parallel(
             Step("a", "json:dumps", params={"obj": [1, 2.5, None, True, "é", b"x", {"k": (1,)}]}),
@@ -110,6 +113,33 @@ def test_fingerprints_are_those_of_earlier_versions() -> None:
     assert dict(found["c", "member"].parts) == {
         "kind": "35bbe52b44d7dd7f", "code": "635c0f63840f89fa", "inputs": "e8f49c24fa5e1c59", "when": "8e0918234d187227"
     }  # fmt: skip
+
+
+@given(st.lists(st.text() | st.text(st.characters(max_codepoint=127)), max_size=4), st.sampled_from([list, tuple]))
+def test_texts_together_are_told_as_one_by_one(texts: list[str], kind: type[Any]) -> None:
+    tag = kind.__name__.encode()
+    assert Canonical().of(kind(texts)) == framed(tag, *map(Canonical().of, texts))
+    for text in filter(None, texts):
+        canonical = Canonical(watch=text)
+        canonical.of(kind(texts))
+        assert canonical.seen
+
+
+def test_texts_of_a_class_of_their_own_are_told_apart_from_texts() -> None:
+    class Name(str):
+        pass
+
+    assert Canonical().of(("a", Name("b"))) != Canonical().of(("a", "b"))
+
+
+def test_what_lies_too_deep_is_never_the_same() -> None:
+    value: Any = ("a", "b")
+    for _ in range(canonical.MOST_DEEP):
+        value = [value]
+    assert Canonical().of(value) == Canonical().of(value)
+    found = Canonical()
+    found.of([value])
+    assert found.opaque == ["tuple"]
 
 
 @pytest.fixture

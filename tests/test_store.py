@@ -31,6 +31,7 @@ from procflow.storing import store as store_module
 from procflow.storing.history import History
 from procflow.storing.state_folder import StateFolder
 from procflow.storing.store import Journal, MemoryStore, NullStore, RunRecord, Store
+from procflow.storing.store_begin import Print
 from procflow.storing.store_plain import INSERT_PLAIN, insert_outputs, output_row, plain_row, storable
 from procflow.storing.store_rows import decode_ref, encode_ref
 from procflow.storing.store_schema import _TABLES
@@ -846,6 +847,16 @@ def test_the_log_of_an_attempt_that_succeeded_follows_from_its_name(store: Store
     assert [row["log"] for row in rows(folder)] == [None, "logs/a/1.log"]
     with History.open(folder) as past:
         assert [row.log for row in past.steps("r1")] == ["logs/a/3__0-99.2.log", "logs/a/1.log"]
+
+
+def test_rows_of_fingerprints_are_sealed_as_any_row_is(folder: StateFolder) -> None:
+    prints = [Print("a", "member", "0", "xx:1", '{"code": "\\u00e9"}'), Print("é", "block", "", "xx:2", "{}", None)]
+    with Store.open(folder) as store:
+        store.begin(RunRecord("r", "p", prints=prints))
+    with contextlib.closing(sqlite3.connect(folder.db)) as db:
+        install(db)
+        sql = f"SELECT label, since, typeof(since), seal IS {expression(db, 'fingerprints')} FROM fingerprints"
+        assert db.execute(sql).fetchall() == [("a", 0, "integer", 1), ("é", (1 << 32) + 1, "integer", 1)]
 
 
 def test_names_of_outputs_are_plain_text_whatever_they_were() -> None:

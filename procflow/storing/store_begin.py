@@ -22,7 +22,7 @@ from procflow import __version__
 from procflow.passive import passive
 from procflow.storing.store_rows import storable
 from procflow.storing.store_schema import COLUMNS
-from procflow.storing.store_seal import OF_EXECUTIONS, check_run, reseal, sealed_texts
+from procflow.storing.store_seal import OF_EXECUTIONS, check_run, reseal, sealed_plain
 
 __all__ = ["ID_BITS", "Print", "RunRecord", "Taken", "begin", "ids_of", "utc_now"]
 
@@ -180,12 +180,12 @@ def _write_prints(db: sqlite3.Connection, run: RunRecord, first: int) -> None:
     run_id = run.run_id
     db.execute("DELETE FROM fingerprints WHERE run_id = ?", (run_id,))
     rows = (
-        (run_id, label, role, path, digest, parts, first if since is None else since)
+        [run_id, label, role, path, digest, parts, float(first if since is None else since)]
         for label, role, path, digest, parts, since in run.prints
     )
     db.executemany(
         "INSERT INTO fingerprints (run_id, label, role, path, digest, parts, since, seal) VALUES (?,?,?,?,?,?,?,?)",
-        sealed_texts(rows),
+        sealed_plain(rows),
     )
 
 

@@ -30,7 +30,7 @@ __all__ = [
     "reseal",
     "seal",
     "sealed",
-    "sealed_texts",
+    "sealed_plain",
     "sql_seal",
     "way_out",
 ]
@@ -71,13 +71,11 @@ def sealed(rows: Iterable[tuple[Any, ...]], ref: bool = False) -> list[tuple[Any
     return [(*row, _seal(row)) for row in rows]
 
 
-def sealed_texts(rows: Iterable[tuple[Any, ...]]) -> Iterator[tuple[Any, ...]]:
-    """As ``sealed``, at a third of the price, for rows of texts of the class ``str`` with one number behind them."""
-    crc, dumps = zlib.crc32, marshal.dumps
+def sealed_plain(rows: Iterable[list[Any]]) -> Iterator[list[Any]]:
+    """As ``sealed``, at a third of the price, for rows of ``str`` and ``float`` themselves; SQLite makes integers of these."""
     for row in rows:
-        plain = [*row]
-        plain[-1] += 0.0
-        yield (*row, crc(dumps(plain, 2)))
+        row.append(zlib.crc32(marshal.dumps(row, 2)))
+        yield row
 
 
 def install(db: sqlite3.Connection) -> None:
