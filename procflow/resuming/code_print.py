@@ -30,6 +30,7 @@ class CodePrints:
         self._modules = Modules()
         self._targets: dict[tuple[str, str | None], bytes] = {}
         self._sources: dict[int, tuple[CodeType, bytes | None]] = {}
+        self._classes: dict[int, tuple[type, bytes]] = {}
 
     def target(self, target: str, folder: str | None) -> bytes:
         """The print of ``module:name``, modules in ``folder`` first; of the name alone where there is no source."""
@@ -74,7 +75,9 @@ class CodePrints:
         if isinstance(value, FunctionType):
             return self._function(value, canonical)
         if isinstance(value, type):
-            return self._class(value)
+            if id(value) not in self._classes:
+                self._classes[id(value)] = (value, self._class(value))
+            return self._classes[id(value)][1]
         if isinstance(value, BuiltinFunctionType):
             return f"builtin {value.__module__}.{value.__qualname__}".encode()
         return b"instance " + canonical.of((type(value), getattr(value, "__dict__", {})))
