@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 from procflow import __version__
 from procflow.passive import passive
+from procflow.storing.store_many import insert_many
 from procflow.storing.store_rows import storable
 from procflow.storing.store_schema import COLUMNS
 from procflow.storing.store_seal import OF_EXECUTIONS, check_run, reseal, sealed_plain
@@ -183,10 +184,8 @@ def _write_prints(db: sqlite3.Connection, run: RunRecord, first: int) -> None:
         [run_id, label, role, path, digest, parts, float(first if since is None else since)]
         for label, role, path, digest, parts, since in run.prints
     )
-    db.executemany(
-        "INSERT INTO fingerprints (run_id, label, role, path, digest, parts, since, seal) VALUES (?,?,?,?,?,?,?,?)",
-        sealed_plain(rows),
-    )
+    into = "INSERT INTO fingerprints (run_id, label, role, path, digest, parts, since, seal)"
+    insert_many(db, into, 8, sealed_plain(rows))
 
 
 def _take_over(db: sqlite3.Connection, run: RunRecord, first: int) -> int:

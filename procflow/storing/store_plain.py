@@ -8,7 +8,6 @@ Numbers are floats, as a seal wants them; SQLite makes whole ones of those whose
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from itertools import chain
 from marshal import dumps, loads
 from sqlite3 import Connection
 from typing import Any
@@ -18,6 +17,7 @@ from procflow.attempt import Usage
 from procflow.events import AttemptFinished
 from procflow.ref import Ref
 from procflow.storing.attempt_log import log_path
+from procflow.storing.store_many import insert_many
 from procflow.storing.store_refs import decode_ref, encode_ref
 from procflow.storing.store_seal import SEALED_OF_REF, seal
 
@@ -53,19 +53,11 @@ def insert(columns: Iterable[str]) -> str:
 
 
 INSERT_PLAIN = insert(PLAIN_COLUMNS)
-_AT_ONCE = 32
-_INSERT_OUTPUTS = "INSERT OR REPLACE INTO outputs VALUES " + ",".join(["(?,?,?,?,?,?,?)"] * _AT_ONCE)
-_INSERT_OUTPUT = "INSERT OR REPLACE INTO outputs VALUES (?,?,?,?,?,?,?)"
 
 
 def insert_outputs(db: Connection, rows: list[list[Any]]) -> None:
-    """Write rows of ``outputs``, many with each statement, which takes two thirds of the time."""
-    whole = len(rows) - len(rows) % _AT_ONCE
-    if whole:
-        # Not before: a small run has no use for so long a statement.
-        groups = (rows[i : i + _AT_ONCE] for i in range(0, whole, _AT_ONCE))
-        db.executemany(_INSERT_OUTPUTS, ([*chain.from_iterable(group)] for group in groups))
-    db.executemany(_INSERT_OUTPUT, rows[whole:])
+    """Write rows of ``outputs``."""
+    insert_many(db, "INSERT OR REPLACE INTO outputs", 7, rows)
 
 
 def storable(text: str) -> str:
