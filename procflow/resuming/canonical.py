@@ -101,6 +101,8 @@ class Canonical:
             if value.isascii():
                 return f"str({len(value)}:{value})".encode()
             return framed(b"str", value.encode("utf-8", "surrogatepass"))
+        if (kind is tuple or kind is list) and {*map(type, value)} == _TEXTS and len(self._open) <= MOST_DEEP:
+            return self.of_texts("tuple" if kind is tuple else "list", value)
         if kind in _NUMBERS:
             text = repr(value)
             return f"{kind.__name__}({len(text)}:{text})".encode()
@@ -111,8 +113,6 @@ class Canonical:
             return framed(b"again", b"%d" % (len(self._open) - self._open.index(id(value))))
         if len(self._open) > MOST_DEEP:
             return self._unknown(value)
-        if (kind is tuple or kind is list) and {*map(type, value)} == _TEXTS:
-            return self.of_texts("tuple" if kind is tuple else "list", value)
         if kind is Lookup:
             return self._lookup(value)
         return self._opened(value)
