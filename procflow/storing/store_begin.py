@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 from procflow import __version__
 from procflow.passive import passive
-from procflow.storing.store_many import insert_many
+from procflow.storing.store_many import AT_ONCE, insert_many
 from procflow.storing.store_rows import storable
 from procflow.storing.store_schema import COLUMNS
 from procflow.storing.store_seal import OF_EXECUTIONS, check_run, reseal, sealed_plain
@@ -184,8 +184,7 @@ def _write_prints(db: sqlite3.Connection, run: RunRecord, first: int) -> None:
         [run_id, label, role, path, digest, parts, float(first if since is None else since)]
         for label, role, path, digest, parts, since in run.prints
     )
-    into = "INSERT INTO fingerprints (run_id, label, role, path, digest, parts, since, seal)"
-    insert_many(db, into, 8, sealed_plain(rows))
+    insert_many(db, _INSERT_PRINT, _INSERT_PRINTS, sealed_plain(rows))
 
 
 def _take_over(db: sqlite3.Connection, run: RunRecord, first: int) -> int:
@@ -203,6 +202,9 @@ def _take_over(db: sqlite3.Connection, run: RunRecord, first: int) -> int:
     return following
 
 
+_INSERT_PRINT = """
+INSERT INTO fingerprints (run_id, label, role, path, digest, parts, since, seal) VALUES (?,?,?,?,?,?,?,?)"""
+_INSERT_PRINTS = _INSERT_PRINT + ",(?,?,?,?,?,?,?,?)" * (AT_ONCE - 1)
 _INSERT_RUN = """
 INSERT INTO runs (run_id, earlier, pipeline, file, lock, params, options, executor, workers, started, pid, host,
     procflow_version, python_version, status, commits)

@@ -13,19 +13,18 @@ AT_ONCE = 32
 """Rows with one statement; more would gain little, and SQLite may take no more than 999 values."""
 
 
-def insert_many(db: Connection, into: str, width: int, rows: Iterable[Sequence[Any]]) -> None:
-    """Write rows of ``width`` values; ``into`` is the statement up to its values (``INSERT INTO t``)."""
+def insert_many(db: Connection, one: str, many: str, rows: Iterable[Sequence[Any]]) -> None:
+    """Write rows, with the statement ``one`` for each or with ``many``, which takes the values of ``AT_ONCE`` rows."""
     left = iter(rows)
-    last = list(islice(left, AT_ONCE))
+    group = list(islice(left, AT_ONCE))
 
     def groups() -> Iterator[list[Any]]:
-        nonlocal last
-        while len(last) == AT_ONCE:
-            yield [*chain.from_iterable(last)]
-            last = list(islice(left, AT_ONCE))
+        nonlocal group
+        while len(group) == AT_ONCE:
+            yield [*chain.from_iterable(group)]
+            group = list(islice(left, AT_ONCE))
 
-    marks = f"({','.join('?' * width)})"
-    if len(last) == AT_ONCE:
+    if len(group) == AT_ONCE:
         # Not before: a small run has no use for so long a statement.
-        db.executemany(f"{into} VALUES {','.join([marks] * AT_ONCE)}", groups())
-    db.executemany(f"{into} VALUES {marks}", last)
+        db.executemany(many, groups())
+    db.executemany(one, group)

@@ -17,7 +17,7 @@ from procflow.attempt import Usage
 from procflow.events import AttemptFinished
 from procflow.ref import Ref
 from procflow.storing.attempt_log import log_path
-from procflow.storing.store_many import insert_many
+from procflow.storing.store_many import AT_ONCE, insert_many
 from procflow.storing.store_refs import decode_ref, encode_ref
 from procflow.storing.store_seal import SEALED_OF_REF, seal
 
@@ -53,11 +53,13 @@ def insert(columns: Iterable[str]) -> str:
 
 
 INSERT_PLAIN = insert(PLAIN_COLUMNS)
+_INSERT_OUTPUT = "INSERT OR REPLACE INTO outputs VALUES (?,?,?,?,?,?,?)"
+_INSERT_OUTPUTS = _INSERT_OUTPUT + ",(?,?,?,?,?,?,?)" * (AT_ONCE - 1)
 
 
 def insert_outputs(db: Connection, rows: list[list[Any]]) -> None:
     """Write rows of ``outputs``."""
-    insert_many(db, "INSERT OR REPLACE INTO outputs", 7, rows)
+    insert_many(db, _INSERT_OUTPUT, _INSERT_OUTPUTS, rows)
 
 
 def storable(text: str) -> str:
