@@ -166,7 +166,7 @@ def _payloads() -> Callable[[TaskUnit], Problem | None]:
         nonlocal tried
         call = unit.call
         trees = (call.args, call.kwargs, call.options, call.params)
-        plain = not any(trees) or all(map(_is_plain, trees))
+        plain = not any(trees) or all(_is_plain(tree) for tree in trees if tree)
         if plain and (id(call.function) in good or _is_plain(call.function)):
             return None
         if tried is None:

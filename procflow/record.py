@@ -86,7 +86,8 @@ class Record(BaseModel):
             return value
         details: list[InitErrorDetails] = []
         try:
-            cls.model_validate(_Contradictory(value))
+            # Into an instance that nobody sees: a record with an ``__init__`` of its own would come here anew.
+            cls.__pydantic_validator__.validate_python(_Contradictory(value), self_instance=cls.__new__(cls))
         except ValidationError as error:
             details = [
                 _again(e["type"], e["msg"], e.get("ctx", {}), e["loc"], e["input"])

@@ -223,6 +223,15 @@ def test_a_step_without_inputs_is_called_with_nothing() -> None:
     assert Pipeline("demo", steps=[one, Step("merge", add)]).run(executor="inline").outputs["merge"] == 0
 
 
+def test_keys_of_a_pipeline_that_contradict_each_other_are_told_once_beside_its_other_mistakes() -> None:
+    step = {"function": "m:f", "output": "x", "outputs": ["y"]}
+    with pytest.raises(PipelineError) as caught:
+        Pipeline("p", steps=[step], tolerate=1, on_error="stop", show=[3])
+    assert sorted(".".join(map(str, problem.loc)) for problem in caught.value.problems) == [
+        "show.0", "steps.0.outputs", "tolerate",
+    ]  # fmt: skip
+
+
 def test_observers_and_streams_are_told_the_same_events_in_order() -> None:
     class Watch:
         def __init__(self) -> None:
