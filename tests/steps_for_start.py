@@ -37,6 +37,14 @@ def used() -> dict[str, Any]:
     }
 
 
+def in_processes_started_by(method: str | None) -> list[int]:
+    """A step that has its work done by processes of its own."""
+    import multiprocessing
+
+    with multiprocessing.get_context(method).Pool(2) as pool:
+        return pool.map_async(abs, [-1, -2, -3]).get(DEADLINE_S)
+
+
 def in_a_process_of_its_own() -> int:
     """A step that uses loky's own pool."""
     import loky

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -48,9 +49,14 @@ def test_a_step_finds_late_modules_as_they_always_are(pool: ProcessPool) -> None
         "callables": [True, True, True],
         "names": True,
         "late": [],
-        "method": "loky",
+        "method": multiprocessing.get_context().get_start_method(),
         "process": "LokyProcess",
     }
+
+
+@pytest.mark.parametrize("method", [None, "fork", "spawn", "forkserver", "loky"])
+def test_a_step_may_start_processes_in_any_way_that_a_script_may(pool: ProcessPool, method: str | None) -> None:
+    assert pool.submit(steps_for_start.in_processes_started_by, method).result(DEADLINE_S) == [1, 2, 3]
 
 
 def test_a_step_may_use_lokys_own_pool(pool: ProcessPool) -> None:

@@ -22,6 +22,7 @@ import time
 # Without the enums that ``signal`` makes of each answer: it is asked after every attempt.
 from _signal import SIG_BLOCK, SIGINT, SIGTERM, getsignal, pthread_sigmask  # type: ignore[import-not-found]
 from collections.abc import Callable
+from multiprocessing import set_start_method
 from typing import Any, TextIO
 
 from procflow.attempt import Failed, Progressed, Skipped, Succeeded
@@ -63,6 +64,8 @@ def main(
     kept before an attempt begins that was queued behind it, ``mark`` what is written to the output pipe then.
     """
     _belong_to(parent_pid)
+    # What a step starts, it starts as any script does: loky's own way is known to loky's children alone.
+    set_start_method(None, force=True)
     tell_children(cpus)
     spared()
     # start.py has put it off.
