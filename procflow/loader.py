@@ -11,13 +11,11 @@ import difflib
 import os
 import re
 import stat
-import sys
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import ModuleType
-from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Generic, NoReturn, TypeVar
 
 from pydantic import ValidationError
 
@@ -36,7 +34,7 @@ MAX_FILE_BYTES = 1 << 20
 MAX_PROBLEMS = 100
 # What must not occur, part by part: Python takes ten times as long to compile the one set of what may.
 _UNPRINTABLE = re.compile("[\0-\x08\x0b-\x1f\x7f-\x84\x86-\x9f]|[\ud800-\udfff]|[\ufffe\uffff]")
-_PLUGINS = "pydantic.plugin._loader"
+_NO_PLUGINS = "PYDANTIC_DISABLE_PLUGINS"
 
 P = TypeVar("P", bound=Pipeline)
 
@@ -135,19 +133,17 @@ def _validated(tree: Tree, source: Source, cls: type[P]) -> Loaded[P]:
 def _unwatched() -> Iterator[None]:
     """Around the building of our own validators: pydantic does not look for plugins that would watch them.
 
-    It would load ``importlib.metadata`` and read the entry points of all that is installed: a tenth of what a run of one
-    step takes. Models of others find their plugins as ever, so where threads might build some just now nothing is done.
+    It would read the entry points of all that is installed. Models of others find their plugins as ever, so where threads
+    might build some just now nothing is done.
     """
-    if _PLUGINS in sys.modules or threading.active_count() > 1:
+    if _NO_PLUGINS in os.environ or threading.active_count() > 1:
         yield
         return
-    none: Any = ModuleType(_PLUGINS)
-    none.get_plugins = tuple
-    sys.modules[_PLUGINS] = none
+    os.environ[_NO_PLUGINS] = "1"
     try:
         yield
     finally:
-        del sys.modules[_PLUGINS]
+        del os.environ[_NO_PLUGINS]
 
 
 def _head(text: str, tree: Tree) -> str:
