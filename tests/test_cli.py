@@ -297,7 +297,7 @@ def test_a_run_prints_shown_values_to_stdout_and_progress_to_stderr(folder: Path
     lines = done.stderr.splitlines()
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ Pipeline hello: run r1 started, 1 step on 1 worker", lines[0])
     assert re.search(r"Pipeline step 0 \(greeting\): started$", lines[1])
-    assert re.search(r"Pipeline step 0 \(greeting\): succeeded in [\d.]+ m?s, peak \d+ MiB$", lines[2])
+    assert re.search(r"Pipeline step 0 \(greeting\): succeeded in [\d.]+ m?s, peak [\d.]+ MiB$", lines[2])
     assert re.search(r"run r1 succeeded: 1 step in .* m?s; .* of work.*, 1 worker$", lines[-1])
 
 

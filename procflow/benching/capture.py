@@ -151,10 +151,18 @@ def _works(root: Unit, ended: list[tuple[Attempt, Outcome]]) -> list[Work]:
         work = works.get(attempt.call.path)
         if work is None or attempt.call is not work.unit.call:
             continue
-        work.attempts.append(replace(attempt, log=None, memory_bytes=None))
+        work.attempts.append(_unlogged(attempt))
         work.pieces += len(attempt.items.indices) if attempt.items is not None else 1
         work.seconds += outcome.usage.wall_s if isinstance(outcome, Succeeded) else 0.0
     return [work for work in works.values() if work.attempts]
+
+
+def _unlogged(attempt: Attempt) -> Attempt:
+    """The same attempt for any executor: no log, no memory limit, and nothing that the engine added."""
+    return Attempt(
+        attempt.key, attempt.call, attempt.number, attempt.values, attempt.items, attempt.labels, attempt.cpus, None,
+        attempt.report_each, attempt.run_id,
+    )  # fmt: skip
 
 
 def _pieces(attempt: Attempt) -> list[Attempt]:
