@@ -184,8 +184,14 @@ def test_a_parent_that_closes_all_its_descriptors_is_not_taken_for_dead(tmp_path
 def stand_in(reaper: int | None) -> int:
     """The reaper's stand-in, once it has one."""
     path = Path(f"/proc/{reaper}/task/{reaper}/children")
-    assert soon(path.read_text)
-    return int(path.read_text())
+    seen: list[str] = []
+
+    def look() -> bool:
+        seen[:] = path.read_text().split()
+        return bool(seen)
+
+    assert soon(look)
+    return int(seen[0])
 
 
 @pytest.mark.parametrize("order", ["parent first", "reaper first"])

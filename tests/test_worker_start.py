@@ -33,8 +33,10 @@ def pool() -> Any:
 
 def test_a_worker_has_loaded_nothing_that_only_lokys_pool_needs(pool: ProcessPool) -> None:
     found = pool.submit(steps_for_start.loaded).result(DEADLINE_S)
-    assert {name for name in HEAVY if found.get(name)} == set()
-    assert {name for name in ("loky", *LATE) if found[name]} == set()
+    # From Python 3.13 on ``dataclasses`` asks ``inspect`` about every class.
+    known = {"inspect", "ast", "dis"} if sys.version_info >= (3, 13) else set()
+    assert {name for name in HEAVY if found.get(name)} <= known
+    assert {name for name in ("loky", *LATE) if found[name]} <= known
     assert found["loky.backend.spawn"]
     assert found["logging"]
 
