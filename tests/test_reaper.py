@@ -95,6 +95,37 @@ def test_processes_that_start_others_while_they_are_killed_are_all_caught(token:
     assert list(sweep.bearers(token)) == []
 
 
+def looks(monkeypatch: pytest.MonkeyPatch, seen: Iterator[tuple[list[int], set[int]]]) -> list[int]:
+    """Have sweeps see these bearers and dark processes, look by look; who is killed."""
+    killed: list[int] = []
+
+    def bearers(token: str, dark: set[int]) -> Iterator[tuple[int, bool]]:
+        found, unreadable = next(seen)
+        dark |= unreadable
+        return iter([(pid, False) for pid in found])
+
+    monkeypatch.setattr(sweep, "bearers", bearers)
+    monkeypatch.setattr(sweep, "_kill", killed.append)
+    return killed
+
+
+def test_a_process_that_went_dark_meanwhile_may_have_left_another_so_there_is_one_more_look(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen = iter([([], {1}), ([], {1, 2}), ([7], {1, 2}), ([], {1, 7}), ([], {1, 7}), ([9], set())])
+    killed = looks(monkeypatch, seen)
+    assert sweep.sweep("t") == []
+    assert killed == [7]
+    assert next(seen) == ([9], set()), "nobody looked any more"
+
+
+def test_where_processes_of_others_come_and_go_all_the_time_the_looking_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = iter([([], {pid}) for pid in range(1000)])
+    looks(monkeypatch, seen)
+    assert sweep.sweep("t", 60.0) == []
+    assert next(seen) == ([], {sweep.CALM_MOST})
+
+
 def test_what_bears_the_token_in_its_name_is_removed_and_links_are_not_followed(tmp_path: Path) -> None:
     token = new_token()
     kept, folder = tmp_path / "kept", tmp_path / f"{sweep.prefix(token)}-work"

@@ -28,6 +28,8 @@ SHM = "/dev/shm"
 SIGKILL = 9
 """The number, since ``signal`` is slow to import."""
 PAUSE_S = 0.005
+CALM_MOST = 20
+"""So many looks without a bearer are enough, where processes of others come and go all the time."""
 TRACKER_S = 0.5
 """How long multiprocessing's resource trackers get to remove what the dead left behind; they end by themselves."""
 PATIENCE_S = 30.0
@@ -47,32 +49,42 @@ def prefix(token: str) -> str:
     return f"procflow-{token}"
 
 
-def bearers(token: str) -> Iterator[tuple[int, bool]]:
+def bearers(token: str, dark: set[int] | None = None) -> Iterator[tuple[int, bool]]:
     """Living processes with the token, without this one; with each, whether it is a resource tracker.
 
-    One by one as they are found, because some start others while one looks.
+    One by one as they are found, because some start others while one looks. ``dark`` gets those that can't be looked into:
+    they are dead or gone by now, or other users'.
     """
     mark = f"{TOKEN_NAME}={token}".encode()
     marks = {mark, mark + HERE.encode()}
     me = os.getpid()
     for name in os.listdir("/proc"):
         # A zombie has no environment any more, and those of other users can't be read.
-        if name.isdigit() and not marks.isdisjoint(read(f"/proc/{name}/environ").split(b"\0")) and int(name) != me:
+        if not name.isdigit():
+            continue
+        environ = read(f"/proc/{name}/environ")
+        if not environ:
+            if dark is not None:
+                dark.add(int(name))
+        elif not marks.isdisjoint(environ.split(b"\0")) and int(name) != me:
             yield int(name), b"resource_tracker import main" in read(f"/proc/{name}/cmdline")
 
 
 def sweep(token: str, limit_s: float = 2.0) -> list[int]:
     """SIGKILL every bearer of the token, again and again until none is seen twice in a row.
 
-    Returns who is left after ``limit_s``.
+    Where one more process has gone dark meanwhile, it may have been a bearer that had just started another, which came too
+    late to be listed: then it takes a third look, and so on. Returns who is left after ``limit_s``.
     """
     began = time.monotonic()
     calm = 0
+    dark: set[int] = set()
     killed: set[int] = set()
     while True:
         waited = time.monotonic() - began
         found = set()
-        for pid, tracker in bearers(token):
+        before, dark = dark, set()
+        for pid, tracker in bearers(token, dark):
             found.add(pid)
             if not tracker or waited > TRACKER_S:
                 _kill(pid)
@@ -80,7 +92,7 @@ def sweep(token: str, limit_s: float = 2.0) -> list[int]:
         # Some may have become children of this process.
         killed = {pid for pid in killed if not _reaped(pid)}
         calm = 0 if found else calm + 1
-        if calm == 2 or waited > limit_s:
+        if (calm >= 2 and dark <= before) or calm == CALM_MOST or waited > limit_s:
             return sorted(found)
         time.sleep(PAUSE_S if found else PAUSE_S / 5)
 
