@@ -228,9 +228,9 @@ def test_blocks_of_text_and_quotes_stay_text() -> None:
 @pytest.mark.parametrize("number", ["9" * 100_000, "-" + "9" * 101, "1e999", "1." + "0" * 200])
 def test_numbers_beyond_reason_are_refused_at_their_place(name: str, number: str) -> None:
     text = f'{{"name": "p", "params": {{"x": {number}}},\n"steps": [{{"function": "m:f"}}]}}'
-    started = time.monotonic()
+    started = time.process_time()
     problem = only(text, name)
-    assert time.monotonic() - started < 1
+    assert time.process_time() - started < 1
     assert at(problem) == (1, 31)
     assert "quotes" in problem.hint
     assert len(str(problem)) < 300
@@ -311,9 +311,9 @@ def test_a_byte_order_mark_and_other_line_ends_are_read_away(tmp_path: Path) -> 
 
 def test_a_file_with_a_thousand_mistakes_lists_the_first_and_counts_the_rest() -> None:
     keys = "".join(f"functoin{i}: 1\n" for i in range(20_000))
-    started = time.monotonic()
+    started = time.process_time()
     found = problems(f"{keys}{MINIMAL}")
-    assert time.monotonic() - started < 3
+    assert time.process_time() - started < 3
     assert len(found) == 101
     assert found[-1].message.startswith("and 19,900 more")
 
@@ -350,9 +350,9 @@ BOMBS = [
 
 @pytest.mark.parametrize(("text", "words"), BOMBS)
 def test_a_bomb_is_refused_in_no_time(text: str, words: str) -> None:
-    started = time.monotonic()
+    started = time.process_time()
     found = problems(text)
-    assert time.monotonic() - started < 3, "a noisy machine is allowed for: the longest takes half a second"
+    assert time.process_time() - started < 3, "a noisy machine is allowed for: the longest takes half a second"
     assert any(words in str(p) for p in found)
 
 
@@ -370,9 +370,9 @@ def test_a_bomb_is_refused_with_little_memory(text: str, words: str) -> None:
     "text", ["[" * 1_000_000, '{"a":' * 200_000, "[" + "1," * 200_000 + "1]", '"' * 100_001, "[" + "{}," * 120_000]
 )
 def test_a_json_bomb_is_refused(text: str) -> None:
-    started = time.monotonic()
+    started = time.process_time()
     problems(text, "p.json")
-    assert time.monotonic() - started < 3
+    assert time.process_time() - started < 3
 
 
 def test_the_bounds_themselves_are_allowed() -> None:
@@ -433,10 +433,10 @@ def test_what_is_no_json_is_refused_at_its_place(text: str, place: tuple[int, in
 
 
 def refused(path: Path | str) -> Problem:
-    started = time.monotonic()
+    started = time.process_time()
     with pytest.raises(PipelineError) as caught:
         load_pipeline(path)
-    assert time.monotonic() - started < 5
+    assert time.process_time() - started < 5
     (problem,) = caught.value.problems
     assert problem.place is not None
     assert problem.place.file == str(path)
@@ -546,13 +546,13 @@ Quoted.add_representer(str, lambda dumper, text: dumper.represent_scalar("tag:ya
 
 def load_or_refuse(text: str, name: str) -> Pipeline | None:
     """The pipeline, or None where it was refused in the way that every file may be refused."""
-    started, found = time.monotonic(), None
+    started, found = time.process_time(), None
     pipeline = None
     try:
         pipeline = load_text(text, name, ".").pipeline
     except PipelineError as error:
         found = error.problems
-    assert time.monotonic() - started < 5
+    assert time.process_time() - started < 5
     if found is None:
         return pipeline
     most_lines = 1 + len(re.findall("\r\n|[\n\r\x85\u2028\u2029]", text))
