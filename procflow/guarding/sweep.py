@@ -37,6 +37,7 @@ PATIENCE_S = 30.0
 STAND_INS = 10
 """So many stand-ins has a reaper in all; that more are killed means that somebody does not want them."""
 ENDING_S = 2.0
+"""How long a parent that has hung up may take to be seen to have ended."""
 
 
 def environment(token: str) -> dict[str, str]:

@@ -13,10 +13,10 @@ import resource
 
 from procflow.machine import rss
 
-__all__ = ["Peak"]
+__all__ = ["BRIEF_S", "Peak"]
 
 BRIEF_S = 0.00005
-"""In less than this no process is given ``SLACK_BYTES``: its pages have to be cleared."""
+"""Attempts below are not measured: so soon no process is given ``SLACK_BYTES``, since its pages have to be cleared."""
 LONG_S = 0.01
 """Attempts from here on are looked at in any case."""
 SLACK_BYTES = 4 << 20

@@ -26,14 +26,13 @@ from procflow.call import INDEX, SECRETS, Lookup, StepCall
 from procflow.compiling.template import ReferenceFailed, fill
 from procflow.errors import ProcflowError
 from procflow.failure import failure_from, item_text
+from procflow.machine.peak import BRIEF_S
 from procflow.ref import Ref
 from procflow.values import objects
 from procflow.working import changes, functions, pages
 
 __all__ = ["OutputError", "Values", "loaded_kinds", "perform", "publish"]
 
-BRIEF_S = 0.00005
-"""What is over sooner is taken to have worked all the time: asking the kernel for CPU seconds takes some of it."""
 REPORT_INTERVAL_S = 0.5
 """A map reports what it has after this time, so that a worker's death costs little."""
 
@@ -167,6 +166,7 @@ def _usage(
 ) -> Usage:
     wall_s = perf_counter() - wall
     if peak is not None:
+        # What is brief is taken to have worked all the time: asking the kernel takes some of it.
         cpu_s = clock() - cpu if wall_s >= BRIEF_S else wall_s
         return Usage(wall_s, cpu_s, peak(wall_s), None, wall)
     used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
