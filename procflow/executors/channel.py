@@ -46,7 +46,7 @@ HEADER_BYTES = HEADER.size
 CHUNK_BYTES = 1 << 16
 PACKET_BYTES = 1 << 14
 """The largest packet."""
-PLACES = 16
+PLACES = 32
 """How many packets a line has room for: more than can be in it, so that none is written where one may still be read."""
 LINE_BYTES = PLACES * PACKET_BYTES
 PLAIN = 2

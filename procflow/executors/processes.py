@@ -49,7 +49,7 @@ RETRY_S = 0.001
 """When it is tried again to take back an attempt that is not wanted any more."""
 CLAIM_S = 0.5
 """How long a worker may take to claim the attempt that it is to run now, before that is told to stop all the same."""
-DEPTH = 7
+DEPTH = 31
 """How many attempts may wait behind one."""
 NOISE = "its worker sent {} and was replaced; a step must not write to descriptors it did not open"
 BELIEVED = -1
