@@ -79,8 +79,10 @@ def limited(
         call = _combining(setting, call)
     if setting.state and call.function is not None:
         call = replace(call, state=setting.state)
+    if call.kind == "shell":
+        build.has.add("command")
     if step.transient:
-        build.transient = True
+        build.has.add("transient")
         call = replace(call, transient=True)
     elif step.cache or (step.cache is None and setting.defaults.cache):
         named = step.outputs if isinstance(step.outputs, tuple) else ()
@@ -94,7 +96,7 @@ def _task(
 ) -> TaskUnit:  # fmt: skip
     if step.resources:
         return TaskUnit(
-            **seat, **_limits_of(setting, step), reads=reads, writes=writes, call=call, executor=executor
+            **seat, **_limits_of(build, setting, step), reads=reads, writes=writes, call=call, executor=executor
         )  # fmt: skip
     return maker(build, setting, step)(
         seat["index"], seat["name"], seat["path"], seat["label"], seat["loc"], seat["after"], seat["strict"],
@@ -108,7 +110,8 @@ def maker(build: Build, setting: Setting, step: AnyStep) -> Callable[..., TaskUn
     said = None if given.isdisjoint(_LIMITING) else ("cpus" in given, *_limiting(step))
     known = build.tasks.get((id(setting), said))
     if known is None:
-        first = TaskUnit(index=0, name="", path="", label="", call=_NO_CALL, executor="", **_limits_of(setting, step))
+        limits = _limits_of(build, setting, step)
+        first = TaskUnit(index=0, name="", path="", label="", call=_NO_CALL, executor="", **limits)
         # The setting is kept with its answer, so that its id can't go to another.
         known = build.tasks[id(setting), said] = (setting, alike(first, *_OWN))
     return known[1]
@@ -127,7 +130,7 @@ _LIMITING = (*_DEFAULTED, "retry", "retries", "on_error", "rate_limit")
 _limiting = attrgetter(*_LIMITING)
 
 
-def _limits_of(setting: Setting, step: AnyStep) -> Limits:
+def _limits_of(build: Build, setting: Setting, step: AnyStep) -> Limits:
     defaults, given = setting.defaults, step.model_fields_set
     clock = step.timeout if step.timeout is not None else defaults.timeout
     inherited = frozenset(
@@ -138,7 +141,7 @@ def _limits_of(setting: Setting, step: AnyStep) -> Limits:
     return Limits(
         retry=retry_of(step, defaults),
         timeout_s=seconds(clock),
-        timeout_share=_share(clock),
+        timeout_share=_share(build, clock),
         tolerated=step.on_error == "continue",
         rate=step.rate_limit,
         rates=setting.rates,
@@ -181,7 +184,7 @@ def hidden(build: Build, setting: Setting, step: AnyStep, seat: Seat, call: Step
         **alone,
         retry=retry_of(None, defaults),
         timeout_s=seconds(defaults.timeout),
-        timeout_share=_share(defaults.timeout),
+        timeout_share=_share(build, defaults.timeout),
         inherited=frozenset({"timeout"} if defaults.timeout is not None else ()),
         reads=tuple(name for name in _reads(call) if call.kind != "merge" or name != "results"),
         writes=call.outputs if isinstance(call.outputs, tuple) else None,
@@ -259,8 +262,11 @@ def seconds(timeout: float | Times | None) -> float | None:
     return None if isinstance(timeout, Times) else timeout
 
 
-def _share(timeout: float | Times | None) -> float | None:
-    return timeout.factor if isinstance(timeout, Times) else None
+def _share(build: Build, timeout: float | Times | None) -> float | None:
+    if not isinstance(timeout, Times):
+        return None
+    build.has.add("timeout share")
+    return timeout.factor
 
 
 def _grace(step: AnyStep, defaults: Defaults) -> float:
