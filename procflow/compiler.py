@@ -95,6 +95,7 @@ def compile_pipeline(
         frozenset(results.union(*build.cached.values())),
         build.rates,
         frozenset(build.cached),
+        frozenset(build.has),
     )
 
 

@@ -11,7 +11,7 @@ there for later members at once; in a parallel block they are kept apart until t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import field
 from graphlib import TopologicalSorter
 from typing import Literal, Protocol
@@ -22,8 +22,8 @@ from procflow.passive import passive
 from procflow.units import Rate, Share
 
 __all__ = [
-    "HookEvent", "Hooks", "MapUnit", "MergeSpec", "Places", "RetrySpec", "ScopeUnit", "TaskGraph", "TaskUnit", "Unit",
-    "in_order", "walk",
+    "HookEvent", "Hooks", "MapUnit", "MergeSpec", "Places", "RetrySpec", "ScopeUnit", "Special", "TaskGraph", "TaskUnit",
+    "Unit", "blocks", "in_order", "walk",
 ]  # fmt: skip
 
 HookEvent = Literal["on_success", "on_failure", "on_finish"]
@@ -151,6 +151,11 @@ class MapUnit(ScopeUnit):
     reduce: TaskUnit | None = None
 
 
+Special = Literal["command", "transient", "timeout share"]
+"""What few pipelines have: a step that runs a command, one whose values are transient, a timeout that is a share of what was
+learned."""
+
+
 class Places(Protocol):
     """Gives the position in a file of a path in its tree."""
 
@@ -166,7 +171,8 @@ class TaskGraph:
     are the files of ``type: pipeline`` steps by the path at which they hang in the tree: ``loc`` of a unit inside
     begins with it. ``keep`` are values whose files stay, ``cached`` the labels of steps whose results the next run
     uses. ``rates`` are shared by name: ``block:0.1`` by all that starts in a block, ``rate:NAME`` by all that asks a source.
-    ``secrets`` are the environment variables that hold secrets; ``params`` leaves out those that hold one.
+    ``secrets`` are the environment variables that hold secrets; ``params`` leaves out those that hold one. ``has`` says what
+    there is among its tasks, so that nobody looks at each of them to know.
     """
 
     name: str
@@ -180,6 +186,7 @@ class TaskGraph:
     keep: frozenset[str] = frozenset()
     rates: Mapping[str, Rate] = field(default_factory=dict)
     cached: frozenset[str] = frozenset()
+    has: Set[Special] = frozenset()
 
 
 def in_order(scope: ScopeUnit) -> Sequence[int]:
@@ -191,15 +198,34 @@ def in_order(scope: ScopeUnit) -> Sequence[int]:
 
 def walk(unit: Unit, hooks: bool = False) -> Iterator[Unit]:
     """The unit and all below it, outer first, in declared order, with or without hooks; no recursion on wide blocks."""
-    stack: list[Unit] = [unit]
+    stack: list[Iterator[Unit]] = [iter((unit,))]
     while stack:
-        current = stack.pop()
-        yield current
-        if hooks and current.hooks:
-            stack += [hook for _, hook in reversed(current.hooks)]
-        if isinstance(current, TaskUnit):
-            continue
-        if isinstance(current, MapUnit):
-            stack += [u for u in (current.merger, current.body, current.expand, current.gate) if u is not None]
-        elif isinstance(current, ScopeUnit):
-            stack += [u for u in (current.merger, *reversed(current.members), current.gate) if u is not None]
+        for current in stack[-1]:
+            yield current
+            # Most are tasks without more: they come one after the other, and nothing is put by.
+            if not isinstance(current, TaskUnit) or (hooks and current.hooks):
+                stack.append(_below(current, hooks))
+                break
+        else:
+            stack.pop()
+
+
+def _below(unit: Unit, hooks: bool) -> Iterator[Unit]:
+    """What is directly below a unit, in the order of ``walk``."""
+    found: list[Unit | None] = []
+    if isinstance(unit, MapUnit):
+        found = [unit.gate, unit.expand, unit.body, unit.merger]
+    elif isinstance(unit, ScopeUnit):
+        found = [unit.gate, *unit.members, unit.merger]
+    if hooks:
+        found += [hook for _, hook in unit.hooks]
+    return iter([below for below in found if below is not None])
+
+
+def blocks(unit: Unit) -> list[ScopeUnit]:
+    """The blocks among the unit and all below it, outer ones first; those of hooks stay out."""
+    found = [unit] if isinstance(unit, ScopeUnit) else []
+    for block in found:
+        inner = (block.body,) if isinstance(block, MapUnit) else block.members
+        found += [below for below in inner if isinstance(below, ScopeUnit)]
+    return found

@@ -6,7 +6,7 @@ Recursive over the depth of blocks only. Leaves are made in ``tasks.py``, files 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from typing import Any, Union
@@ -18,6 +18,7 @@ from procflow.compiling.hooks import hooks_of
 from procflow.compiling.leaves import Common, call_of, merge_options
 from procflow.compiling.names import Scope
 from procflow.compiling.ordering import order
+from procflow.compiling.plain import plain_tasks
 from procflow.compiling.surface import (
     LEAVES,
     ROOTS,
@@ -45,7 +46,6 @@ _BESIDE = frozenset({"transient", "on_success", "on_failure", "on_finish"})
 """Keys of a step that say something beside its unit."""
 _RESERVED = frozenset({*ROOTS, INDEX})
 
-Faces = Mapping[int, Face]
 AnyBlock = Union[Sequence, Parallel, Graph, Map]
 
 
@@ -56,7 +56,7 @@ def members(
     steps, kind, loc = block.steps, block.kind, block.loc
     shown = build.surfaces.members(steps)
     names, faces = shown.names, shown.faces
-    _check_names(build, block, names, faces)
+    _check_names(build, block, shown)
     after, strict = order(steps, names, faces, kind, scope, build.surfaces, loc, build.problems)
     scope.withhold(partial(_withheld, build, block, shown))
     if kind == "graph":
@@ -64,23 +64,24 @@ def members(
             scope.publish(names[i], face)
     place = {declared: position for position, declared in enumerate(faces)}
     path, label = f"{block.path}." if block.path else "", f"{block.label}/" if block.label else ""
-    units: list[Unit] = []
-    for i, face in faces.items():
-        step, name, before, needed = steps[i], names[i], after[i], strict[i]
-        given = step.model_fields_set
-        seat: Seat = {
-            "index": place[i], "name": name, "path": f"{path}{i}", "label": label + name, "loc": (*loc, i),
-            "after": tuple(sorted([place[j] for j in before])) if before else (),
-            "strict": frozenset([place[j] for j in needed]) if needed else _NONE,
-            "priority": step.priority if "priority" in given else setting.priority,
-        }  # fmt: skip
-        unit = _unit(build, setting, step, seat, scope, face)
-        if not given.isdisjoint(_BESIDE):
-            unit = _with_hooks(build, setting, step, seat, scope, unit)
-        units.append(unit)
+    units = plain_tasks(build, setting, block, shown, place, after)
+    for i in faces if kind == "sequence" else [i for i in faces if i not in units]:
+        if i not in units:
+            step, name, before, needed = steps[i], names[i], after[i], strict[i]
+            given = step.model_fields_set
+            seat: Seat = {
+                "index": place[i], "name": name, "path": f"{path}{i}", "label": label + name, "loc": (*loc, i),
+                "after": tuple(sorted([place[j] for j in before])) if before else (),
+                "strict": frozenset([place[j] for j in needed]) if needed else _NONE,
+                "priority": step.priority if "priority" in given else setting.priority,
+            }  # fmt: skip
+            unit = _unit(build, setting, step, seat, scope, faces[i])
+            if not given.isdisjoint(_BESIDE):
+                unit = _with_hooks(build, setting, step, seat, scope, unit)
+            units[i] = unit
         if kind == "sequence":
-            scope.publish(name, face)
-    return tuple(units)
+            scope.publish(names[i], faces[i])
+    return tuple([units[i] for i in faces])
 
 
 def _with_hooks(build: Build, setting: Setting, step: AnyStep, seat: Seat, scope: Scope, unit: Unit) -> Unit:
@@ -110,12 +111,12 @@ def _withheld(build: Build, block: subpipelines.Members, shown: Shown) -> Iterat
             yield name, (name,), f"it is a step, and {why_off(step)}"
 
 
-def _check_names(build: Build, block: subpipelines.Members, names: list[str], faces: Faces) -> None:
+def _check_names(build: Build, block: subpipelines.Members, shown: Shown) -> None:
     """Two steps of one name, two branches that write one value, values that could not be read."""
+    names, faces, written = shown.names, shown.faces, set(shown.written)
     exclusive = block.kind == "graph" or (block.kind == "parallel" and block.joins)
-    written = [value for face in faces.values() for value in face.writes]
-    unique = len(set(written)) == len(written) or not exclusive
-    if unique and _RESERVED.isdisjoint(written) and len({name.casefold() for name in names}) == len(names):
+    unique = len(written) == len(shown.written) or not exclusive
+    if unique and _RESERVED.isdisjoint(written) and len(set(map(str.casefold, names))) == len(names):
         return
     seen: dict[str, int] = {}
     writers: dict[str, int] = {}

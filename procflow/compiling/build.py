@@ -17,7 +17,7 @@ from procflow.compiling.declared import Declared, Installed
 from procflow.compiling.names import NoValue, Scope
 from procflow.compiling.surface import ROOTS, Surfaces
 from procflow.errors import Loc, Problem
-from procflow.graph import Places, RetrySpec, TaskUnit
+from procflow.graph import Places, RetrySpec, Special, TaskUnit
 from procflow.model import Defaults, Pipeline
 from procflow.passive import passive
 from procflow.units import Rate
@@ -137,8 +137,8 @@ class Build:
     installed: Installed | None = None
     tasks: dict[tuple[int, object], tuple[Setting, Callable[..., TaskUnit]]] = field(default_factory=dict)
     """What makes the tasks of steps with the same limits, by identity of the setting that they inherit and what they declare."""
-    transient: bool = False
-    """Whether any step is transient."""
+    has: set[Special] = field(default_factory=set)
+    """What there is among the tasks."""
     cached: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """The labels of steps whose results the next run uses, with the values that they publish."""
     shared: dict[str, str] = field(default_factory=dict)

@@ -12,7 +12,7 @@ from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from procflow.graph import MapUnit, ScopeUnit, TaskUnit, Unit, in_order, walk
+from procflow.graph import MapUnit, ScopeUnit, TaskUnit, Unit, blocks, in_order
 from procflow.passive import changed, passive
 
 __all__ = ["Expected", "critical_path", "ranked"]
@@ -98,8 +98,8 @@ def _weighed(root: ScopeUnit, expected: Expected) -> tuple[dict[int, float], Pat
     weights: dict[int, float] = {}
     paths: Paths = {}
     steps, unknown_s = expected.steps, expected.unknown_s
-    # Inner blocks come after outer ones in walk, so backwards every member is weighed before its block.
-    for unit in reversed([unit for unit in walk(root) if isinstance(unit, ScopeUnit)]):
+    # Backwards every member is weighed before its block.
+    for unit in reversed(blocks(root)):
         if isinstance(unit, MapUnit):
             body = expected.step_s(unit.body) if isinstance(unit.body, TaskUnit) else weights[id(unit.body)]
             found = body * max(1.0, expected.rounds.get(unit.label, 1.0))
@@ -118,6 +118,8 @@ def _weighed(root: ScopeUnit, expected: Expected) -> tuple[dict[int, float], Pat
 
 def _longest(scope: ScopeUnit, weights: SequenceOf[float]) -> list[float]:
     found = list(weights)
+    if not any(member.after for member in scope.members):
+        return found
     # What is longest behind a member is known once all that wait for it are done.
     behind = [0.0] * len(found)
     for index in reversed(in_order(scope)):
@@ -150,11 +152,15 @@ class _Ranker:
             expand = self.task(scope.expand, first)
             reduce = self.task(scope.reduce, first) if scope.reduce is not None else None
             return replace(scope, body=body, expand=expand, rank=first, gate=gate, merger=merger, reduce=reduce)
+        untold = self.told is None
         members = [
-            self.task(member, weight + (longest - weight + tail))
-            if isinstance(member, TaskUnit)
-            else self.unit(member, longest - weight + tail)
+            self.unit(member, behind)
+            if not isinstance(member, TaskUnit)
+            else member
+            if (rank := weight + behind) == member.rank and untold
+            else self.task(member, rank)
             for member, weight, longest in zip(scope.members, *self.paths[id(scope)], strict=True)
+            for behind in (longest - weight + tail,)
         ]
         return replace(scope, members=tuple(members), rank=total, gate=gate, merger=merger)
 

@@ -75,10 +75,16 @@ class Face:
 
 @passive(frozen=True, slots=True)
 class Shown:
-    """The members of a block: a name for each, and the faces of those that are not left out, by position."""
+    """The members of a block: a name for each, and the faces of those that are not left out, by position.
+
+    ``plain`` are those that say nothing beyond ``PLAIN``, left out or not; ``written`` is what all kept members write, in
+    order.
+    """
 
     names: list[str]
     faces: dict[int, Face]
+    plain: dict[int, Transform]
+    written: list[str]
 
 
 class Surfaces:
@@ -106,8 +112,18 @@ class Surfaces:
         known = self._members.get(id(steps))
         if known is None:
             names = unique_names(steps)
-            faces = {i: self.face(step, names[i]) for i, step in enumerate(steps) if not is_off(step)}
-            known = self._members[id(steps)] = (steps, Shown(names, faces))
+            plain = {
+                i: step
+                for i, step in enumerate(steps)
+                if isinstance(step, Transform) and step.model_fields_set <= PLAIN
+            }
+            faces = {
+                i: Face((name,), False, name) if i in plain else self.face(step, name)
+                for i, (step, name) in enumerate(zip(steps, names, strict=True))
+                if (step.enabled if i in plain else not is_off(step))
+            }
+            written = [value for face in faces.values() for value in face.writes]
+            known = self._members[id(steps)] = (steps, Shown(names, faces, plain, written))
         return known[1]
 
     def _face(self, step: AnyStep, name: str) -> Face:
@@ -129,9 +145,9 @@ class Surfaces:
         return Face((main,), main=main)
 
     def _united(self, steps: tuple[AnyStep, ...]) -> Face:
-        faces = self.members(steps).faces.values()
-        writes = dict.fromkeys([value for face in faces for value in face.writes])
-        return Face(tuple(writes), any(face.is_open for face in faces), keyed=True)
+        shown = self.members(steps)
+        is_open = any(face.is_open for i, face in shown.faces.items() if i not in shown.plain)
+        return Face(tuple(dict.fromkeys(shown.written)), is_open, keyed=True)
 
     def dormant(self, step: AnyStep, name: str, off: str = "") -> Iterator[tuple[str, str, str]]:
         """Values that the step or steps inside would write if they were not left out: value, step, and why it is."""

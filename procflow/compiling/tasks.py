@@ -5,6 +5,7 @@ Here the defaults of the file come under the keys of the step.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from operator import attrgetter
 from typing import Literal, TypeVar
@@ -14,7 +15,7 @@ from procflow.compiling import asking, condition, template
 from procflow.compiling.build import Binder, Build, Limits, Seat, Setting
 from procflow.compiling.leaves import Common, call_of
 from procflow.compiling.names import Scope
-from procflow.compiling.surface import PLAIN, ROOTS, Face
+from procflow.compiling.surface import ROOTS, Face
 from procflow.graph import RetrySpec, TaskUnit
 from procflow.model import AnyStep, Defaults, Merge, Pipeline, Query, Rest, Retry, Shell, Split, Transform, UseSkill
 from procflow.passive import alike
@@ -30,6 +31,7 @@ __all__ = [
     "hidden",
     "leaf",
     "limited",
+    "maker",
     "paced",
     "policy",
     "retry_of",
@@ -48,8 +50,6 @@ T = TypeVar("T")
 
 def leaf(build: Build, setting: Setting, step: AnyStep, seat: Seat, scope: Scope, face: Face) -> TaskUnit:
     """The task of a declared leaf step; ``scope`` is that of its block."""
-    if isinstance(step, Transform) and step.model_fields_set <= PLAIN and not setting.defaults.cache:
-        return _plain(build, setting, step, seat, face)
     bind = Binder(build, scope.view(seat["name"]), seat["loc"])
     when, constants = bind.condition(step.when) if step.when is not None else (None, NOTHING)
     common: Common = {
@@ -61,16 +61,6 @@ def leaf(build: Build, setting: Setting, step: AnyStep, seat: Seat, scope: Scope
         call = with_files(asking.call_of(step, common, bind, setting.declared), step, bind)
         return asking.equipped(setting, step, limited(build, setting, step, seat, call, writes))
     return limited(build, setting, step, seat, with_files(call_of(step, common, bind), step, bind), writes)
-
-
-def _plain(build: Build, setting: Setting, step: Transform, seat: Seat, face: Face) -> TaskUnit:
-    """The task of a step that says nothing but its name and what it calls: there is nothing to bind and nothing to look up."""
-    build.executors.add(setting.executor)
-    call = StepCall(
-        "transform", seat["path"], seat["name"], step.function, (), NOTHING, face.writes, NOTHING, None, NOTHING,
-        NOTHING, setting.folder, None, setting.state or NOTHING,
-    )  # fmt: skip
-    return _task(build, setting, step, seat, call, (), face.writes, setting.executor)
 
 
 def with_files(call: StepCall, step: AnyStep, bind: Binder) -> StepCall:
@@ -89,8 +79,10 @@ def limited(
         call = _combining(setting, call)
     if setting.state and call.function is not None:
         call = replace(call, state=setting.state)
+    if call.kind == "shell":
+        build.has.add("command")
     if step.transient:
-        build.transient = True
+        build.has.add("transient")
         call = replace(call, transient=True)
     elif step.cache or (step.cache is None and setting.defaults.cache):
         named = step.outputs if isinstance(step.outputs, tuple) else ()
@@ -102,27 +94,34 @@ def _task(
     build: Build, setting: Setting, step: AnyStep, seat: Seat, call: StepCall, reads: tuple[str, ...],
     writes: tuple[str, ...] | None, executor: str,
 ) -> TaskUnit:  # fmt: skip
-    given = step.model_fields_set
     if step.resources:
         return TaskUnit(
-            **seat, **_limits_of(setting, step), reads=reads, writes=writes, call=call, executor=executor
+            **seat, **_limits_of(build, setting, step), reads=reads, writes=writes, call=call, executor=executor
         )  # fmt: skip
-    said = None if given.isdisjoint(_LIMITING) else ("cpus" in given, *_limiting(step))
-    known = build.tasks.get((id(setting), said))
-    if known is None:
-        first = TaskUnit(**seat, **_limits_of(setting, step), call=call, executor=executor)
-        # The setting is kept with its answer, so that its id can't go to another.
-        known = build.tasks[id(setting), said] = (setting, alike(first, *_OWN))
-    return known[1](
+    return maker(build, setting, step)(
         seat["index"], seat["name"], seat["path"], seat["label"], seat["loc"], seat["after"], seat["strict"],
         seat["priority"], reads, writes, call, executor,
     )  # fmt: skip
 
 
+def maker(build: Build, setting: Setting, step: AnyStep) -> Callable[..., TaskUnit]:
+    """What makes the tasks of steps with the limits of this one, which asks for no resources, of their ``_OWN``."""
+    given = step.model_fields_set
+    said = None if given.isdisjoint(_LIMITING) else ("cpus" in given, *_limiting(step))
+    known = build.tasks.get((id(setting), said))
+    if known is None:
+        limits = _limits_of(build, setting, step)
+        first = TaskUnit(index=0, name="", path="", label="", call=_NO_CALL, executor="", **limits)
+        # The setting is kept with its answer, so that its id can't go to another.
+        known = build.tasks[id(setting), said] = (setting, alike(first, *_OWN))
+    return known[1]
+
+
+_NO_CALL = StepCall("transform", "", "")
 _OWN = (
     "index", "name", "path", "label", "loc", "after", "strict", "priority", "reads", "writes", "call", "executor",
 )  # fmt: skip
-"""Fields of a task that follow from more than its limits."""
+"""Fields of a task that follow from more than its limits, in the order in which ``maker`` takes them."""
 
 
 _DEFAULTED = ("cpus", "memory", "timeout", "idle_timeout", "kill_grace")
@@ -131,7 +130,7 @@ _LIMITING = (*_DEFAULTED, "retry", "retries", "on_error", "rate_limit")
 _limiting = attrgetter(*_LIMITING)
 
 
-def _limits_of(setting: Setting, step: AnyStep) -> Limits:
+def _limits_of(build: Build, setting: Setting, step: AnyStep) -> Limits:
     defaults, given = setting.defaults, step.model_fields_set
     clock = step.timeout if step.timeout is not None else defaults.timeout
     inherited = frozenset(
@@ -142,7 +141,7 @@ def _limits_of(setting: Setting, step: AnyStep) -> Limits:
     return Limits(
         retry=retry_of(step, defaults),
         timeout_s=seconds(clock),
-        timeout_share=_share(clock),
+        timeout_share=_share(build, clock),
         tolerated=step.on_error == "continue",
         rate=step.rate_limit,
         rates=setting.rates,
@@ -185,7 +184,7 @@ def hidden(build: Build, setting: Setting, step: AnyStep, seat: Seat, call: Step
         **alone,
         retry=retry_of(None, defaults),
         timeout_s=seconds(defaults.timeout),
-        timeout_share=_share(defaults.timeout),
+        timeout_share=_share(build, defaults.timeout),
         inherited=frozenset({"timeout"} if defaults.timeout is not None else ()),
         reads=tuple(name for name in _reads(call) if call.kind != "merge" or name != "results"),
         writes=call.outputs if isinstance(call.outputs, tuple) else None,
@@ -263,8 +262,11 @@ def seconds(timeout: float | Times | None) -> float | None:
     return None if isinstance(timeout, Times) else timeout
 
 
-def _share(timeout: float | Times | None) -> float | None:
-    return timeout.factor if isinstance(timeout, Times) else None
+def _share(build: Build, timeout: float | Times | None) -> float | None:
+    if not isinstance(timeout, Times):
+        return None
+    build.has.add("timeout share")
+    return timeout.factor
 
 
 def _grace(step: AnyStep, defaults: Defaults) -> float:

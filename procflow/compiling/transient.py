@@ -28,7 +28,7 @@ def _calls(step: Block) -> bool:
 
 def check_values(build: Build, root: ScopeUnit, results: Collection[str]) -> None:
     """``results`` are names that must have a value after the run."""
-    if not build.transient:
+    if "transient" not in build.has:
         return
     read: set[str] = set()
     for unit in walk(root, hooks=True):

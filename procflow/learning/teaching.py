@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from procflow.call import Lookup, Text
 from procflow.compiling.ranks import Expected, ranked
-from procflow.graph import MapUnit, ScopeUnit, TaskGraph, TaskUnit, Unit, walk
+from procflow.graph import MapUnit, ScopeUnit, TaskGraph, TaskUnit, Unit, blocks, walk
 from procflow.learning.known import Knowledge, Known
 from procflow.learning.lessons import median
 from procflow.plaintext import clean
@@ -85,8 +85,8 @@ def expected(graph: TaskGraph, knowledge: Knowledge, slots: int) -> Expected:
             steps[label] = known.longest_s if role == "batch" else known.mean_s
         else:
             hidden[label, role] = known.mean_s
-    for unit in walk(graph.root):
-        if isinstance(unit, MapUnit) and slots:
+    for unit in blocks(graph.root) if slots else ():
+        if isinstance(unit, MapUnit):
             rounds[unit.label] = _rounds(unit, knowledge, slots)
     return Expected(steps, hidden, rounds, median(steps.values()) if steps else 1.0)
 
@@ -146,7 +146,7 @@ def taught(graph: TaskGraph, knowledge: Knowledge, *, slots: int, memory_bytes: 
         return found
 
     root = graph.root
-    if knowledge.by_place or any(isinstance(u, TaskUnit) and u.timeout_share is not None for u in walk(root)):
+    if knowledge.by_place or "timeout share" in graph.has:
         where = places(root)
         root = ranked(root, expected(graph, knowledge, slots), told)
     warnings = [f"not learned from: {text}" for text in knowledge.unusable]

@@ -12,10 +12,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import field, replace
+from typing import Union
 
 from procflow.call import INDEX, NOTHING, nothing
 from procflow.graph import MapUnit, ScopeUnit, TaskGraph, TaskUnit, Unit, in_order
-from procflow.passive import passive
+from procflow.passive import alike, passive
 from procflow.state import MARK
 
 __all__ = ["Key", "Need", "needs_of"]
@@ -81,18 +82,33 @@ class _Names:
             names = names.outer
         return tuple(dict.fromkeys(found))
 
-    def publish(self, published: Mapping[str, tuple[Key, ...]], also: Iterable[Key]) -> None:
-        self.makers.update(published)
-        self.open += also
+    def publish(self, members: Iterable[Unit], walked: Iterable[Walked]) -> None:
+        for unit, one in zip(members, walked, strict=True):
+            if isinstance(one, _Done):
+                self.makers.update(one.published)
+                self.open += one.open
+            elif unit.writes is None:
+                self.open.append(one)
+            else:
+                for name in unit.writes:
+                    self.makers[name] = (one,)
 
 
 @passive(frozen=True, slots=True)
 class _Done:
-    """A member that was walked: its key, the makers of what it publishes, and those that may publish any name."""
+    """A block that was walked: its key, the makers of what it publishes, and those that may publish any name."""
 
     key: Key
     published: Mapping[str, tuple[Key, ...]]
     open: tuple[Key, ...] = ()
+
+
+Walked = Union[_Done, Key]
+"""A member that was walked; of a task there is no more to say than its key."""
+
+
+def _key(walked: Walked) -> Key:
+    return walked.key if isinstance(walked, _Done) else walked
 
 
 class _Walk:
@@ -108,18 +124,16 @@ class _Walk:
         more: Mapping[str, tuple[Key, ...]] | None = None,
     ) -> Key:  # fmt: skip
         key = (unit.label, role)
-        reads: Mapping[str, tuple[Key, ...]] = NOTHING
-        if unit.reads or more or unit.call.state:
-            state = {MARK: self.before} if unit.call.state else {}
-            reads = {**{name: names.of(name) for name in unit.reads}, **(more or {}), **state}
-        self.found[key] = Need(key, unit, depth, reads, strict, (), (), NOTHING)
+        state = {MARK: self.before} if unit.call.state else {}
+        reads = {**{name: names.of(name) for name in unit.reads}, **(more or {}), **state}
+        self.found[key] = Need(key, unit, depth, reads or NOTHING, strict)
         return key
 
     def scope(self, unit: ScopeUnit, names: _Names, strict: tuple[Key, ...], depth: int) -> _Done:
         """The tasks of a block, inner first."""
         if unit.gate is not None:
             self.task(unit.gate, "gate", names, strict, depth)
-        inside: list[_Done] = []
+        inside: list[Walked] = []
         before = self.before
         if unit.isolated:
             self.before = ()
@@ -129,7 +143,7 @@ class _Walk:
         else:
             own = _Names(None if unit.isolated else names, {n: names.of(o) for n, o in unit.imports.items()})
             inside = self.members(unit, own, strict, depth)
-            keys = parts = tuple(member.key for member in inside)
+            keys = parts = tuple(map(_key, inside))
         block = (unit.label, "block")
         self.found[block] = Need(block, unit, depth, members=keys, parts=parts)
         result = block
@@ -142,10 +156,12 @@ class _Walk:
         )
         return done
 
-    def members(self, unit: ScopeUnit, names: _Names, strict: tuple[Key, ...], depth: int) -> list[_Done]:
+    def members(self, unit: ScopeUnit, names: _Names, strict: tuple[Key, ...], depth: int) -> list[Walked]:
         """The members of a block, each after those it waits for; in declared order in what is returned."""
-        done: dict[int, _Done] = {}
+        done: dict[int, Walked] = {}
         outer = self.before
+        # What reads nothing needs what its neighbour needs, and a block may have a hundred thousand such members.
+        reading_nothing = alike(Need(("", ""), unit, depth, NOTHING, strict), "key", "unit")
         last: dict[int, tuple[Key, ...]] = {}
         publishes = unit.kind != "parallel"
         for index in in_order(unit):
@@ -153,20 +169,20 @@ class _Walk:
             if unit.state:
                 after = sorted(member.after)
                 self.before = tuple(dict.fromkeys(key for i in after for key in last[i])) if after else outer
-            own = (*strict, *(done[i].key for i in sorted(member.strict))) if member.strict else strict
-            if isinstance(member, TaskUnit):
-                key = self.task(member, "member", names, own, depth)
-                makers = (key,)
-                published = dict.fromkeys(member.writes, makers) if member.writes is not None else NOTHING
-                found = _Done(key, published, () if member.writes is not None else makers)
-            else:
+            own = (*strict, *(_key(done[i]) for i in sorted(member.strict))) if member.strict else strict
+            if not isinstance(member, TaskUnit):
                 assert isinstance(member, ScopeUnit)
-                found = self.scope(member, names, own, depth)
-            done[index] = found
+                done[index] = self.scope(member, names, own, depth)
+            elif member.reads or member.strict or member.call.state:
+                done[index] = self.task(member, "member", names, own, depth)
+            else:
+                done[index] = key = (member.label, "member")
+                self.found[key] = reading_nothing(key, member)
             if unit.state:
-                last[index] = self.before if isinstance(member, TaskUnit) and not member.call.state else (found.key,)
+                changes = not isinstance(member, TaskUnit) or member.call.state
+                last[index] = (_key(done[index]),) if changes else self.before
             if publishes:
-                names.publish(found.published, found.open)
+                names.publish((member,), (done[index],))
         self.before = outer
         return [done[i] for i in range(len(unit.members))]
 
@@ -177,18 +193,15 @@ class _Walk:
             return (expand, self.task(unit.body, "batch", inside, strict, depth, {"": (expand,)}))
         assert isinstance(unit.body, ScopeUnit)
         members = self.members(unit.body, _Names(inside), strict, depth + 1)
-        return (expand, *(member.key for member in members))
+        return (expand, *map(_key, members))
 
 
-def _published(unit: ScopeUnit, result: Key, inside: list[_Done]) -> _Done:
+def _published(unit: ScopeUnit, result: Key, inside: list[Walked]) -> _Done:
     """A block that only hands on what its members published leads to the members, any other to itself."""
-    known: dict[str, tuple[Key, ...]] = {}
-    may: list[Key] = []
-    if unit.merger is None and unit.merge.strategy == "update" and unit.merge.output is None:
-        for member in inside:
-            known.update(member.published)
-            may += member.open
+    known = _Names()
+    if inside and unit.merger is None and unit.merge.strategy == "update" and unit.merge.output is None:
+        known.publish(unit.members, inside)
     if unit.writes is None:
-        return _Done(result, known, (*may, result))
-    own, also = (result,), tuple(may)
-    return _Done(result, {name: known.get(name, own) + also for name in unit.writes})
+        return _Done(result, known.makers, (*known.open, result))
+    own, also = (result,), tuple(known.open)
+    return _Done(result, {name: known.makers.get(name, own) + also for name in unit.writes})

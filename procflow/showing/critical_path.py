@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from procflow.graph import MapUnit, ScopeUnit, TaskGraph, Unit, walk
+from procflow.graph import MapUnit, TaskGraph, Unit, blocks
 
 __all__ = ["critical_path_s"]
 
@@ -20,9 +20,8 @@ def critical_path_s(graph: TaskGraph, durations: Mapping[str, float]) -> float:
     ``after``. Labels that are missing did not run and count 0. More workers don't make a run shorter than this.
     """
     length: dict[int, float] = {}
-    blocks = [unit for unit in walk(graph.root) if isinstance(unit, ScopeUnit) and not isinstance(unit, MapUnit)]
-    # Inner units come after outer ones in walk, so backwards every member is known before its block.
-    for block in reversed(blocks):
+    # Backwards every member is known before its block.
+    for block in reversed([block for block in blocks(graph.root) if not isinstance(block, MapUnit)]):
         members = [length[id(m)] if id(m) in length else durations.get(m.label, 0.0) for m in block.members]
         inside = sum(members) if block.kind in ("sequence", "pipeline") else _longest_chain(block.members, members)
         length[id(block)] = durations.get(block.label, 0.0) + inside  # its gate and its merger bear its label

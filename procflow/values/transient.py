@@ -14,7 +14,7 @@ import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 
-from procflow.graph import TaskGraph, TaskUnit, walk
+from procflow.graph import TaskGraph
 from procflow.guarding.sweep import SHM, prefix
 from procflow.ref import Inline, Ref, Stored
 from procflow.units import size_text
@@ -53,13 +53,12 @@ def unusable() -> str:
 
 def leaves_something(graph: TaskGraph) -> bool:
     """Whether a run of it may leave something to be swept, even one without workers: commands, and shared memory."""
-    tasks = (unit for unit in walk(graph.root, hooks=True) if isinstance(unit, TaskUnit))
-    return any(unit.call.kind == "shell" or unit.call.transient for unit in tasks)
+    return not graph.has.isdisjoint(("command", "transient"))
 
 
 def made_for(graph: TaskGraph, token: str) -> Ref | None:
     """Make the folder of a run; what its attempts are told, None where no value goes there."""
-    if not any(isinstance(unit, TaskUnit) and unit.call.transient for unit in walk(graph.root)):
+    if "transient" not in graph.has:
         return None
     path = folder_of(token)
     object_files.make_folder(path)
