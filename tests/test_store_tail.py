@@ -21,13 +21,14 @@ from procflow.executors import wire
 from procflow.executors.channel import packed
 from procflow.ref import Inline, ListOf
 from procflow.storing import store as store_module
+from procflow.storing import worker_tail
 from procflow.storing.history import History
 from procflow.storing.state_folder import StateFolder, try_flock
 from procflow.storing.store import RunRecord, Store
 from procflow.storing.store_rows import Rows
 from procflow.storing.store_tail import ROW, Tail, read_tail, result_body, tail_path, tails
 from procflow.storing.tail_record import record
-from procflow.storing.worker_tail import FILE_BYTES, TURN_RECORDS, WorkerTail, finished
+from procflow.storing.worker_tail import FILE_BYTES, TURN_RECORDS, WorkerTail
 
 
 def finished(key: int, path: str = "0", **keys: object) -> AttemptFinished:
@@ -272,8 +273,8 @@ def test_what_a_worker_kept_is_read_as_the_parent_would_have_noted_it(tmp_path: 
     about = (*ABOUT[:5], "batch" if batch else "member", ABOUT[6])
     WorkerTail(f"{path}+1").keep(about, message, packed(message))
     # As versions before kept it, with what the attempt is about packed by itself.
-    with_packed = finished(("told", 101.0, packed(about), packed(message)))
-    assert with_packed == finished(("told", 101.0, about, packed(message)))
+    with_packed = worker_tail.finished(("told", 101.0, packed(about), packed(message)))
+    assert with_packed == worker_tail.finished(("told", 101.0, about, packed(message)))
     (event,) = read_tail(path)
     assert isinstance(event, AttemptFinished)
     assert (event.key, event.path, event.label, event.item, event.number, event.executor) == (7, *ABOUT[:5])
