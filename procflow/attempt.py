@@ -9,7 +9,7 @@ step *failed* (it raised), the attempt was *lost* (its worker died or was killed
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import field
 from typing import Any, Literal, Protocol
 
@@ -155,7 +155,8 @@ class Attempt:
     ref for every name that the call reads. ``items`` is set for the body of a map. ``labels`` names the items of
     enclosing maps, outermost first. ``report_each`` asks for a ``Progressed`` after every item, not only now and then.
     ``about`` is what a worker must know to keep a result by itself (``storing/worker_tail.py``): path, label, item, number,
-    executor, role, and when the run began on the monotonic clock; empty where nobody needs that.
+    executor, role, and when the run began on the monotonic clock; empty where nobody needs that. ``open_log`` makes the log
+    when there is something to be written; most attempts print nothing.
     """
 
     key: int
@@ -170,6 +171,18 @@ class Attempt:
     run_id: str = ""
     log: AttemptLog | None = None
     about: tuple[Any, ...] = ()
+    open_log: Callable[[Attempt], AttemptLog] | None = None
+
+    def its_log(self) -> AttemptLog | None:
+        """The log to write to, made now if it is the first time; None where nobody keeps one."""
+        if self.log is None and self.open_log is not None:
+            self.log = self.open_log(self)
+        return self.log
+
+    def close_log(self) -> None:
+        """No more output will come."""
+        if self.log is not None:
+            self.log.close()
 
     @property
     def item_label(self) -> str:

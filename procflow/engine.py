@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Protocol, cast
 
-from procflow.attempt import AttemptLog, Outcome
+from procflow.attempt import Attempt, AttemptLog, Outcome
 from procflow.errors import InternalError
 from procflow.events import Event
 from procflow.executors.base import Executor, Queueing
@@ -107,6 +107,7 @@ class Engine:
         self._journal = journal
         self._observers = list(observers)
         self._open_log = open_log
+        self._log = self._log_of if open_log is not None else None
         self._memory = memory
         self._clock = clock
         self._free = free
@@ -204,8 +205,7 @@ class Engine:
     def _submit(self, submit: Submit) -> None:
         unit = submit.unit
         item = submit.item_label
-        if self._open_log is not None:
-            submit.log = self._open_log(unit.label, item, submit.number)
+        submit.open_log = self._log
         if self._memory is not None and submit.memory_bytes is not None:
             self._memory.expect(submit.memory_bytes)
         fp("engine.submit")
@@ -216,6 +216,11 @@ class Engine:
             self._queues[unit.executor].queue(submit)
         else:
             self._executors[unit.executor].submit(submit)
+
+    def _log_of(self, attempt: Attempt) -> AttemptLog:
+        assert isinstance(attempt, Submit)
+        assert self._open_log is not None
+        return self._open_log(attempt.unit.label, attempt.item_label, attempt.number)
 
     def _settle_debt(self) -> None:
         """Make everything recorded so far durable; observers hear of it in the next turn."""

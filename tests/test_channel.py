@@ -295,4 +295,4 @@ def test_an_attempt_survives_the_wire(values: dict[str, ref.Ref], which: Any, pa
     assert wire.values_from(message[3]) == values
     assert wire.items_from(message[4]) == Items(page, 5, which)
     assert message[0] == wire.RUN
-    assert message[5:] == (3, "run", True, 2, ("x", "y"), b"", (), b"", False, False)
+    assert message[5:] == (3, "run", True, 2, ("x", "y"), b"", (), (), False, False)

@@ -6,13 +6,15 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from executor_contract import LONG_S, Log, attempt, finish, is_final, step_call, value
 
-from procflow.attempt import Attempt, Failed, Lost, Outcome, Returned, Started, Succeeded
+from procflow.attempt import Attempt, Failed, Lost, Outcome, Returned, Skipped, Started, Succeeded
 from procflow.executors import processes, wire
 from procflow.executors.channel import Inbox
 from procflow.executors.ladder import Ladder
@@ -390,3 +392,60 @@ def test_what_was_queued_is_sent_as_soon_as_somebody_waits(executor: ProcessExec
     assert executor.deadline() != 0.0
     release()
     assert ends(finish(executor, 2)) == {1: Succeeded, 2: Succeeded}
+
+
+def test_what_ended_meanwhile_is_told_in_order_whatever_each_ended_as(
+    executor: ProcessExecutor, tmp_path: Path
+) -> None:
+    release = hold(executor, tmp_path)
+    attempts = [
+        *(attempt(key, "double", key) for key in (2, 3)),
+        attempt(4, "fail", "on purpose"),
+        attempt(5, "shout", "heard"),
+        attempt(6, "double", 6, when="1 > 2"),
+        mark(tmp_path, 7),
+    ]
+    for one in attempts:
+        queue(executor, one)
+    release()
+    end = time.monotonic() + LONG_S
+    while began(tmp_path) != {1, 7}:
+        assert time.monotonic() < end
+        time.sleep(0.001)
+    # All but the last have ended by now, and nothing was read.
+    outcomes = finish(executor, 7)
+    assert [(outcome.key, type(outcome)) for outcome in outcomes if is_final(outcome)] == [
+        (1, Succeeded), (2, Succeeded), (3, Succeeded), (4, Failed), (5, Succeeded), (6, Skipped), (7, Succeeded)
+    ]  # fmt: skip
+    assert {outcome.key for outcome in outcomes if isinstance(outcome, Started)} <= {7}
+    assert [log_of(one).closed for one in attempts] == [1] * len(attempts)
+    assert b"heard" in log_of(attempts[3]).data
+    assert [one.key for one in attempts if log_of(one).data] == [5]
+    assert executor.running == 0
+
+
+def test_only_an_attempt_that_prints_has_its_log_opened(executor: ProcessExecutor) -> None:
+    opened: list[int] = []
+
+    def open_log(one: Attempt) -> Log:
+        opened.append(one.key)
+        return Log()
+
+    attempts = [attempt(1, "double", 1), attempt(2, "shout", "heard"), attempt(3, "double", 3)]
+    for one in attempts:
+        one.log, one.open_log = None, open_log
+    executor.submit(attempts[0])
+    for one in attempts[1:]:
+        executor.queue(one)
+    assert ends(finish(executor, 3)) == {1: Succeeded, 2: Succeeded, 3: Succeeded}
+    assert opened == [2]
+    assert log_of(attempts[1]).closed == 1
+
+
+@pytest.mark.parametrize("lengths", [[0], [3, 0, 1], [2, 2], [5, 0, 0, 4]])
+def test_the_shortest_line_grows_first(lengths: list[int]) -> None:
+    slots: list[Any] = [SimpleNamespace(line=SimpleNamespace(waiting=[None] * length)) for length in lengths]
+    for slot in islice(processes._shortest(slots), 12):
+        assert len(slot.line.waiting) == min(len(other.line.waiting) for other in slots)
+        slot.line.waiting.append(None)
+    assert list(processes._shortest([])) == []

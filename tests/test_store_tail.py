@@ -21,6 +21,7 @@ from procflow.executors import wire
 from procflow.executors.channel import packed
 from procflow.ref import Inline, ListOf
 from procflow.storing import store as store_module
+from procflow.storing import worker_tail
 from procflow.storing.history import History
 from procflow.storing.state_folder import StateFolder, try_flock
 from procflow.storing.store import RunRecord, Store
@@ -270,7 +271,10 @@ def test_what_a_worker_kept_is_read_as_the_parent_would_have_noted_it(tmp_path: 
     message = wire.plain_outcome(outcome)
     batch = outcome.indices if type(outcome) is Succeeded else ()
     about = (*ABOUT[:5], "batch" if batch else "member", ABOUT[6])
-    WorkerTail(f"{path}+1").keep(packed(about), message, packed(message))
+    WorkerTail(f"{path}+1").keep(about, message, packed(message))
+    # As versions before kept it, with what the attempt is about packed by itself.
+    with_packed = worker_tail.finished(("told", 101.0, packed(about), packed(message)))
+    assert with_packed == worker_tail.finished(("told", 101.0, about, packed(message)))
     (event,) = read_tail(path)
     assert isinstance(event, AttemptFinished)
     assert (event.key, event.path, event.label, event.item, event.number, event.executor) == (7, *ABOUT[:5])
@@ -286,15 +290,15 @@ def test_what_a_worker_kept_is_read_as_the_parent_would_have_noted_it(tmp_path: 
 def test_a_worker_keeps_no_failure_and_nothing_that_nobody_asked_for(tmp_path: Path) -> None:
     tail = WorkerTail(str(tmp_path / "run+1"))
     failed = wire.plain_outcome(Failed(7, Failure("error", "E", "")))
-    tail.keep(packed(ABOUT), failed, packed(failed))
+    tail.keep(ABOUT, failed, packed(failed))
     done = wire.plain_outcome(Succeeded(7))
-    tail.keep(b"", done, packed(done))
+    tail.keep((), done, packed(done))
     assert list(tmp_path.iterdir()) == []
 
 
 def kept(tail: WorkerTail, key: int, size: int = 10) -> None:
     message = wire.plain_outcome(Succeeded(key, {"a": Inline(bytes(size))}))
-    tail.keep(packed(ABOUT), message, packed(message))
+    tail.keep(ABOUT, message, packed(message))
 
 
 @pytest.mark.parametrize("size", [10, 5_000])
@@ -359,7 +363,7 @@ def test_secrets_in_names_of_metrics_are_masked_in_what_a_worker_keeps(
     monkeypatch.setenv("TOKEN_OF_A_TEST", "hush-hush-123456")
     message = wire.plain_outcome(Succeeded(7, metrics={"hush-hush-123456": 1.0}))
     with secrets.known({"TOKEN_OF_A_TEST": "hush-hush-123456"}):
-        WorkerTail(f"{path}+1").keep(packed(ABOUT), message, packed(message))
+        WorkerTail(f"{path}+1").keep(ABOUT, message, packed(message))
     assert b"hush-hush" not in Path(f"{path}+1.a").read_bytes()
     assert len(read_tail(path)) == 1
 

@@ -52,6 +52,8 @@ LINE_BYTES = PLACES * PACKET_BYTES
 PLAIN = 2
 """The version of ``marshal`` that does not look for objects that occur twice: half the time."""
 
+UNREADABLE = (ValueError, EOFError, TypeError)
+
 Message = tuple[Any, ...]
 
 _pack = HEADER.pack
@@ -156,7 +158,7 @@ class Inbox:
                 return []
             data, self._seeking = data[found:], False
         messages: list[Message] = []
-        start, size = 0, len(data)
+        take, start, size = messages.append, 0, len(data)
         self._rest = b""
         while size - start >= HEADER_BYTES:
             magic, crc, length, check = _unpack_from(data, start)
@@ -175,7 +177,10 @@ class Inbox:
                 body[: self._filled] = data[start:]
                 self._body, self._crc = body, crc
                 return messages
-            if not self._take(messages, data[start:end], crc):
+            try:
+                take(_opened(data[start:end], crc))
+            except UNREADABLE as error:
+                self.broken = f"a message that can't be read ({error})"
                 self._rest = data[start:]
                 return messages
             start = end
@@ -195,20 +200,19 @@ class Inbox:
         messages: list[Message] = []
         if self._filled == len(body):
             self._body = None
-            if not self._take(messages, body, self._crc):
+            try:
+                messages.append(_opened(body, self._crc))
+            except UNREADABLE as error:
+                self.broken = f"a message that can't be read ({error})"
                 self._rest = bytes(body)
         return messages
 
-    def _take(self, messages: list[Message], body: bytes | memoryview, crc: int) -> bool:
-        if crc32(body) != crc:
-            self.broken = "a message with a wrong checksum"
-            return False
-        try:
-            messages.append(_loads(body))
-        except (ValueError, EOFError, TypeError) as error:
-            self.broken = f"a message that can't be read ({error})"
-            return False
-        return True
+
+def _opened(body: bytes | memoryview, crc: int) -> Message:
+    if crc32(body) != crc:
+        raise ValueError("its checksum is wrong")
+    message: Message = _loads(body)
+    return message
 
 
 class Outbox:

@@ -20,7 +20,7 @@ DEATH_S = 2.0
 
 
 def end_workers(slots: Iterable[Slot]) -> None:
-    """End every worker and close its slot and the log of its attempt; what can't die is left behind after 4 s."""
+    """End every worker and close its slot and the logs of its attempts; what can't die is left behind after 4 s."""
     left = set(slots)
     for slot in left:
         if slot.attempt is not None or not slot.ready:
@@ -32,7 +32,7 @@ def end_workers(slots: Iterable[Slot]) -> None:
         slot.kill()
     _reap(left, DEATH_S)
     for slot in left:
-        _close_log(slot)
+        _close_logs(slot)
         slot.close()
 
 
@@ -52,7 +52,7 @@ def _reap(slots: set[Slot], seconds: float) -> None:
                 continue
             if slot.dead:
                 slot.drain_output()
-                _close_log(slot)
+                _close_logs(slot)
                 poll.unregister(slot.pidfd)
                 if by_fd.pop(slot.output_fd, None) is not None:
                     poll.unregister(slot.output_fd)
@@ -63,6 +63,8 @@ def _reap(slots: set[Slot], seconds: float) -> None:
                 del by_fd[fd]
 
 
-def _close_log(slot: Slot) -> None:
-    if slot.attempt is not None and slot.attempt.log is not None:
-        slot.attempt.log.close()
+def _close_logs(slot: Slot) -> None:
+    if slot.attempt is not None:
+        slot.attempt.close_log()
+    for attempt, _ in slot.line.waiting:
+        attempt.close_log()

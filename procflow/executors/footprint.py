@@ -45,6 +45,7 @@ class Size:
         "_last",
         "_seen",
         "base_bytes",
+        "due",
         "group",
         "kills",
         "peak_bytes",
@@ -56,6 +57,8 @@ class Size:
         self.tree = rss.Tree(pid)
         self.group = group
         self.rss_bytes = self.peak_bytes = self.base_bytes = self.kills = 0
+        self.due = False
+        """Whether ``end`` has something to do."""
         self._seen: set[object] = set()
         self._last: object = None
         self._fresh = False
@@ -71,19 +74,21 @@ class Size:
                 # What it loads at its first run is no leak.
                 self._before_bytes = self.tree.own() if self._seen else 0
                 self._seen.add(function)
-                self._fresh = True
+                self._fresh = self.due = True
         if self.group is not None:
             self.group.limit(attempt.memory_bytes)
 
     def end(self, outcome: Final) -> Final:
         """The attempt has ended: its outcome, with the highest sample where that was the peak."""
+        self.due = False
         if self._fresh:
             self._fresh = False
             self.base_bytes += max(0, self.tree.own() - self._before_bytes)
-        usage = outcome.usage
-        if self.peak_bytes <= usage.peak_rss_bytes:
+        usage, sampled = outcome.usage, self.peak_bytes
+        self.peak_bytes = 0
+        if sampled <= usage.peak_rss_bytes:
             return outcome
-        return replace(outcome, usage=Usage(usage.wall_s, usage.cpu_s, self.peak_bytes, None, usage.began))
+        return replace(outcome, usage=Usage(usage.wall_s, usage.cpu_s, sampled, None, usage.began))
 
     def grown(self, allowed_bytes: int, next_attempt: Attempt) -> int:
         """Bytes by which an idle worker has outgrown itself, 0 where that is no more than allowed.
@@ -142,6 +147,7 @@ class Footprint:
             if attempt is not None and slot.ready:
                 rss_bytes[attempt.key] = used
                 size.peak_bytes = max(size.peak_bytes, used)
+                size.due = True
                 if limit is not None:
                     room = min(room, limit - used)
         now = time.monotonic()

@@ -75,6 +75,12 @@ class Line:
         os.write(self.told_fd, bytes(len(packets)))
         self._next = at
 
+    def shift(self) -> tuple[Attempt, Payload]:
+        """Take out the first that waits: it is the one that runs now."""
+        if self.sent:
+            self.sent -= 1
+        return self.waiting.popleft()
+
     def take_back(self) -> list[Attempt]:
         """Take out of the line what was not sent or not claimed; those attempts, in order. Never what runs before them."""
         taken = self._unclaimed(self.sent)

@@ -16,7 +16,8 @@ import secrets
 import signal
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from heapq import heapify, heapreplace
 
 from procflow.attempt import Attempt, Cause, Lost, Outcome, Progressed, Returned, Started
 from procflow.call import StepCall
@@ -104,7 +105,7 @@ class ProcessExecutor:
         self._queued: dict[int, Slot] = {}
         self._unwanted: dict[int, tuple[Cause, float]] = {}
         self._fresh: set[Slot] = set()
-        self._lines: list[Slot] | None = None
+        self._lines: Iterator[Slot] | None = None
         self._look_at: float | None = None
         self._payloads = Payloads()
         self._poller = Poller()
@@ -204,8 +205,8 @@ class ProcessExecutor:
             raise ExecutorError("the executor is closed")
         payload = self._payloads.of(attempt.call)
         if self._lines is None:
-            self._lines = self._open_lines()
-        slot = min(self._lines, key=_length, default=None)
+            self._lines = _shortest(self._open_lines())
+        slot = next(self._lines, None)
         if slot is None:
             self._return(attempt)
             return self._poller.wake()
@@ -252,8 +253,7 @@ class ProcessExecutor:
         self._lines = None
         waiting = self._waiting.take(key)
         if waiting is not None:
-            if waiting.log is not None:
-                waiting.log.close()
+            waiting.close_log()
             self._outcomes.append(Lost(key, lost_failure(cause)))
             return self._poller.wake()
         slot = self._queued.get(key) or self._running.get(key)
@@ -286,9 +286,8 @@ class ProcessExecutor:
             return
         self._closed = True
         for slot in self._all:
-            for attempt in (*slot.line.take_back(), *(attempt for attempt, _ in slot.line.waiting)):
-                if attempt.log is not None:
-                    attempt.log.close()
+            for attempt in slot.line.take_back():
+                attempt.close_log()
         try:
             end_workers(self._all)
             kill_family(0, f"{TOKEN_NAME}={self.token}")
@@ -316,8 +315,7 @@ class ProcessExecutor:
                 self._poller.want_write(slot.channel_fd, True)
             if slot.line.unsent:
                 slot.send_ahead()
-            if len(self.served) < SERVED:
-                self.served[slot.attempt.key] = slot.pid, slot.began  # type: ignore[union-attr]
+            self._serve(slot)
         except OSError:
             self._cut(slot)
 
@@ -367,10 +365,7 @@ class ProcessExecutor:
             slot.drain_output()
         while True:
             noise = inbox.broken
-            for message in messages:
-                self._take(slot, message)
-                if inbox.broken != noise:
-                    break
+            self._take_all(slot, messages)
             if not noise or inbox.broken != noise or not self._went_on(slot):
                 break
             messages = inbox.resume()
@@ -397,6 +392,18 @@ class ProcessExecutor:
             if not self._read(slot, drain=True) or slot.channel_fd not in self._poller:
                 return
 
+    def _take_all(self, slot: Slot, messages: Sequence[wire.Message]) -> None:
+        """Act on messages up to one that makes no sense; on what has ended as it should by the group."""
+        inbox, at = slot.inbox, 0
+        noise = inbox.broken
+        while at < len(messages) and inbox.broken == noise:
+            ended = 0
+            if slot.attempt is not None and not slot.stage and slot.doubted is None:
+                ended = self._end(slot, wire.ends_from(messages, at))
+            if not ended:
+                self._take(slot, messages[at])
+            at += ended or 1
+
     def _take(self, slot: Slot, message: wire.Message) -> None:
         attempt = slot.attempt
         try:
@@ -408,7 +415,7 @@ class ProcessExecutor:
                 self._on_hello(slot, message)
                 return
             outcome = wire.outcome_from(message)
-        except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+        except wire.NONSENSE as error:
             slot.inbox.broken = f"a message that makes no sense ({type(error).__name__})"
             return
         if type(outcome) is Progressed:
@@ -426,37 +433,69 @@ class ProcessExecutor:
             # It was told to stop and this is what it made of that.
             self._ladder.kill(slot)
             return
-        fp("pool.received")
         if slot.stage:
             self._ladder.clear(slot)
             slot.cause = None
-        slot.done_cpu_s += outcome.usage.cpu_s  # type: ignore[union-attr]
-        self._outcomes.append(slot.size.end(outcome))  # type: ignore[arg-type]
-        self._release(slot)
         if slot.doubted is not None:
             slot.doubted = BELIEVED
-        if slot.line.waiting:
-            self._next(slot)
-        elif slot.doubted is None:
-            self._idle.append(slot)
+        self._end(slot, (outcome,))  # type: ignore[arg-type]
 
-    def _next(self, slot: Slot) -> None:
+    def _end(self, slot: Slot, ends: Sequence[wire.Ended]) -> int:
+        """What runs there has ended, perhaps what was next in line as well, and so on: how many of the ends tell of that."""
+        attempt: Attempt | None = slot.attempt
+        assert attempt is not None
+        key, payload, line, size, count = attempt.key, slot.payload, slot.line, slot.size, 0
+        place = slot.pid, time.monotonic()
+        served = self.served if len(self.served) < SERVED else {}
+        for outcome in ends:
+            if attempt is None or outcome.key != attempt.key:
+                break
+            fp("pool.received")
+            count += 1
+            attempt.close_log()
+            slot.done_cpu_s += outcome.usage.cpu_s
+            self._outcomes.append(size.end(outcome) if size.due else outcome)
+            if not line.sent:
+                attempt = None
+                continue
+            before = payload
+            attempt, payload = line.shift()
+            del self._queued[attempt.key]
+            served[attempt.key] = place
+            if payload is not before or size.group is not None:
+                size.begin(attempt)
+        if not count:
+            return 0
+        del self._running[key]
+        if self._resent:
+            self._resent.difference_update(outcome.key for outcome in ends[:count])
+        if slot.reported:
+            slot.reported = set()
+        slot.attempt, slot.payload = attempt, payload
+        if attempt is not None:
+            self._running[attempt.key] = slot
+            slot.streamed, slot.began = False, place[1]
+            if line.unsent:
+                slot.send_ahead()
+        elif line.waiting:
+            self._shift(slot)
+            self._send(slot, behind=True)
+        else:
+            slot.payload = None
+            if slot.doubted is None:
+                self._idle.append(slot)
+        return count
+
+    def _shift(self, slot: Slot) -> None:
         """The first attempt in the slot's line is the one that runs now."""
-        line = slot.line
-        attempt, payload = line.waiting.popleft()
+        attempt, payload = slot.line.shift()
         del self._queued[attempt.key]
         slot.attempt, slot.payload = attempt, payload
         self._running[attempt.key] = slot
-        if line.sent:
-            line.sent -= 1
-            slot.streamed = False
-            slot.begin()
-            if len(self.served) < SERVED:
-                self.served[attempt.key] = slot.pid, slot.began
-            if line.unsent:
-                slot.send_ahead()
-        else:
-            self._send(slot, behind=True)
+
+    def _serve(self, slot: Slot) -> None:
+        if slot.attempt is not None and len(self.served) < SERVED:
+            self.served[slot.attempt.key] = slot.pid, slot.began
 
     def _look(self) -> None:
         """Give back what waits behind attempts that have run for long."""
@@ -478,8 +517,7 @@ class ProcessExecutor:
             self._return(attempt)
 
     def _return(self, attempt: Attempt) -> None:
-        if attempt.log is not None:
-            attempt.log.close()
+        attempt.close_log()
         self._outcomes.append(Returned(attempt.key))
 
     def _release(self, slot: Slot) -> None:
@@ -487,8 +525,7 @@ class ProcessExecutor:
         attempt = slot.attempt
         if attempt is None:
             return
-        if attempt.log is not None:
-            attempt.log.close()
+        attempt.close_log()
         del self._running[attempt.key]
         if self._resent:
             self._resent.discard(attempt.key)
@@ -532,7 +569,9 @@ class ProcessExecutor:
         self._outcomes.append(slot.lost(None))
         slot.trouble = ""
         self._release(slot)
-        self._next(slot)
+        self._shift(slot)
+        slot.begin()
+        self._serve(slot)
         # It ends by itself behind the last that it has claimed: that one's outcome may be hidden by noise as well.
         slot.line.hang_up()
         return True
@@ -635,9 +674,7 @@ class ProcessExecutor:
         self._outcomes.append(outcome)
         if slot.line.waiting:
             # It had claimed the next one as well, and its word about the one before is not believed.
-            slot.attempt, slot.payload = slot.line.waiting.popleft()
-            del self._queued[slot.attempt.key]
-            self._running[slot.attempt.key] = slot
+            self._shift(slot)
             self._lose(slot, death)
 
     def _retire(self, slot: Slot) -> None:
@@ -668,5 +705,11 @@ class ProcessExecutor:
             self._spawn_failed(attempt, payload, slot.trouble)
 
 
-def _length(slot: Slot) -> int:
-    return len(slot.line.waiting)
+def _shortest(slots: list[Slot]) -> Iterator[Slot]:
+    """The slot with the shortest line, again and again, while each that is given gets one attempt more."""
+    lengths = [(len(slot.line.waiting), at, slot) for at, slot in enumerate(slots)]
+    heapify(lengths)
+    while lengths:
+        length, at, slot = lengths[0]
+        yield slot
+        heapreplace(lengths, (length + 1, at, slot))

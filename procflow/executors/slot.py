@@ -222,6 +222,7 @@ class Slot:
         """The attempt begins now, as far as the parent can tell."""
         assert self.attempt is not None
         self.size.begin(self.attempt)
+        self.streamed = False
         self.began = time.monotonic()
 
     def send_ahead(self) -> None:
@@ -241,8 +242,8 @@ class Slot:
 
     def record(self, message: wire.Message) -> None:
         """Give a record of ``logging`` to the attempt's log."""
-        if self.attempt is not None and self.attempt.log is not None:
-            self.attempt.log.record(message[1], message[2], message[3])
+        if self.attempt is not None and (log := self.attempt.its_log()) is not None:
+            log.record(message[1], message[2], message[3])
 
     def note(self, progress: Progressed) -> None:
         """Remember which items are done, where that is reported item by item."""
@@ -264,8 +265,8 @@ class Slot:
             attempt = self.attempt
             if key and (attempt is None or attempt.key != key):
                 attempt = self.line.find(key)
-            if attempt is not None and attempt.log is not None:
-                attempt.log.write(part)
+            if attempt is not None and (log := attempt.its_log()) is not None:
+                log.write(part)
         return len(data) == OUTPUT_CHUNK or None
 
     def drain_output(self) -> None:
@@ -274,8 +275,8 @@ class Slot:
             if not self.read_output():
                 break
         rest = self.line.remainder()
-        if rest and self.attempt is not None and self.attempt.log is not None:
-            self.attempt.log.write(rest)
+        if rest and self.attempt is not None and (log := self.attempt.its_log()) is not None:
+            log.write(rest)
 
     def signal(self, number: int) -> None:
         """Signal the worker alone."""

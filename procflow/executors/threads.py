@@ -217,7 +217,7 @@ def run_here(
 
     ``folder`` is where large values are stored, ``token`` that of the run.
     """
-    log = attempt.log
+    log = attempt.its_log()
     before, mark = objects.FOLDER.set(folder), here.TOKEN.set(token or "")
     try:
         with capture.capture(log):

@@ -9,14 +9,14 @@ heavy.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields
+from itertools import islice
 from operator import attrgetter
 from typing import Any
 
 from procflow.attempt import Attempt, Failed, Failure, Items, Progressed, Skipped, Succeeded, Usage
-from procflow.executors.channel import packed
-from procflow.ref import Ref, from_plain
+from procflow.ref import Inline, Ref, from_plain
 
 __all__ = [
     "FAILED",
@@ -29,6 +29,7 @@ __all__ = [
     "RUN",
     "SKIPPED",
     "SUCCEEDED",
+    "ends_from",
     "items_from",
     "outcome_from",
     "plain_outcome",
@@ -43,6 +44,10 @@ PAYLOAD, RUN, LARGE = 1, 2, 3
 HELLO, PROGRESS, RECORD, SUCCEEDED, SKIPPED, FAILED = 11, 12, 13, 14, 15, 16
 
 Message = tuple[Any, ...]
+Ended = Succeeded | Skipped | Failed
+
+NONSENSE = (ValueError, KeyError, TypeError, IndexError, AttributeError)
+"""What a message that makes no sense raises where it is taken apart."""
 
 _plain_failure: Callable[[Failure], Message] = attrgetter(*(field.name for field in fields(Failure)))
 
@@ -51,7 +56,6 @@ def plain_run(attempt: Attempt, digest: bytes, rest: bytes = b"", behind: bool =
     """The message that starts an attempt. What went before under ``digest`` is its function, and ``rest`` the rest of its
     call; without ``rest`` it is the whole call. ``behind``: the parent may not know yet how the attempt before it ended.
     ``free``: there is a core on which the worker may look for its next attempt instead of sleeping.
-    What the worker only keeps for the parent (``about``) is packed already.
     """
     items, values = attempt.items, attempt.values
     return (
@@ -67,7 +71,7 @@ def plain_run(attempt: Attempt, digest: bytes, rest: bytes = b"", behind: bool =
         attempt.labels,
         rest,
         attempt.call.outputs,
-        packed(attempt.about) if attempt.about else b"",
+        attempt.about,
         behind,
         free,
     )
@@ -100,6 +104,27 @@ def plain_outcome(outcome: Succeeded | Skipped | Failed | Progressed) -> Message
     if type(outcome) is Failed:
         return (FAILED, outcome.key, _plain_failure(outcome.failure), used)
     return (SKIPPED, outcome.key, used)
+
+
+def ends_from(messages: Sequence[Message], first: int) -> list[Ended]:
+    """The ends of attempts that the messages from the ``first`` on tell of, up to one that tells of something else."""
+    found: list[Ended] = []
+    try:
+        for message in islice(messages, first, None):
+            if message[0] == SUCCEEDED and len(message) == 4:
+                _, key, plain, used = message
+                outputs: dict[str, Ref] = {}
+                for name, ref in plain.items():
+                    outputs[name] = Inline(ref[1], ref[2]) if ref[0] == "inline" else from_plain(ref)
+                found.append(Succeeded(key, outputs, Usage(*used)))
+            elif message[0] in (SUCCEEDED, SKIPPED, FAILED):
+                found.append(outcome_from(message))  # type: ignore[arg-type]
+            else:
+                break
+    except NONSENSE:
+        # Whoever takes that one by itself hears of it.
+        return found
+    return found
 
 
 def outcome_from(message: Message) -> Succeeded | Skipped | Failed | Progressed:

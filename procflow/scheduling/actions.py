@@ -19,7 +19,7 @@ __all__ = ["Action", "Kill", "Measured", "Release", "Stall", "StopAsked", "Submi
 
 @dataclass(slots=True, eq=False, init=False, kw_only=True)
 class Submit(Attempt):
-    """Hand this attempt to the executor of its unit; the engine gives it a log.
+    """Hand this attempt to the executor of its unit; the engine says how its log is opened.
 
     ``after`` is how many records must be durable first: a task starts only once what it builds on can't be lost.
     ``memory_bytes`` is what is reserved for it, which is its limit too; after an attempt that ran out it is more.
@@ -41,7 +41,7 @@ class Submit(Attempt):
         self.values, self.items, self.labels = values, items, labels
         self.report_each, self.memory_bytes = report_each, memory_bytes
         self.role, self.behind, self.run_id = role, behind, run_id
-        self.log, self.about = None, ()
+        self.log, self.about, self.open_log = None, (), None
 
 
 @dataclass(slots=True)

@@ -47,10 +47,10 @@ class WorkerTail:
         self._maps: list[mmap.mmap | bytearray] = [bytearray(), bytearray()]
         self._bytes = self._records = 0
 
-    def keep(self, about: bytes, message: wire.Message, body: bytes) -> None:
+    def keep(self, about: tuple[Any, ...], message: wire.Message, body: bytes) -> None:
         """Keep the outcome that ``message`` told, whose bytes are ``body``, if it is one worth keeping.
 
-        ``about`` is the attempt's, packed. A full disk is the parent's to tell of.
+        ``about`` is the attempt's. A full disk is the parent's to tell of.
         """
         if not about or message[0] not in (wire.SUCCEEDED, wire.SKIPPED):
             return
@@ -94,6 +94,7 @@ def finished(told: Sequence[Any]) -> tuple[Any, ...]:
     """What the parent's tail would say of a result that a worker kept."""
     _, ended, about, body = told
     if type(about) is bytes:
+        # As versions before kept it.
         about = unpacked(about)
     path, label, item, number, executor, role, run_began = about
     message = unpacked(body)

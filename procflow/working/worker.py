@@ -110,7 +110,7 @@ def _serve(channel: WorkerEnd, surroundings: Surroundings, cpus: int, results: s
     calls = Calls(channel)
     peak = Peak()
     tail = WorkerTail(results) if results is not None else None
-    last: tuple[bytes, wire.Message, bytes] | None = None
+    last: tuple[tuple[Any, ...], wire.Message, bytes] | None = None
     free = False
     while (message := channel.claim(free)) is not None:
         if message[0] == wire.LARGE:
