@@ -30,7 +30,7 @@ from procflow.secrets import MaskedWaiter
 from procflow.storing.attempt_log import LogFolder
 from procflow.storing.failures_file import FailuresFile
 from procflow.storing.journal_objects import files_of_run
-from procflow.storing.learned import taught_by
+from procflow.storing.learned import made_of, taught_by
 from procflow.storing.samples import sampled
 from procflow.storing.state_folder import StateFolder
 from procflow.storing.store import Store
@@ -141,7 +141,8 @@ def _record(session: Session, lock: str, params: Mapping[str, Any], options: Map
     prepared = session.prepared
     file = prepared.source.path if prepared.source is not None else None
     executors = prepared.graph.executors
-    told, session.told, session.prints = session.told, (), {}
+    told, whole = session.told, made_of(session.prints)
+    session.told, session.prints = (), {}
     return RunRecord(
         prepared.run_id,
         prepared.pipeline.name,
@@ -153,6 +154,7 @@ def _record(session: Session, lock: str, params: Mapping[str, Any], options: Map
         options=options,
         earlier=session.earlier,
         prints=told,
+        made_of=whole,
         taken=session.taken,
     )
 

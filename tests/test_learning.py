@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from procflow import events as ev
 from procflow.api import Map, Parallel, Pipeline, Step
-from procflow.attempt import Succeeded, Usage
+from procflow.attempt import Failure, Succeeded, Usage
 from procflow.compiler import compile_pipeline
 from procflow.errors import PipelineError
 from procflow.graph import TaskGraph, TaskUnit, walk
@@ -34,6 +34,7 @@ from procflow.learning.lessons import (
     Once,
     Plain,
     Seen,
+    columns_text,
     decoded,
     encoded,
     learn,
@@ -42,13 +43,15 @@ from procflow.learning.lessons import (
 )  # fmt: skip
 from procflow.learning.teaching import changed_tasks, expected, reserve, taught
 from procflow.ref import Inline
+from procflow.resuming.fingerprint import Fingerprint
 from procflow.scheduler import Scheduler
 from procflow.scheduling.actions import Kill, Measured, Submit
 from procflow.storing import store_learned
 from procflow.storing.history import History
-from procflow.storing.learned import learned
+from procflow.storing.learned import learned, made_of
 from procflow.storing.state_folder import StateFolder
-from procflow.storing.store import RunRecord, Store
+from procflow.storing.store import Print, RunRecord, Store
+from procflow.storing.store_seal import install
 
 DEADLINE_S = 60
 GB = 10**9
@@ -94,25 +97,29 @@ amounts = st.floats(0, 1e6).map(lambda x: round(x, 6))
 lessons = st.builds(
     Lesson, st.integers(1, 9), st.integers(1, 9), amounts, amounts, amounts, st.lists(amounts).map(tuple),
     st.lists(st.integers(0, 2**50)).map(tuple), st.lists(st.tuples(st.integers(1, 9), amounts, amounts)).map(tuple),
-    st.integers(0, 9), st.integers(0, 9), st.integers(0, 9), st.text(max_size=9),
+    st.integers(0, 9), st.integers(0, 9), st.integers(0, 9),
 )  # fmt: skip
 
 
-single = st.lists(
-    st.tuples(*[st.text(), *[st.integers(0, 2**50)] * 4, st.text(max_size=9)]), min_size=1, max_size=9
-).map(lambda rows: Once._make(map(list, zip(*rows, strict=True))))  # type: ignore[arg-type]
+single = st.lists(st.tuples(*[st.text(), *[st.integers(0, 2**50)] * 4]), min_size=1, max_size=9).map(
+    lambda rows: Once._make(map(list, zip(*rows, strict=True)))
+)  # type: ignore[arg-type]
 
 
 @given(
     st.dictionaries(st.tuples(st.text(), st.sampled_from(["member", "batch"]), st.text()), lessons),
     st.dictionaries(st.text(), single, max_size=3),
     st.integers(0, 99),
+    st.text(max_size=9),
 )
 def test_lessons_survive_their_text(
-    found: dict[tuple[str, str, str], Lesson], once: dict[str, Once], cores: int
+    found: dict[tuple[str, str, str], Lesson], once: dict[str, Once], cores: int, made_of: str
 ) -> None:
-    made = Lessons(found, 0.125, cores, once)
-    assert decoded(encoded(made)) == made
+    texts = [
+        columns_text(of, one.labels, *(",".join(map(str, column)) for column in one[1:])) for of, one in once.items()
+    ]
+    made = Lessons(found, 0.125, cores, once, made_of)
+    assert decoded(encoded(Lessons(found, 0.125, cores, {}, made_of), texts)) == made
     assert len(list(made.each())) == len(made)
 
 
@@ -124,14 +131,26 @@ def test_lessons_of_version_1_are_read() -> None:
     ]
     assert decoded(zlib.compress(json.dumps([0.125, 4, rows]).encode())) == Lessons(
         {
-            ("a", "member", "processes"): Lesson(1, 1, 1.5, 1.25, 0.001, (1.5,), (4096,), made_of="xx:1"),
+            ("a", "member", "processes"): Lesson(1, 1, 1.5, 1.25, 0.001, (1.5,), (4096,)),
             ("b", "gate", "inline"): Lesson(1, 1, 0.5, 0.25, 0.0, (0.5,)),
-            ("m", "batch", "processes"): Lesson(
-                2, 30, 3.0, 2.0, 0.001, (0.1,), (4096,), ((10, 1.0, 0.5),), 0, 0, 1, "xx:2"
-            ),
+            ("m", "batch", "processes"): Lesson(2, 30, 3.0, 2.0, 0.001, (0.1,), (4096,), ((10, 1.0, 0.5),), 0, 0, 1),
         },
         0.125,
         4,
+        prints={("a", "member"): "xx:1", ("b", "gate"): "", ("m", "batch"): "xx:2"},
+    )
+
+
+def test_lessons_of_version_2_are_read() -> None:
+    rows = [["b", "gate", "inline", 1, 1, 0.5, 0.25, 0.0, [0.5], [], [], 0, 0, 0, "xx:2"]]
+    parts = [["processes", ["a", "c"], [1500, 20], [1200, 10], [7, 8], [4096, 0], ["xx:1", "xx:3"]]]
+    found = decoded(zlib.compress(json.dumps([0.125, 4, rows, parts]).encode()))
+    assert found == Lessons(
+        {("b", "gate", "inline"): Lesson(1, 1, 0.5, 0.25, 0.0, (0.5,))},
+        0.125,
+        4,
+        {"processes": Once(["a", "c"], [1500, 20], [1200, 10], [7, 8], [4096, 0])},
+        prints={("a", "member"): "xx:1", ("b", "gate"): "xx:2", ("c", "member"): "xx:3"},
     )
 
 
@@ -141,36 +160,22 @@ def test_times_that_are_no_numbers_teach_nothing_and_end_no_run() -> None:
 
 
 def test_more_lessons_than_are_told_at_once_survive_their_text() -> None:
-    made = learn(seen(f"step {i}", i / 7) for i in range(2 * AT_ONCE + 1))
+    made = learn(seen(f"step {i}", i / 8) for i in range(2 * AT_ONCE + 1))
     text = zlib.decompress(encoded(made))
     assert text.decode() == json.dumps(json.loads(text), separators=(",", ":"))
     assert list(decoded(encoded(made)).each()) == list(made.each())
     assert len(made) == 2 * AT_ONCE + 1
 
 
-@given(st.floats(0, 1e6), st.floats(0, 1e6), st.floats(0, 1), st.sampled_from([0, 1, 2**40]), st.booleans())
-def test_one_plain_lesson_teaches_the_same_as_one_among_others(
-    wall_s: float, cpu_s: float, outside_s: float, peak_bytes: int, same: bool
+@given(*[st.integers(0, 10**12)] * 3, st.sampled_from([0, 1, 2**40]), st.booleans())
+def test_a_step_that_ran_once_teaches_the_same_as_one_among_others(
+    wall_us: int, cpu_us: int, outside_us: int, peak_bytes: int, same: bool
 ) -> None:
-    one = seen("a", wall_s, cpu_s=cpu_s, outside_s=outside_s, peak_bytes=peak_bytes)
-    run = PastRun(learn([one], cores=4), workers=3)
+    alone = Once(["a"], [wall_us], [cpu_us], [outside_us], [peak_bytes])
+    run = PastRun(Lessons({}, 0.0, 4, {"processes": alone}), workers=3)
     ((key, lesson),) = run.lessons.each()
     assert type(lesson) is Plain
     assert known._once(run, key, lesson, same) == known._known([(run, key, lesson)], same)
-
-
-@pytest.mark.parametrize(
-    "attempts",
-    [
-        [seen(), seen()],
-        [seen(status="skipped")],
-        [seen(status="lost")],
-        [seen(role="batch", item="0-9")],
-    ],
-)
-def test_a_lesson_of_more_than_one_success_is_not_plain(attempts: list[Seen]) -> None:
-    ((_, lesson),) = learn(attempts).each()
-    assert type(lesson) is Lesson
 
 
 @pytest.mark.parametrize(
@@ -248,15 +253,15 @@ def test_one_odd_run_does_not_decide() -> None:
 def test_runs_with_the_same_parameters_and_tasks_made_of_the_same_are_preferred() -> None:
     small, large = {"limit": 10}, {"limit": 1000}
     runs = [
-        PastRun(learn([seen(wall_s=1.0)], {("a", "member"): "xx:old"}), params=small),
-        PastRun(learn([seen(wall_s=9.0)], {("a", "member"): "xx:new"}), params=large),
-        PastRun(learn([seen(wall_s=7.0)], {("a", "member"): "xx:old"}), params=large),
+        PastRun(learn([seen(wall_s=1.0)]), params=small),
+        PastRun(learn([seen(wall_s=9.0)]), params=large),
+        PastRun(learn([seen(wall_s=7.0)]), params=large),
     ]
-    made_of = {("a", "member"): "xx:new-and-more"}
+    as_second: list[set[tuple[str, str]]] = [set(), {("a", "member")}, set()]
     of = lambda **more: gather(runs, **more).by_place["a", "member"]  # noqa: E731
     assert of(params=small).mean_s == 1.0
     assert (of(params=large).mean_s, of(params=large).runs) == (8.0, 2)
-    assert (of(params=large, made_of=made_of).mean_s, of(params=large, made_of=made_of).same) == (9.0, True)
+    assert (of(params=large, same=as_second).mean_s, of(params=large, same=as_second).same) == (9.0, True)
     assert (of(params={"limit": 3}).runs, of(params={"limit": 3}).same) == (3, False)
 
 
@@ -416,8 +421,10 @@ def folder(tmp_path: Path) -> StateFolder:
 
 
 def attempt(key: int, label: str = "a", wall_s: float = 2.0, item: str = "", **more: Any) -> ev.Event:
-    known: dict[str, Any] = {"status": "succeeded", "started_at": 1.0, "usage": Usage(wall_s, 1.0, 1000)} | more
-    return ev.AttemptFinished(1.001 + wall_s, key, label, label, item, 1, "processes", **known)
+    known: dict[str, Any] = {
+        "status": "succeeded", "started_at": 1.0, "usage": Usage(wall_s, 1.0, 1000), "executor": "processes"
+    } | more  # fmt: skip
+    return ev.AttemptFinished(1.001 + wall_s, key, label, label, item, 1, **known)
 
 
 def run(folder: StateFolder, run_id: str, *events: ev.Event, **record: Any) -> None:
@@ -502,6 +509,50 @@ def test_a_journal_from_before_lessons_is_read_attempt_by_attempt(folder: StateF
     assert known_a(folder) == (None, ())
     run(folder, "r2", attempt(1, wall_s=4.0))
     assert known_a(folder) == (4.0, ())
+
+
+@pytest.mark.parametrize(
+    "again",
+    [
+        [attempt(9, "b", 7.0)],
+        [attempt(9, "b", 7.0, status="skipped")],
+        [attempt(9, "b", 7.0, failure=Failure("oom", "MemoryError", ""), status="lost")],
+        [attempt(9, "b", 7.0, role="gate")],
+        [attempt(9, "b", 7.0, item="3")],
+        [attempt(9, "b", 7.0, executor="threads")],
+        [attempt(9, "b", 7.0, usage=Usage(float("inf"), float("nan"), 1))],
+        [attempt(9, "b", 7.0, started_at=-1.0)],
+        [],
+    ],
+)
+def test_what_is_kept_as_columns_teaches_what_all_attempts_teach(folder: StateFolder, again: list[ev.Event]) -> None:
+    run(folder, "r1", attempt(1, "a", 1.5), attempt(2, "b", 2.5), attempt(3, "c", 3.5), *again)
+    with closing(sqlite3.connect(folder.db)) as db:
+        install(db)
+        (data,) = db.execute("SELECT data FROM learned").fetchone()
+        one_by_one = store_learned._learned(db, 1, 0, store_learned.NEVER)
+    written = decoded(data)
+    assert written.start_s == pytest.approx(one_by_one.start_s)
+    assert dict(written.each()).keys() == dict(one_by_one.each()).keys()
+    for key, lesson in written.each():
+        one = one_by_one.by_key[key]
+        assert lesson.spans == one.spans
+        for name in set(Lesson._fields) - {"spans"}:
+            assert getattr(lesson, name) == pytest.approx(getattr(one, name), abs=1e-6)
+    twice = any(e.role == "member" and e.executor == "processes" for e in again)
+    assert bool(written.once) != twice
+
+
+def test_what_tasks_were_made_of_is_read_where_it_is_not_the_same_as_now(folder: StateFolder) -> None:
+    prints = {("a", "member"): Fingerprint("xx:1"), ("b", "member"): Fingerprint("xx:2")}
+    changed = {**prints, ("b", "member"): Fingerprint("xx:3")}
+    told = [Print(*key, "", print_.digest, "{}") for key, print_ in prints.items()]
+    run(folder, "r1", attempt(1, "a"), attempt(2, "b"), prints=told, made_of=made_of(prints))
+    graph = graph_of(Step("a", f), Step("b", f))
+    for now, expected_same in ((prints, (True, True)), (changed, (True, False)), ({}, (False, False))):
+        found = learned(folder, graph, None, now)
+        assert tuple(found.by_place[label, "member"].same for label in "ab") == expected_same
+    assert made_of(prints) != made_of(changed) != made_of({})
 
 
 def test_a_history_that_is_no_database_is_told_and_teaches_nothing(folder: StateFolder) -> None:

@@ -8,21 +8,18 @@ quantiles are taken over what is preferred, so that one odd run does not decide.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import field
 from itertools import accumulate
 from typing import Any, Protocol
 
-from procflow.learning.lessons import Key, Lesson, Lessons, Plain, Spans, median, quantile
+from procflow.learning.lessons import Key, Lesson, Lessons, Place, Plain, Spans, median, quantile
 from procflow.passive import passive
 
 __all__ = ["HIGH", "Course", "Knowledge", "Known", "Run", "gather"]
 
 HIGH = 0.95
 """The share of past peaks and durations that the high values are not below."""
-
-Place = tuple[str, str]
-"""Label and role."""
 
 
 class Run(Protocol):
@@ -140,20 +137,22 @@ def gather(
     runs: Sequence[Run],
     *,
     params: Mapping[str, Any] | None = None,
-    made_of: Mapping[Place, str] | None = None,
+    same: Sequence[Container[Place]] = (),
     executors: Mapping[Place, str] | None = None,
     unusable: Iterable[str] = (),
 ) -> Knowledge:
-    """What ``runs``, newest first, teach a run with these parameters, fingerprints and executors (by label and role)."""
+    """What ``runs``, newest first, teach a run with these parameters and executors (by label and role).
+
+    ``same`` are for each run the tasks that were made of the same as now.
+    """
     found: dict[Place, list[tuple[int, int, Key, Lesson]]] = {}
-    prints, places = made_of or {}, executors or {}
+    places = executors or {}
     likes = [params is not None and dict(run.params) == dict(params) for run in runs]
     for at, run in enumerate(runs):
         for key, lesson in run.lessons.each():
             place = key[:2]
-            digest = prints.get(place, "")
             fits = 4 * (places.get(place, key[2]) == key[2]) + 2 * likes[at]
-            fits += bool(digest and lesson.made_of and digest.startswith(lesson.made_of))
+            fits += at < len(same) and place in same[at]
             found.setdefault(place, []).append((fits, at, key, lesson))
     starts = [run.lessons.start_s for run in runs if run.lessons.start_s]
     by_place = {}

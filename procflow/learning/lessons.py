@@ -1,27 +1,26 @@
 """Lessons: what one run taught about each of its tasks, small enough to be kept for every run. Pure.
 
 A lesson is of one label, role and executor: how long attempts took, how much of that a core was at work, what was
-spent around them, their peaks, and the course of a map's items from first to last, in few spans. This file makes lessons of
-attempts, and text of lessons and back; where they are kept is ``storing/store_learned.py``'s, what several runs teach
-together is ``known.py``'s.
+spent around them, their peaks, and the course of a map's items from first to last, in few spans. Steps that ran once are
+columns and never lessons of their own: most are such. This file makes lessons of attempts, and text of lessons and back;
+where they are kept is ``storing/store_learned.py``'s, what several runs teach together is ``known.py``'s.
 """
 
 from __future__ import annotations
 
 import json
 import zlib
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import field
 from itertools import islice
 from math import isfinite
-from operator import itemgetter
 from typing import Any, NamedTuple
 
 from procflow.passive import passive
 
 __all__ = [
     "READABLE",
+    "START_S",
     "VERSION",
     "Lesson",
     "Lessons",
@@ -29,6 +28,7 @@ __all__ = [
     "Plain",
     "Seen",
     "Spans",
+    "columns_text",
     "decoded",
     "encoded",
     "learn",
@@ -36,9 +36,9 @@ __all__ = [
     "quantile",
 ]
 
-VERSION = 2
+VERSION = 3
 """Of the text."""
-READABLE = (1, VERSION)
+READABLE = (1, 2, VERSION)
 """Versions of the text that can be read."""
 POINTS = 21
 """Values at most that stand for a distribution."""
@@ -55,10 +55,8 @@ Spans = tuple[tuple[int, float, float], ...]
 """Items in their order: how many, their seconds together, and the CPU seconds in them."""
 Key = tuple[str, str, str]
 """Label, role and executor."""
-
-
-_key = itemgetter(0, 1, 2)
-"""The ``Key`` of what was seen."""
+Place = tuple[str, str]
+"""Label and role."""
 
 
 class Seen(NamedTuple):
@@ -83,7 +81,7 @@ class Lesson(NamedTuple):
     ``attempts`` that succeeded worked on ``items`` (one each, but for batches), ``wall_s`` and ``cpu_s`` together.
     ``walls`` and ``peaks`` are values in rising order that stand for all: seconds of an item, bytes of an attempt.
     ``overhead_s`` is spent around an attempt. ``size`` is the number of items that an *expand* found, of
-    ``size_bytes``. ``skipped`` are attempts whose condition was false. ``made_of`` begins the fingerprint.
+    ``size_bytes``. ``skipped`` are attempts whose condition was false.
     """
 
     attempts: int
@@ -97,7 +95,6 @@ class Lesson(NamedTuple):
     size: int = 0
     size_bytes: int = 0
     skipped: int = 0
-    made_of: str = ""
 
 
 class Plain(Lesson):
@@ -117,7 +114,6 @@ class Once(NamedTuple):
     cpus_us: Sequence[int] = ()
     overheads_us: Sequence[int] = ()
     peaks_bytes: Sequence[int] = ()
-    made_of: Sequence[str] = ()
 
 
 @passive(frozen=True, slots=True)
@@ -125,22 +121,25 @@ class Lessons:
     """What a run taught: by label, role and executor, and ``once`` by executor of what has one attempt.
 
     ``start_s`` is how long a worker took to start, 0 where none did; ``cores`` are those of the machine, 0 where that is
-    not known.
+    not known. ``made_of`` is one digest of what all tasks were made of, empty where that is not known; texts of earlier
+    versions have the beginning of each fingerprint instead, in ``prints``.
     """
 
     by_key: Mapping[Key, Lesson]
     start_s: float = 0.0
     cores: int = 0
     once: Mapping[str, Once] = field(default_factory=dict)
+    made_of: str = ""
+    prints: Mapping[Place, str] = field(default_factory=dict)
 
     def each(self) -> Iterator[tuple[Key, Lesson]]:
         """All lessons, those in ``once`` as ``Plain`` ones."""
         yield from self.by_key.items()
         for executor, columns in self.once.items():
-            for label, wall_us, cpu_us, around_us, peak, made_of in zip(*columns, strict=True):
+            for label, wall_us, cpu_us, around_us, peak in zip(*columns, strict=True):
                 wall_s = wall_us / 1e6
                 peaks = (peak,) if peak else ()
-                one = (1, 1, wall_s, cpu_us / 1e6, around_us / 1e6, (wall_s,), peaks, (), 0, 0, 0, made_of)
+                one = (1, 1, wall_s, cpu_us / 1e6, around_us / 1e6, (wall_s,), peaks, (), 0, 0, 0)
                 yield (label, "member", executor), Plain._make(one)
 
     def __len__(self) -> int:
@@ -159,62 +158,33 @@ def median(values: Iterable[float]) -> float:
     return found[half] if len(found) % 2 else (found[half - 1] + found[half]) / 2
 
 
-def learn(attempts: Iterable[Seen], made_of: Mapping[tuple[str, str], str] | None = None, cores: int = 0) -> Lessons:
+def learn(attempts: Iterable[Seen], cores: int = 0) -> Lessons:
     """The lessons of a run's attempts: those that succeeded, were skipped, or ran out of memory (for their peaks)."""
-    every = list(attempts)
-    keys = list(map(_key, every))
-    count = Counter(keys)
-    single: dict[str, list[Seen]] = {}
     groups: dict[Key, list[Seen]] = {}
-    for key, seen in zip(keys, every, strict=True):
-        if count[key] == 1 and seen.role == "member" and seen.status == "succeeded":
-            single.setdefault(key[2], []).append(seen)
-        else:
-            groups.setdefault(key, []).append(seen)
-    starts = sorted([seen.outside_s for seen in every if seen.outside_s > START_S])
-    del every, keys, count
-    prints = made_of or {}
-    once = {executor: _once(single.pop(executor), prints) for executor in list(single)}
+    starts = []
+    for seen in attempts:
+        groups.setdefault(seen[:3], []).append(seen)
+        if seen.outside_s > START_S:
+            starts.append(seen.outside_s)
     # Attempts go as their lesson is made: a run may have had a hundred thousand.
-    found = {key: _lesson(groups.pop(key), prints.get(key[:2], "")) for key in list(groups)}
-    return Lessons(found, quantile(starts, 0.5) if starts else 0.0, cores, once)
+    found = {key: _lesson(groups.pop(key)) for key in list(groups)}
+    return Lessons(found, quantile(sorted(starts), 0.5) if starts else 0.0, cores)
 
 
-def _once(single: list[Seen], prints: Mapping[tuple[str, str], str]) -> Once:
-    labels = [seen.label for seen in single]
-    around = [seen.outside_s if seen.outside_s <= START_S else 0.0 for seen in single]
-    made_of = [prints.get((label, "member"), "") for label in labels]
-    return Once(
-        labels,
-        _micros([seen.wall_s for seen in single]),
-        _micros([seen.cpu_s for seen in single]),
-        _micros(around),
-        [seen.peak_bytes for seen in single],
-        made_of,
-    )
-
-
-def _micros(seconds: Sequence[float]) -> list[int]:
-    try:
-        return [round(s * 1e6) for s in seconds]
-    except (OverflowError, ValueError):
-        return [round(s * 1e6) if isfinite(s) else 0 for s in seconds]
-
-
-def _lesson(group: list[Seen], made_of: str) -> Lesson:
+def _lesson(group: list[Seen]) -> Lesson:
     good = [s for s in group if s.status == "succeeded"]
     peaks = sorted(s.peak_bytes for s in group if s.peak_bytes and s.status != "skipped")
     skipped = sum(s.status == "skipped" for s in group)
     around = [s.outside_s for s in good if s.outside_s <= START_S]
-    parts = [(_place(s), _count(s), s.wall_s, s.cpu_s) for s in good]
+    parts = [(_place(s), _count(s), _finite(s.wall_s), _finite(s.cpu_s)) for s in good]
     if len(parts) > 1 and good[0].role == "batch":
         parts.sort(key=lambda part: part[0])
     walls = sorted(wall / count for _, count, wall, _ in parts)
     return Lesson(
         len(good),
         sum(part[1] for part in parts),
-        sum(s.wall_s for s in good),
-        sum(s.cpu_s for s in good),
+        sum(part[2] for part in parts),
+        sum(part[3] for part in parts),
         sum(around) / len(around) if around else 0.0,
         _few(walls),
         tuple(int(p) for p in _few(peaks)),
@@ -222,8 +192,11 @@ def _lesson(group: list[Seen], made_of: str) -> Lesson:
         round(sum(s.size for s in good) / len(good)) if good else 0,
         round(sum(s.size_bytes for s in good) / len(good)) if good else 0,
         skipped,
-        made_of,
     )
+
+
+def _finite(seconds: float) -> float:
+    return seconds if isfinite(seconds) else 0.0
 
 
 def _place(seen: Seen) -> tuple[tuple[int, ...], int]:
@@ -267,32 +240,30 @@ def _spans(parts: Sequence[tuple[int, float, float]]) -> Spans:
     return tuple(found)
 
 
-def encoded(lessons: Lessons) -> bytes:
-    """The lessons as compressed text."""
+def encoded(lessons: Lessons, columns: Iterable[str] = ()) -> bytes:
+    """The lessons as compressed text; ``columns`` are what ``columns_text`` says of steps that ran once."""
     packer = zlib.compressobj(1)
     packed = [packer.compress(f"[{json.dumps(round(lessons.start_s, 4))},{lessons.cores},[".encode())]
     # Some at a time: of a hundred thousand, the text alone would be ten megabytes.
     left = iter(lessons.by_key.items())
-    rows = iter(lambda: [_row(key, lesson) for key, lesson in islice(left, AT_ONCE)], [])
-    packed += _packed(packer, rows)
-    packed.append(packer.compress(b"],["))
-    packed += _packed(packer, ([part] for part in _parts(lessons.once)))
-    return b"".join((*packed, packer.compress(b"]]"), packer.flush()))
-
-
-def _packed(packer: Any, lists: Iterable[list[Any]]) -> Iterator[bytes]:
-    """The members of some lists as the text of one, without its brackets."""
     comma = ""
-    for members in lists:
-        text = json.dumps(members, separators=(",", ":"))
-        yield packer.compress((comma + text[1:-1]).encode())
+    for rows in iter(lambda: [_row(key, lesson) for key, lesson in islice(left, AT_ONCE)], []):
+        packed.append(packer.compress((comma + _text(rows)[1:-1]).encode()))
         comma = ","
+    packed.append(packer.compress(b"],["))
+    for at, text in enumerate(columns):
+        packed.append(packer.compress(f"{',' if at else ''}{text}".encode()))
+    packed.append(packer.compress(f"],{json.dumps(lessons.made_of)}]".encode()))
+    return b"".join((*packed, packer.flush()))
 
 
-def _parts(once: Mapping[str, Once]) -> Iterator[list[Any]]:
-    for executor, columns in once.items():
-        for at in range(0, len(columns.labels), AT_ONCE):
-            yield [executor, *(column[at : at + AT_ONCE] for column in columns)]
+def columns_text(executor: str, labels: Sequence[str], *numbers: str) -> str:
+    """The columns of ``Once`` as text; ``numbers`` are those after the labels, each as numbers with commas between."""
+    return f"[{_text(executor)},{_text(labels)},{','.join(f'[{column}]' for column in numbers)}]"
+
+
+def _text(value: Any) -> str:
+    return json.dumps(value, separators=(",", ":"))
 
 
 def _row(key: Key, one: Lesson) -> list[Any]:
@@ -300,46 +271,53 @@ def _row(key: Key, one: Lesson) -> list[Any]:
         *key, one.attempts, one.items, round(one.wall_s, 6), round(one.cpu_s, 6), round(one.overhead_s, 6),
         [round(w, 7) for w in one.walls], one.peaks,
         [(count, round(wall, 6), round(cpu, 6)) for count, wall, cpu in one.spans],
-        one.size, one.size_bytes, one.skipped, one.made_of,
+        one.size, one.size_bytes, one.skipped,
     ]  # fmt: skip
 
 
 def decoded(data: bytes, most_bytes: int = 1 << 28) -> Lessons:
-    """The lessons that ``encoded`` made this text of, or version 1 did; ValueError for anything else."""
+    """The lessons that ``encoded`` made this text of, or an earlier version did; ValueError for anything else."""
     try:
         opener = zlib.decompressobj()
         text = opener.decompress(data, most_bytes)
         if not opener.eof:
             raise ValueError("the text of the lessons is cut off, or too long")
         start_s, cores, rows, *more = json.loads(text)
-        return Lessons(dict(_read(rows)), float(start_s), int(cores), _joined(more[0] if more else ()))
+        prints: dict[Place, str] = {}
+        by_key = dict(_read(rows, prints))
+        once = _joined(more[0] if more else (), prints)
+        return Lessons(by_key, float(start_s), int(cores), once, str(more[1]) if len(more) > 1 else "", prints)
     except (zlib.error, TypeError, KeyError, IndexError, UnicodeDecodeError) as error:
         raise ValueError(f"the text of the lessons can't be read: {error}") from None
 
 
-def _joined(parts: Iterable[Any]) -> dict[str, Once]:
+def _joined(parts: Iterable[Any], prints: dict[Place, str]) -> dict[str, Once]:
     found: dict[str, Once] = {}
     for executor, *columns in parts:
-        once = Once._make(columns)
-        if len({*map(len, once)}) != 1:
+        if len({*map(len, columns)}) != 1:
             raise ValueError("the columns of the lessons are of different lengths")
-        for column, more in zip(found.setdefault(executor, Once([], [], [], [], [], [])), once, strict=True):
+        if len(columns) > len(Once._fields):
+            # In version 2 the last are the beginnings of fingerprints.
+            prints.update(((label, "member"), print_) for label, print_ in zip(columns[0], columns.pop(), strict=True))
+        once = Once._make(columns)
+        for column, more in zip(found.setdefault(executor, Once([], [], [], [], [])), once, strict=True):
             column += more  # type: ignore[operator]
     return found
 
 
-def _read(rows: Iterable[Any]) -> Iterator[tuple[Key, Lesson]]:
+def _read(rows: Iterable[Any], prints: dict[Place, str]) -> Iterator[tuple[Key, Lesson]]:
     for row in rows:
         if len(row) == SHORT_ROW:
-            label, role, executor, wall, cpu, overhead, peak, made_of = row
+            label, role, executor, wall, cpu, overhead, peak, print_ = row
+            prints[label, role] = print_
             peaks = (peak,) if peak else ()
-            plain = (1, 1, wall, cpu, overhead, (wall,), peaks, (), 0, 0, 0, made_of)
-            yield (label, role, executor), Lesson._make(plain)
+            yield (label, role, executor), Lesson(1, 1, wall, cpu, overhead, (wall,), peaks)
             continue
         label, role, executor, attempts, items, wall, cpu, overhead, walls, peaks, spans, *rest = row
         course = tuple((int(count), float(w), float(c)) for count, w, c in spans)
-        size, size_bytes, skipped, made_of = rest
+        size, size_bytes, skipped, *older = rest
+        prints.update(((label, role), print_) for print_ in older)
         yield (
             (label, role, executor),
-            Lesson(attempts, items, wall, cpu, overhead, tuple(walls), tuple(peaks), course, size, size_bytes, skipped, made_of),
-        )  # fmt: skip
+            Lesson(attempts, items, wall, cpu, overhead, tuple(walls), tuple(peaks), course, size, size_bytes, skipped),
+        )

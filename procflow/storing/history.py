@@ -315,9 +315,9 @@ class History:
         """The run that made the last commit."""
         return cleaning.marked_run(self.folder, self._db) if self._db is not None else None
 
-    def learned(self, pipeline: str, lock: str | None = None) -> Past:
+    def learned(self, pipeline: str, lock: str | None = None, made_of: str = "") -> Past:
         """What the last runs of a pipeline (of the file with this lock) taught about time and memory; never raises."""
-        return Past() if self._db is None else read(self._db, self.folder.db, pipeline, lock)
+        return Past() if self._db is None else read(self._db, self.folder.db, pipeline, lock, made_of)
 
     def _range(self, run_id: str) -> tuple[int, int]:
         for (seq,) in self._rows("SELECT seq FROM runs WHERE run_id = ?", (run_id,)):

@@ -8,23 +8,27 @@ and what its tasks are made of. It never writes, and never fails: a history that
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import replace
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from procflow.errors import StoreError
 from procflow.graph import TaskGraph, TaskUnit, walk
 from procflow.learning.known import Knowledge, gather
+from procflow.learning.lessons import Place
 from procflow.learning.teaching import places, taught
+from procflow.resuming.canonical import digest
 from procflow.storing.history import History
 from procflow.storing.state_folder import StateFolder
+from procflow.storing.store_learned import RunLessons
 
 if TYPE_CHECKING:
     from procflow.launch import Prepared
     from procflow.resuming.fingerprint import Fingerprint
     from procflow.resuming.needs import Key
 
-__all__ = ["learned", "taught_by"]
+__all__ = ["learned", "made_of", "taught_by"]
 
 
 def taught_by(folder: StateFolder, prepared: Prepared, lock: str, prints: Mapping[Key, Fingerprint]) -> Prepared:
@@ -38,9 +42,10 @@ def learned(
     folder: StateFolder, graph: TaskGraph, lock: str | None, prints: Mapping[Key, Fingerprint] | None = None
 ) -> Knowledge:
     """What earlier runs teach this one; ``lock`` is the name of its lock, ``prints`` say what its tasks are made of."""
+    prints = prints or {}
     try:
         with History.open(folder) as history:
-            past = history.learned(graph.name, lock)
+            past = history.learned(graph.name, lock, made_of(prints))
     except (StoreError, OSError) as error:
         return Knowledge(unusable=(str(error),))
     if not past.runs:
@@ -49,10 +54,26 @@ def learned(
     return gather(
         past.runs,
         params=_as_recorded(graph.params),
-        made_of={key: print_.digest for key, print_ in (prints or {}).items()},
+        same=[_same(run, prints) for run in past.runs],
         executors={where[id(u)]: u.executor for u in walk(graph.root) if isinstance(u, TaskUnit)},
         unusable=past.unusable,
     )
+
+
+def made_of(prints: Mapping[Key, Fingerprint]) -> str:
+    """One digest of what all tasks are made of; empty for no tasks."""
+    if not prints:
+        return ""
+    texts = [*chain.from_iterable(prints), *[print_.digest for print_ in prints.values()]]
+    return digest("\0".join(texts).encode("utf-8", "surrogatepass"))
+
+
+def _same(run: RunLessons, prints: Mapping[Key, Fingerprint]) -> Container[Place]:
+    """The tasks that are made of the same now as in that run."""
+    if run.prints is None:
+        return prints
+    was = run.prints.get
+    return {key for key, print_ in prints.items() if (old := was(key)) and print_.digest.startswith(old)}
 
 
 def _as_recorded(params: Mapping[str, Any]) -> Mapping[str, Any]:

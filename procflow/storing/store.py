@@ -64,6 +64,7 @@ class Store(Buffer):
         found = folder.db.stat()
         self._identity = (found.st_dev, found.st_ino)
         self._seq = self._commits = 0
+        self._made_of = ""
         # Whether the transaction that is open counts as a commit of the run, which goes to the mark.
         self._counts = False
         self._tail: Tail | None = None
@@ -110,6 +111,7 @@ class Store(Buffer):
             self._commits, self._counts = made - 1, True
             fp("journal.begin.full")
         fp("journal.begin.after")
+        self._made_of = run.made_of
         self._rows = Rows(run.run_id, first)
         self._rows.counts.update(counts)
         try:
@@ -240,7 +242,7 @@ class Store(Buffer):
         if values["status"] is not None:
             db.execute(f"UPDATE sessions SET ended = ? WHERE {_SESSION}", (values["status"], self._seq))
             reseal(db, "sessions", _SESSION, (self._seq,))
-            store_learned.write(db, self._seq)
+            store_learned.write(db, self._seq, self._made_of)
 
     @contextlib.contextmanager
     def _transaction(self, doing: str) -> Iterator[sqlite3.Connection]:

@@ -72,7 +72,7 @@ class RunRecord:
     ``params`` are shown by ``procflow show``: mask secrets before. ``lock`` is the name of the run's lock
     (``lock_name``), by which readers see whether it lives; None where it has none. ``options`` are the limits that were
     asked for, as JSON can hold them, for the next session. ``earlier`` is another run whose results are ``taken`` over.
-    ``prints`` are gone through once.
+    ``prints`` are gone through once; ``made_of`` is one digest of them all.
     """
 
     run_id: str
@@ -85,6 +85,7 @@ class RunRecord:
     started: str = field(default_factory=utc_now)
     pid: int = field(default_factory=os.getpid)
     host: str = field(default_factory=socket.gethostname)
+    made_of: str = ""
     procflow_version: str = __version__
     python_version: str = field(default_factory=platform.python_version)
     options: Mapping[str, Any] = field(default_factory=dict)

@@ -2,7 +2,8 @@
 
 The store writes a run's row in the transaction that ends it; readers check its seal. The table is made when the first
 run ends that has something to say, so a journal without it is an older one, and versions that don't know it leave it
-alone. What lessons mean is ``learning/``'s. Damage here costs what was learned, never a run.
+alone. Steps that ran once go from table to table as columns of text, which SQLite makes: a run may have a hundred thousand.
+What lessons mean is ``learning/``'s. Damage here costs what was learned, never a run.
 """
 
 from __future__ import annotations
@@ -10,13 +11,24 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from procflow.errors import StoreError
-from procflow.learning.lessons import READABLE, VERSION, Lessons, Seen, decoded, encoded, learn
+from procflow.learning.lessons import (
+    READABLE,
+    START_S,
+    VERSION,
+    Lessons,
+    Place,
+    Seen,
+    columns_text,
+    decoded,
+    encoded,
+    learn,
+)
 from procflow.passive import passive
 from procflow.storing.store_refs import decode_ref
 from procflow.storing.store_schema import UNREADABLE
@@ -38,18 +50,35 @@ MOST_LESSONS = 10_000
 MOST_ATTEMPTS = 5_000
 """A run without a row of its own (it was killed, or is of an older procflow) is read attempt by attempt up to here."""
 SHORT = 24
-"""Characters of a fingerprint that are kept, with the name of its algorithm."""
+"""Characters of a fingerprint that are looked at, with the name of its algorithm."""
 OPENED_PAGES = 10_000
+NEVER = 1 << 62
+"""No id is so high."""
 
-_ATTEMPTS = """
-SELECT label, coalesce(role, ''), coalesce(executor, ''), item, status, coalesce(wall_s, 0), coalesce(cpu_s, 0),
-    max(0, coalesce(ended - started - wall_s, 0)), coalesce(peak_rss_bytes, 0),
-    CASE role WHEN 'expand' THEN id ELSE 0 END, 0
+_OUTSIDE_S = "max(0, coalesce(ended - started - wall_s, 0))"
+_FIRST = f"""(
+    id >= ? AND attempt = 1 AND item = '' AND role = 'member' AND status = 'succeeded' AND wall_s < 1e9 AND cpu_s < 1e9
+    AND peak_rss_bytes >= 0 AND ended - started - wall_s <= {START_S}
+)"""
+"""The first attempt of a plain step in this session (since an id), which succeeded, and no worker started meanwhile."""
+_ATTEMPTS = f"""
+SELECT label, coalesce(role, ''), coalesce(executor, ''), item, status, coalesce(wall_s, 0), coalesce(cpu_s, 0), {_OUTSIDE_S},
+    coalesce(peak_rss_bytes, 0), CASE role WHEN 'expand' THEN id ELSE 0 END, 0
 FROM step_executions
-WHERE id BETWEEN ? AND ? AND kind = 'task' AND (status IN ('succeeded', 'skipped') OR cause = 'oom') AND {whole}
+WHERE id BETWEEN ? AND ? AND kind = 'task' AND (status IN ('succeeded', 'skipped') OR cause = 'oom')
+    AND coalesce({_FIRST}, 0) = 0 AND CASE WHEN id >= ? THEN 1 ELSE seal IS {{seal}} END
 ORDER BY id
 """
-"""What ``Seen`` is made of; for its size stands the attempt that found the items."""
+"""What ``Seen`` is made of; for its size stands the attempt that found the items. CASE looks at a seal only where it has to."""
+_COLUMNS = f"""
+SELECT executor, group_concat(label, char(10)), group_concat(CAST(wall_s * 1e6 + 0.5 AS INTEGER)),
+    group_concat(CAST(cpu_s * 1e6 + 0.5 AS INTEGER)), group_concat(CAST({_OUTSIDE_S} * 1e6 + 0.5 AS INTEGER)),
+    group_concat(CAST(peak_rss_bytes AS INTEGER))
+FROM step_executions
+WHERE id BETWEEN ? AND ? AND kind = 'task' AND {_FIRST}
+GROUP BY executor
+"""
+"""The columns of ``Once``."""
 
 
 _Head = tuple[str, str, int, dict[str, Any], float]
@@ -58,7 +87,10 @@ _Head = tuple[str, str, int, dict[str, Any], float]
 
 @passive(frozen=True, slots=True)
 class RunLessons:
-    """A run and what it taught. ``params`` are as the journal holds them."""
+    """A run and what it taught. ``params`` are as the journal holds them.
+
+    ``prints`` are the beginnings of the fingerprints of its tasks; None where all are those that were asked about.
+    """
 
     run_id: str
     status: str
@@ -66,6 +98,7 @@ class RunLessons:
     params: dict[str, Any]
     wall_s: float
     lessons: Lessons
+    prints: Mapping[Place, str] | None = None
 
 
 @dataclass(slots=True)
@@ -81,36 +114,55 @@ def create_table(db: sqlite3.Connection) -> None:
     db.execute(_TABLE)
 
 
-def write(db: sqlite3.Connection, seq: int) -> None:
-    """Write the row of a run that ends, within the caller's transaction.
+def write(db: sqlite3.Connection, seq: int, made_of: str = "") -> None:
+    """Write the row of a run that ends, within the caller's transaction; ``made_of`` is the digest of all fingerprints.
 
     Attempts of earlier sessions are checked: those that are damaged are left out.
     """
     (run_id,) = db.execute("SELECT run_id FROM runs WHERE seq = ?", (seq,)).fetchone()
     (since,) = db.execute("SELECT coalesce(max(first_id), 0) FROM sessions WHERE run_id = ?", (run_id,)).fetchone()
-    # CASE looks at a seal only where it has to; OR looks at all.
-    whole = f"CASE WHEN id >= {since:d} THEN 1 ELSE seal IS {expression(db, 'step_executions')} END"
-    data = encoded(_learned(db, seq, run_id, whole))
+    once = _once(db, seq, since)
+    lessons = _learned(db, seq, since, since)
+    if any(_again(executor, labels, lessons) for executor, (labels, _) in once.items()):
+        # A block ran again, say: all attempts are looked at one by one.
+        once, lessons = {}, _learned(db, seq, since, NEVER)
+    texts = (columns_text(executor, labels, *numbers) for executor, (labels, numbers) in once.items())
+    data = encoded(replace(lessons, made_of=made_of), texts)
     create_table(db)
     row = (seq, run_id, VERSION, data)
     db.execute("INSERT OR REPLACE INTO learned VALUES (?,?,?,?,?)", (*row, seal(*row)))
 
 
-def _learned(db: sqlite3.Connection, seq: int, run_id: str, whole: str) -> Lessons:
-    ids = (seq << 32, ((seq + 1) << 32) - 1)
+def _once(db: sqlite3.Connection, seq: int, since: int) -> dict[str, tuple[list[str], list[str]]]:
+    """By executor: the labels of steps that may have run once, and the other columns as text."""
+    found = db.execute(_COLUMNS, (*_ids(seq), since))
+    return {executor: (labels.split("\n"), numbers) for executor, labels, *numbers in found}
+
+
+def _again(executor: str, labels: list[str], others: Lessons) -> bool:
+    """Did one of these steps run more than once?"""
+    known = set(labels)
+    return len(known) < len(labels) or any(key[0] in known and key[1:] == ("member", executor) for key in others.by_key)
+
+
+def _learned(db: sqlite3.Connection, seq: int, since: int, once_since: int) -> Lessons:
+    """The lessons of a run's attempts, each alone, but of those that are among columns since that id; seals from before
+    ``since`` are looked at."""
+    ids = _ids(seq)
     pages = _pages(db, ids)
-    prints = db.execute(f"SELECT label, role, substr(digest, 1, {SHORT}) FROM fingerprints WHERE run_id = ?", (run_id,))
-    made_of = {(label, role): digest for label, role, digest in prints}
-    seen = map(Seen._make, db.execute(_ATTEMPTS.format(whole=whole), ids))
-    return learn(_sized(seen, pages), made_of, _cores())
+    sql = _ATTEMPTS.format(seal=expression(db, "step_executions"))
+    attempts = map(Seen._make, db.execute(sql, (*ids, once_since, since)))
+    return learn((_sized(seen, pages) if seen.size else seen for seen in attempts), _cores())
 
 
-def _sized(attempts: Iterable[Seen], pages: Mapping[int, tuple[int, int]]) -> Iterator[Seen]:
-    for seen in attempts:
-        if seen.size:
-            size, size_bytes = pages.get(seen.size, (0, 0))
-            seen = seen._replace(size=size, size_bytes=size_bytes)
-        yield seen
+def _sized(expand: Seen, pages: Mapping[int, tuple[int, int]]) -> Seen:
+    size, size_bytes = pages.get(expand.size, (0, 0))
+    return expand._replace(size=size, size_bytes=size_bytes)
+
+
+def _ids(seq: int) -> tuple[int, int]:
+    """The ids of a run's attempts."""
+    return seq << 32, ((seq + 1) << 32) - 1
 
 
 def _cores() -> int:
@@ -132,14 +184,16 @@ def _pages(db: sqlite3.Connection, ids: tuple[int, int]) -> dict[int, tuple[int,
     return found
 
 
-def read(db: sqlite3.Connection, path: Path, pipeline: str, lock: str | None) -> Past:
+def read(db: sqlite3.Connection, path: Path, pipeline: str, lock: str | None, made_of: str = "") -> Past:
     """What the last runs of a pipeline taught; never raises for what is damaged or of another version.
 
-    ``lock`` tells runs of one file from those of another with a pipeline of that name; None takes them all.
+    ``lock`` tells runs of one file from those of another with a pipeline of that name; None takes them all. ``made_of`` is the
+    digest of what all tasks are made of now; fingerprints are read only where a run has another.
     """
     past = Past()
     try:
         _read(db, past, pipeline, lock)
+        past.runs = [run if run.lessons.made_of == made_of else _with_prints(db, run, made_of) for run in past.runs]
     except (*UNREADABLE, StoreError) as error:
         past.unusable.append(f"the history can't be read any further: {error}")
     past.unusable = [f"{path}: {text}" for text in past.unusable]
@@ -195,10 +249,17 @@ def _from_attempts(
     db: sqlite3.Connection, past: Past, runs: list[tuple[int, int, tuple[str, str, int, dict[str, Any], float]]]
 ) -> None:
     """Runs without a usable row of their own, the newest few, from their attempts."""
-    whole = f"seal IS {expression(db, 'step_executions')}"
     for seq, succeeded, run in runs[:3]:
         if 0 < succeeded <= MOST_ATTEMPTS:
-            past.runs.append(RunLessons(*run, _learned(db, seq, run[0], whole)))
+            past.runs.append(RunLessons(*run, _learned(db, seq, NEVER, NEVER)))
+
+
+def _with_prints(db: sqlite3.Connection, run: RunLessons, made_of: str) -> RunLessons:
+    """The run with what its tasks were made of, if anybody asked; earlier versions say it in their text."""
+    if not made_of or run.lessons.prints:
+        return replace(run, prints=run.lessons.prints)
+    sql = f"SELECT label, role, substr(digest, 1, {SHORT}) FROM fingerprints WHERE run_id = ?"
+    return replace(run, prints={(label, role): digest for label, role, digest in db.execute(sql, (run.run_id,))})
 
 
 def _mapping(text: str) -> dict[str, Any]:
