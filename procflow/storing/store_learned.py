@@ -18,6 +18,7 @@ from typing import Any
 from procflow.errors import StoreError
 from procflow.learning.lessons import READABLE, VERSION, Lessons, Seen, decoded, encoded, learn
 from procflow.passive import passive
+from procflow.storing.store_prints import read_digests
 from procflow.storing.store_refs import decode_ref
 from procflow.storing.store_schema import UNREADABLE
 from procflow.storing.store_seal import expression, seal
@@ -99,8 +100,7 @@ def write(db: sqlite3.Connection, seq: int) -> None:
 def _learned(db: sqlite3.Connection, seq: int, run_id: str, whole: str) -> Lessons:
     ids = (seq << 32, ((seq + 1) << 32) - 1)
     pages = _pages(db, ids)
-    prints = db.execute(f"SELECT label, role, substr(digest, 1, {SHORT}) FROM fingerprints WHERE run_id = ?", (run_id,))
-    made_of = {(label, role): digest for label, role, digest in prints}
+    made_of = {key: digest[:SHORT] for key, digest in read_digests(db, run_id).items()}
     seen = map(Seen._make, db.execute(_ATTEMPTS.format(whole=whole), ids))
     return learn(_sized(seen, pages), made_of, _cores())
 
