@@ -35,6 +35,7 @@ from procflow.storing.samples import sampled
 from procflow.storing.state_folder import StateFolder
 from procflow.storing.store import Store
 from procflow.storing.store_begin import RunRecord
+from procflow.storing.store_prints import Prints
 from procflow.values import transient
 from procflow.values.lazy_state import LazyState
 from procflow.values.object_files import ObjectFolder, make_folder
@@ -142,7 +143,7 @@ def _record(session: Session, lock: str, params: Mapping[str, Any], options: Map
     file = prepared.source.path if prepared.source is not None else None
     executors = prepared.graph.executors
     told, whole = session.told, made_of(session.prints)
-    session.told, session.prints = (), {}
+    session.told, session.prints = Prints(), {}
     return RunRecord(
         prepared.run_id,
         prepared.pipeline.name,

@@ -26,7 +26,8 @@ from procflow.scheduling.kept import Kept, KeptTask
 from procflow.storing.journal_kept import JournalKept
 from procflow.storing.journal_results import Results
 from procflow.storing.state_folder import StateFolder
-from procflow.storing.store import Print, RunRecord, Store
+from procflow.storing.store import RunRecord, Store
+from procflow.storing.store_prints import Prints
 
 BAD = Failure("error", "ValueError", "bad")
 
@@ -82,8 +83,8 @@ class Journal:
     def session(self, *happened: list[ev.Event], end: str | None = None) -> None:
         """One session with these events; without ``end`` it is cut off."""
         with self.kept() as kept, Store.open(self.folder) as store:
-            prints = [Print(*key, self.paths[key], p.digest, p.text) for key, p in self.prints.items()]
-            store.begin(RunRecord("r", "p", lock="p", prints=list(kept.prints()) if kept is not None else prints))
+            prints = kept.prints() if kept is not None else Prints.of(self.prints)
+            store.begin(RunRecord("r", "p", lock="p", prints=prints))
             for event in (event for events in happened for event in events):
                 store.record(event)
             if end is not None:
@@ -294,7 +295,7 @@ def test_a_new_run_takes_over_what_holds_and_is_whole_by_itself(journal: Journal
     )  # fmt: skip
     with journal.kept(same_run=False) as old, Store.open(journal.folder) as store:
         assert old is not None
-        store.begin(RunRecord("s", "p", earlier="r", prints=list(old.prints()), taken=old.taken()))
+        store.begin(RunRecord("s", "p", earlier="r", prints=old.prints(), taken=old.taken()))
     results = Results.read(journal.folder, "s")
     new = JournalKept(journal.needs, journal.prints, results, same_run=True)
     try:

@@ -50,7 +50,8 @@ from procflow.storing import store_learned
 from procflow.storing.history import History
 from procflow.storing.learned import learned, made_of
 from procflow.storing.state_folder import StateFolder
-from procflow.storing.store import Print, RunRecord, Store
+from procflow.storing.store import RunRecord, Store
+from procflow.storing.store_prints import Prints
 from procflow.storing.store_seal import install
 
 DEADLINE_S = 60
@@ -546,7 +547,7 @@ def test_what_is_kept_as_columns_teaches_what_all_attempts_teach(folder: StateFo
 def test_what_tasks_were_made_of_is_read_where_it_is_not_the_same_as_now(folder: StateFolder) -> None:
     prints = {("a", "member"): Fingerprint("xx:1"), ("b", "member"): Fingerprint("xx:2")}
     changed = {**prints, ("b", "member"): Fingerprint("xx:3")}
-    told = [Print(*key, "", print_.digest, "{}") for key, print_ in prints.items()]
+    told = Prints.of(prints)
     run(folder, "r1", attempt(1, "a"), attempt(2, "b"), prints=told, made_of=made_of(prints))
     graph = graph_of(Step("a", f), Step("b", f))
     for now, expected_same in ((prints, (True, True)), (changed, (True, False)), ({}, (False, False))):

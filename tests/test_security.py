@@ -369,7 +369,7 @@ def test_no_sql_is_made_of_values() -> None:
     sources = {path.name: path.read_text() for path in paths if "execute" in path.read_text()}
     assert {"store.py", "history.py", "store_schema.py"} <= sources.keys()
     # Made of names of tables and columns that stand in the code: of a loop over TABLES, of the table that is written.
-    of_names = {"recovery.py": 1, "salvage.py": 1, "store_learned.py": 1}
+    of_names = {"recovery.py": 1, "salvage.py": 2, "store_learned.py": 1}
     found = _unfixed_sql(sources)
     files = [place.partition(":")[0] for place in found]
     assert {file: files.count(file) for file in files} == of_names, found

@@ -31,8 +31,8 @@ from procflow.storing import store as store_module
 from procflow.storing.history import History
 from procflow.storing.state_folder import StateFolder
 from procflow.storing.store import Journal, MemoryStore, NullStore, RunRecord, Store
-from procflow.storing.store_begin import Print
 from procflow.storing.store_plain import INSERT_PLAIN, insert_outputs, output_row, plain_row, storable
+from procflow.storing.store_prints import TOGETHER, Prints, read_digests, read_prints
 from procflow.storing.store_rows import decode_ref, encode_ref
 from procflow.storing.store_schema import _TABLES
 from procflow.storing.store_seal import SEALED_OF_REF, expression, install, seal, sql_seal
@@ -850,13 +850,22 @@ def test_the_log_of_an_attempt_that_succeeded_follows_from_its_name(store: Store
 
 
 def test_rows_of_fingerprints_are_sealed_as_any_row_is(folder: StateFolder) -> None:
-    prints = [Print("a", "member", "0", "xx:1", '{"code": "\\u00e9"}'), Print("é", "block", "", "xx:2", "{}", None)]
+    count = TOGETHER + 1
+    labels, digests = ["é", *(f"s{i}" for i in range(1, count))], [f"xx:{i}" for i in range(count)]
+    prints = Prints(labels, ["block"] * count, digests, [None] + [7] * (count - 1), ['{"code": "\\u00e9"}'] * count)
     with Store.open(folder) as store:
         store.begin(RunRecord("r", "p", prints=prints))
+    first = (1 << 32) + 1
+    since = [first, *[7] * (count - 1)]
     with contextlib.closing(sqlite3.connect(folder.db)) as db:
         install(db)
-        sql = f"SELECT label, since, typeof(since), seal IS {expression(db, 'fingerprints')} FROM fingerprints"
-        assert db.execute(sql).fetchall() == [("a", 0, "integer", 1), ("é", (1 << 32) + 1, "integer", 1)]
+        sql = f"SELECT number, seal IS {expression(db, 'fingerprints')} FROM fingerprints"
+        assert db.execute(sql).fetchall() == [(0, 1), (1, 1)]
+        told = list(read_prints(db, "r"))
+        assert told == [*zip(labels, ["block"] * count, digests, since, [{"code": "é"}] * count, strict=True)]
+        assert read_digests(db, "r") == {(label, "block"): f"xx:{i}" for i, label in enumerate(labels)}
+        db.execute("UPDATE fingerprints SET prints = 'damaged' WHERE number = 0")
+        assert read_digests(db, "r") == {(labels[-1], "block"): digests[-1]}
 
 
 def test_names_of_outputs_are_plain_text_whatever_they_were() -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,8 @@ from procflow.resuming.needs import Key, Need, needs_of
 from procflow.resuming.selection import Chosen, OnlyCached, Selection, check_results, choose, loosened, under
 from procflow.scheduling.kept import Kept
 from procflow.storing.state_folder import StateFolder
-from procflow.storing.store_begin import Print, Taken
+from procflow.storing.store_begin import Taken
+from procflow.storing.store_prints import Prints
 from procflow.units import Share
 
 if TYPE_CHECKING:
@@ -89,7 +90,7 @@ class Session:
     prepared: Prepared
     kept: Kept | None = None
     prints: Mapping[Key, Fingerprint] = field(default_factory=dict)
-    told: Iterable[Print] = ()
+    told: Prints = field(default_factory=Prints)
     taken: Sequence[Taken] = ()
     earlier: str | None = None
     same_run: bool = False
@@ -116,7 +117,7 @@ def open_session(
     if earlier is None and cache and prepared.graph.cached:
         earlier = Earlier(cached=True)
     if earlier is None:
-        return _anew(prepared, needs, prints)
+        return _anew(prepared, prints)
     # A run that begins anew needs none of these.
     from procflow.storing.history import History
     from procflow.storing.journal_kept import JournalKept
@@ -125,7 +126,7 @@ def open_session(
     with History.open(folder) as past:
         row = _earlier(past, prepared, lock_name, earlier)
     if earlier.cached and (row is None or _other_versions(row)):
-        return _anew(prepared, needs, prints)
+        return _anew(prepared, prints)
     if row is not None:
         _check_versions(row, earlier)
     results = Results.read(folder, row.run_id) if row is not None else Results.nothing(folder)
@@ -185,10 +186,9 @@ def _changed(judged: JournalKept, prints: Mapping[Key, Fingerprint], chosen: Cho
         )
 
 
-def _anew(prepared: Prepared, needs: Mapping[Key, Need], prints: Mapping[Key, Fingerprint]) -> Session:
+def _anew(prepared: Prepared, prints: Mapping[Key, Fingerprint]) -> Session:
     """A run that builds on nothing."""
-    told = (Print(*key, needs[key].unit.path, p.digest, p.text) for key, p in prints.items())
-    return Session(prepared, prints=prints, told=told)
+    return Session(prepared, prints=prints, told=Prints.of(prints))
 
 
 def _fingerprints(prepared: Prepared, needs: Mapping[Key, Need]) -> Mapping[Key, Fingerprint]:

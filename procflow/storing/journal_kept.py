@@ -7,7 +7,7 @@ the scheduler knows only while it runs: that something upstream was made anew. `
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -21,7 +21,8 @@ from procflow.resuming.needs import Key, Need
 from procflow.scheduling.kept import KeptTask
 from procflow.state import MARK
 from procflow.storing.journal_results import Good, Indices, Results, above
-from procflow.storing.store_begin import Print, Taken
+from procflow.storing.store_begin import Taken
+from procflow.storing.store_prints import Prints
 
 __all__ = ["JournalKept", "Verdict"]
 
@@ -226,13 +227,13 @@ class JournalKept:
 
     # -- for the journal of the session that begins --------------------------------------------------------------
 
-    def prints(self) -> Iterator[Print]:
+    def prints(self) -> Prints:
         """What the tasks are made from now, and since when."""
-        for key, new in self._prints.items():
-            old = self.results.prints.get(key)
-            since = old.since if old is not None and self._same_run else 0
-            fresh = self._same_run and key in self.changed
-            yield Print(*key, self.needs[key].unit.path, new.digest, new.text, None if fresh else since)
+        if not self._same_run:
+            return Prints.of(self._prints)
+        known, changed = self.results.prints, self.changed
+        since = {key: old.since for key, old in known.items() if key not in changed}
+        return Prints.of(self._prints, [since.get(key, None if key in changed else 0) for key in self._prints])
 
     def taken(self, without: Container[str] = ()) -> list[Taken]:
         """The results that a new run takes over, but for some labels."""

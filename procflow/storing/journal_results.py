@@ -7,7 +7,6 @@ read only when asked for. It judges nothing: whether a result still holds is ``j
 from __future__ import annotations
 
 import contextlib
-import json
 import sqlite3
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from procflow.resuming.needs import Key
 from procflow.storing.journal_objects import StoredResult, files_by_execution
 from procflow.storing.state_folder import StateFolder
 from procflow.storing.store_begin import ids_of
+from procflow.storing.store_prints import read_prints
 from procflow.storing.store_refs import decode_ref, indices_from
 from procflow.storing.store_schema import UNREADABLE, connect_reader, told
 from procflow.storing.store_seal import check_run
@@ -42,10 +42,9 @@ def instance(item: str, role: str) -> str:
 class KnownPrint:
     """A recorded fingerprint; results of executions before ``since`` were made from something else."""
 
-    path: str
     digest: str
-    parts: dict[str, str]
     since: int
+    parts: dict[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,11 +179,10 @@ class Results:
         assert self.db is not None
         try:
             check_run(self.db, self.folder.db, self.run_id, own)
+            for label, role, digest, since, parts in read_prints(self.db, self.run_id):
+                self.prints[label, role] = KnownPrint(digest, since, parts)
         except UNREADABLE as error:
             raise told(self.folder.db, error, "can't be read") from error
-        sql = "SELECT label, role, path, digest, parts, since FROM fingerprints WHERE run_id = ?"
-        for label, role, path, digest, parts, since in self._rows(sql, self.run_id):
-            self.prints[label, role] = KnownPrint(path, digest, json.loads(parts), since)
         sessions = list(
             self._rows("SELECT first_id, ended FROM sessions WHERE run_id = ? ORDER BY number", self.run_id)
         )

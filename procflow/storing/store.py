@@ -24,14 +24,14 @@ from procflow.storing import cleaning, store_begin, store_learned, store_mark
 from procflow.storing.journal import Buffer, Journal, MemoryStore, NullStore
 from procflow.storing.own_files import open_own
 from procflow.storing.state_folder import StateFolder, is_network_mount, try_flock
-from procflow.storing.store_begin import ID_BITS, Print, RunRecord, Taken, utc_now
+from procflow.storing.store_begin import ID_BITS, RunRecord, Taken, utc_now
 from procflow.storing.store_plain import INSERT_PLAIN, insert, insert_outputs
 from procflow.storing.store_rows import Rows
 from procflow.storing.store_schema import COLUMNS, connect_writer, create_database, told
 from procflow.storing.store_seal import reseal, sealed
 from procflow.storing.store_tail import Tail, read_tail, remove, tail_path, tails
 
-__all__ = ["ID_BITS", "Journal", "MemoryStore", "NullStore", "Print", "RunRecord", "Store", "Taken", "utc_now"]
+__all__ = ["ID_BITS", "Journal", "MemoryStore", "NullStore", "RunRecord", "Store", "Taken", "utc_now"]
 
 LOCK_WAIT_S = 30.0
 

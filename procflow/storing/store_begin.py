@@ -12,20 +12,20 @@ import os
 import platform
 import socket
 import sqlite3
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import field
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from procflow import __version__
 from procflow.passive import passive
-from procflow.storing.store_many import AT_ONCE, insert_many
+from procflow.storing.store_prints import Prints, write_prints
 from procflow.storing.store_rows import storable
 from procflow.storing.store_schema import COLUMNS
-from procflow.storing.store_seal import OF_EXECUTIONS, check_run, reseal, sealed_plain
+from procflow.storing.store_seal import OF_EXECUTIONS, check_run, reseal
 
-__all__ = ["ID_BITS", "Print", "RunRecord", "Taken", "begin", "ids_of", "utc_now"]
+__all__ = ["ID_BITS", "RunRecord", "Taken", "begin", "ids_of", "utc_now"]
 
 ID_BITS = 32
 """Row ids are ``runs.seq << 32`` and up, so the rows of two runs that go on together never meet."""
@@ -43,20 +43,6 @@ def ids_of(seq: int) -> tuple[int, int]:
     return seq << ID_BITS, ((seq + 1) << ID_BITS) - 1
 
 
-class Print(NamedTuple):
-    """What one task of the pipeline is made from; ``parts`` as JSON.
-
-    ``since`` is the first execution whose results were made from just this; None for those of the session that begins.
-    """
-
-    label: str
-    role: str
-    path: str
-    digest: str
-    parts: str
-    since: int | None = 0
-
-
 @passive(frozen=True, slots=True)
 class Taken:
     """A result that a new run takes over: the execution that made it, and where its task stands now."""
@@ -72,7 +58,7 @@ class RunRecord:
     ``params`` are shown by ``procflow show``: mask secrets before. ``lock`` is the name of the run's lock
     (``lock_name``), by which readers see whether it lives; None where it has none. ``options`` are the limits that were
     asked for, as JSON can hold them, for the next session. ``earlier`` is another run whose results are ``taken`` over.
-    ``prints`` are gone through once; ``made_of`` is one digest of them all.
+    ``made_of`` is one digest of all ``prints``.
     """
 
     run_id: str
@@ -90,7 +76,7 @@ class RunRecord:
     python_version: str = field(default_factory=platform.python_version)
     options: Mapping[str, Any] = field(default_factory=dict)
     earlier: str | None = None
-    prints: Iterable[Print] = ()
+    prints: Prints = Prints()
     taken: Sequence[Taken] = ()
 
 
@@ -120,7 +106,7 @@ def begin(db: sqlite3.Connection, run: RunRecord, path: Path) -> tuple[int, int,
     number = db.execute("SELECT sessions FROM runs WHERE seq = ?", (seq,)).fetchone()[0]
     session = (run.run_id, number, first, run.started, run.pid, run.procflow_version, run.python_version)
     db.execute("INSERT INTO sessions VALUES (?,?,?,?,?,?,?,NULL,NULL)", session)
-    _write_prints(db, run, first)
+    write_prints(db, run.run_id, run.prints, first)
     following = _take_over(db, run, first)
     reseal(db, "runs", "seq = ?", (seq,))
     reseal(db, "sessions", "run_id = ? AND number = ?", (run.run_id, number))
@@ -178,16 +164,6 @@ def _bury(db: sqlite3.Connection, run: RunRecord, path: Path) -> None:
         reseal(db, "runs", "seq = ?", (seq,))
 
 
-def _write_prints(db: sqlite3.Connection, run: RunRecord, first: int) -> None:
-    run_id = run.run_id
-    db.execute("DELETE FROM fingerprints WHERE run_id = ?", (run_id,))
-    rows = (
-        [run_id, label, role, path, digest, parts, float(first if since is None else since)]
-        for label, role, path, digest, parts, since in run.prints
-    )
-    insert_many(db, _INSERT_PRINT, _INSERT_PRINTS, sealed_plain(rows))
-
-
 def _take_over(db: sqlite3.Connection, run: RunRecord, first: int) -> int:
     """Copy results of another run, so that this one is whole by itself; the next free row id."""
     for new, taken in enumerate(run.taken, first):
@@ -203,9 +179,6 @@ def _take_over(db: sqlite3.Connection, run: RunRecord, first: int) -> int:
     return following
 
 
-_INSERT_PRINT = """
-INSERT INTO fingerprints (run_id, label, role, path, digest, parts, since, seal) VALUES (?,?,?,?,?,?,?,?)"""
-_INSERT_PRINTS = _INSERT_PRINT + ",(?,?,?,?,?,?,?,?)" * (AT_ONCE - 1)
 _INSERT_RUN = """
 INSERT INTO runs (run_id, earlier, pipeline, file, lock, params, options, executor, workers, started, pid, host,
     procflow_version, python_version, status, commits)

@@ -30,6 +30,7 @@ from procflow.learning.lessons import (
     learn,
 )
 from procflow.passive import passive
+from procflow.storing.store_prints import read_digests
 from procflow.storing.store_refs import decode_ref
 from procflow.storing.store_schema import UNREADABLE
 from procflow.storing.store_seal import expression, seal
@@ -258,8 +259,7 @@ def _with_prints(db: sqlite3.Connection, run: RunLessons, made_of: str) -> RunLe
     """The run with what its tasks were made of, if anybody asked; earlier versions say it in their text."""
     if not made_of or run.lessons.prints:
         return replace(run, prints=run.lessons.prints)
-    sql = f"SELECT label, role, substr(digest, 1, {SHORT}) FROM fingerprints WHERE run_id = ?"
-    return replace(run, prints={(label, role): digest for label, role, digest in db.execute(sql, (run.run_id,))})
+    return replace(run, prints={key: digest[:SHORT] for key, digest in read_digests(db, run.run_id).items()})
 
 
 def _mapping(text: str) -> dict[str, Any]:

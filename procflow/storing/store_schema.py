@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from procflow.errors import StoreError
-from procflow.storing import store_mark, store_migrate, store_seal
+from procflow.storing import store_mark, store_migrate, store_prints, store_seal
 from procflow.storing.own_files import open_own
 from procflow.storing.state_folder import is_network_mount, try_flock
 
@@ -23,7 +23,7 @@ __all__ = ["COLUMNS", "SCHEMA_VERSION", "UNREADABLE", "connect_reader", "connect
 
 log = logging.getLogger("procflow")
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 APPLICATION_ID = 0x70726366  # "prcf"
 BUSY_MS = 10_000
 UNREADABLE = (sqlite3.Error, UnicodeDecodeError)
@@ -137,18 +137,7 @@ _TABLES = (
         seal INTEGER,
         PRIMARY KEY (execution_id, first)
     )""",
-    # What each task was made from. Results of executions before ``since`` were made from something else.
-    """CREATE TABLE fingerprints (
-        run_id TEXT NOT NULL,
-        label TEXT NOT NULL,
-        role TEXT NOT NULL,
-        path TEXT NOT NULL,
-        digest TEXT NOT NULL,
-        parts TEXT NOT NULL,
-        since INTEGER NOT NULL,
-        seal INTEGER,
-        PRIMARY KEY (run_id, label, role)
-    )""",
+    store_prints.TABLE,
     """CREATE TABLE sessions (
         run_id TEXT NOT NULL,
         number INTEGER NOT NULL,

@@ -155,6 +155,20 @@ def test_with_its_first_page_lost_all_is_saved_that_is_elsewhere(killed: Killed)
     killed.check_saved()
 
 
+@pytest.mark.parametrize(
+    "wrong", [b"run_id T\xffXT NOT NULL UNIQUE", b"run_id TEXU NOT NULL UNIQUE", b"run_ie TEXT NOT NULL UNIQUE"]
+)
+def test_a_wrong_letter_in_what_the_tables_are_is_damage(killed: Killed, wrong: bytes) -> None:
+    db = in_one_file(killed.fresh())
+    data, right = db.read_bytes(), b"run_id TEXT NOT NULL UNIQUE"
+    assert data.count(right) == 1
+    db.write_bytes(data.replace(right, wrong))
+    found = recover(killed.state)
+    assert "its beginning can't be read" in found.damage
+    assert found.runs[0].lost == 0
+    killed.check_saved()
+
+
 @pytest.mark.parametrize("suffix", ["-wal", ""])
 def test_a_lost_log_costs_its_commits_and_nothing_else(killed: Killed, suffix: str) -> None:
     log = killed.fresh() / "state" / f"procflow.db{suffix}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import random
 import shutil
@@ -28,8 +29,9 @@ from procflow.storing.journal_results import Results
 from procflow.storing.recovery import recover
 from procflow.storing.state_folder import StateFolder
 from procflow.storing.store import Store
+from procflow.storing.store_prints import read_prints
 from procflow.storing.store_schema import SCHEMA_VERSION
-from procflow.storing.store_seal import TABLES
+from procflow.storing.store_seal import TABLES, install, sealed
 
 ROOT = Path(__file__).parents[2]
 DEADLINE_S = 60
@@ -348,33 +350,81 @@ def test_a_journal_of_another_version_is_refused_and_kept(killed: StateFolder, v
     assert killed.db.read_bytes() == before
 
 
+def as_version_3(db: sqlite3.Connection) -> None:
+    """Make of the journal what the version with a row for each fingerprint wrote."""
+    install(db)
+    runs = {run_id: list(read_prints(db, run_id)) for (run_id,) in db.execute("SELECT run_id FROM runs")}
+    db.execute("DROP TABLE fingerprints")
+    db.execute(
+        "CREATE TABLE fingerprints (run_id TEXT NOT NULL, label TEXT NOT NULL, role TEXT NOT NULL, path TEXT NOT NULL,"
+        " digest TEXT NOT NULL, parts TEXT NOT NULL, since INTEGER NOT NULL, seal INTEGER, PRIMARY KEY (run_id, label, role))"
+    )
+    for run_id, prints in runs.items():
+        rows = [
+            (run_id, label, role, "0", digest, json.dumps(parts), since) for label, role, digest, since, parts in prints
+        ]
+        db.executemany("INSERT INTO fingerprints VALUES (?,?,?,?,?,?,?,?)", sealed(rows))
+    db.execute("PRAGMA user_version=3")
+    db.commit()
+
+
 def as_version_2(db: sqlite3.Connection) -> None:
     """Make of the journal what the version before seals and marks wrote."""
+    as_version_3(db)
     db.execute("ALTER TABLE runs DROP COLUMN commits")
     for table in TABLES:
         db.execute(f"ALTER TABLE {table} DROP COLUMN seal")
     db.execute("PRAGMA user_version=2")
 
 
+def known_prints(folder: StateFolder) -> Any:
+    results = Results.read(folder, "night")
+    results.close()
+    return results.prints
+
+
+@pytest.mark.parametrize("version", [2, 3])
 @pytest.mark.parametrize("first", [History.open, Store.open], ids=["reader", "writer"])
 def test_a_journal_of_an_older_version_is_brought_up_to_date_and_kept_as_it_was(
-    killed: StateFolder, driver: Driver, first: Any
+    killed: StateFolder, driver: Driver, first: Any, version: int
 ) -> None:
+    prints = known_prints(killed)
     with History.open(killed) as past:
         steps = list(past.steps("night"))
     with contextlib.closing(sqlite3.connect(killed.db)) as db:
-        as_version_2(db)
-    killed.db.with_name("procflow.mark").unlink()
+        {2: as_version_2, 3: as_version_3}[version](db)
+    if version == 2:
+        killed.db.with_name("procflow.mark").unlink()
     first(killed).close()
     with History.open(killed) as past:
         assert list(past.steps("night")) == steps
-    (copy,) = killed.path.glob("procflow.db.version2-*")
+    assert known_prints(killed) == prints
+    (copy,) = killed.path.glob(f"procflow.db.version{version}-*")
     with contextlib.closing(sqlite3.connect(copy)) as db:
-        assert db.execute("PRAGMA user_version").fetchone() == (2,)
+        assert db.execute("PRAGMA user_version").fetchone() == (version,)
         assert db.execute("SELECT count(*) FROM step_executions").fetchone() == (len(steps),)
     names = {name: str(killed.path.parent / name) for name in ("state", "ledger", "said", "answer")}
     status, answer = driver.session(Order(**names, resume=True, shape=SHAPE))
     assert (status, answer["status"]) == (0, "succeeded")
+
+
+def test_a_migration_makes_no_damage_look_whole(killed: StateFolder) -> None:
+    prints = known_prints(killed)
+    key = next(iter(prints))
+    with contextlib.closing(sqlite3.connect(killed.db)) as db:
+        as_version_3(db)
+        db.execute("UPDATE fingerprints SET digest = digest || 'x' WHERE label = ? AND role = ?", key)
+        db.commit()
+    Store.open(killed).close()
+    assert known_prints(killed) == {other: known for other, known in prints.items() if other != key}
+    next(killed.path.glob("procflow.db.version3-*")).unlink()
+    with contextlib.closing(sqlite3.connect(killed.db)) as db:
+        as_version_3(db)
+        db.execute("UPDATE step_executions SET path = path || 'x' WHERE label <> ''")
+        db.commit()
+    Store.open(killed).close()
+    with pytest.raises(StoreError, match="rows of run night in step_executions: the checksum is wrong"):
+        known_prints(killed)
 
 
 def test_a_migration_that_fails_changes_nothing(killed: StateFolder) -> None:
