@@ -87,7 +87,7 @@ def declare(build: Build, pipeline: Pipeline, facts: Facts, root: Loc) -> tuple[
         else:
             broken.add(f"source {name}")
     skills: dict[str, BoundSkill] = {}
-    wanted = {step.skill for step in _all_steps(pipeline.steps) if isinstance(step, UseSkill)}
+    wanted = {step.skill for step in _skill_steps(pipeline.steps)}
     for name in (*pipeline.skills, *sorted(wanted - pipeline.skills.keys())):
         known = len(build.problems)
         found = pipeline.skills.get(name) or (build.installed(name) if build.installed is not None else None)
@@ -105,19 +105,22 @@ def declare(build: Build, pipeline: Pipeline, facts: Facts, root: Loc) -> tuple[
     return Declared(sources, skills, frozenset(broken), names), replace(facts, hidden=facts.hidden | frozenset(hidden))
 
 
-def _all_steps(steps: tuple[AnyStep, ...]) -> Iterator[AnyStep]:
+def _skill_steps(steps: tuple[AnyStep, ...]) -> list[UseSkill]:
+    found: list[UseSkill] = []
     waiting = [steps]
     while waiting:
         members = waiting.pop()
-        yield from members
+        # The type itself: isinstance asks pydantic, and there may be a hundred thousand steps and no skill.
+        found += [step for step in members if type(step) is UseSkill]
         waiting += [below for _, below in blocks_among(members)]
+    return found
 
 
 def _tell_faces(surfaces: Surfaces, pipeline: Pipeline, skills: Mapping[str, BoundSkill]) -> None:
     """What skill steps publish is what their skills produce."""
     if skills:
-        for step in _all_steps(pipeline.steps):
-            if isinstance(step, UseSkill) and step.skill in skills:
+        for step in _skill_steps(pipeline.steps):
+            if step.skill in skills:
                 bound = skills[step.skill]
                 surfaces.skills[id(step)] = (step, produced(bound.skill), asked_for(bound))
 

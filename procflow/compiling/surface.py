@@ -49,6 +49,7 @@ LEAVES = (Transform, Shell, Merge, Split, Query, UseSkill, Rest)
 """The kinds of steps that hold none and read no file, the most frequent first: a question for these is answered at once."""
 
 
+_LEAVES = frozenset(LEAVES)
 PLAIN = frozenset({"name", "type", "function", "description", "enabled"})
 """What a step says that refers to nothing and limits nothing."""
 
@@ -77,8 +78,7 @@ class Face:
 class Shown:
     """The members of a block: a name for each, and the faces of those that are not left out, by position.
 
-    ``plain`` are those that say nothing beyond ``PLAIN``, left out or not; ``written`` is what all kept members write, in
-    order.
+    ``plain`` are those of them that say nothing beyond ``PLAIN``; ``written`` is what they all write, in order.
     """
 
     names: list[str]
@@ -111,19 +111,17 @@ class Surfaces:
         """The members of a block as they show themselves; ``steps`` as the block holds them."""
         known = self._members.get(id(steps))
         if known is None:
-            names = unique_names(steps)
-            plain = {
-                i: step
-                for i, step in enumerate(steps)
-                if isinstance(step, Transform) and step.model_fields_set <= PLAIN
-            }
-            faces = {
-                i: Face((name,), False, name) if i in plain else self.face(step, name)
-                for i, (step, name) in enumerate(zip(steps, names, strict=True))
-                if (step.enabled if i in plain else not is_off(step))
-            }
-            written = [value for face in faces.values() for value in face.writes]
-            known = self._members[id(steps)] = (steps, Shown(names, faces, plain, written))
+            shown = Shown(unique_names(steps), {}, {}, [])
+            for i, (step, name) in enumerate(zip(steps, shown.names, strict=True)):
+                if isinstance(step, Transform) and step.model_fields_set <= PLAIN:
+                    if step.enabled:
+                        shown.plain[i] = step
+                        shown.faces[i] = Face((name,), False, name)
+                        shown.written.append(name)
+                elif not is_off(step):
+                    face = shown.faces[i] = self.face(step, name)
+                    shown.written.extend(face.writes)
+            known = self._members[id(steps)] = (steps, shown)
         return known[1]
 
     def _face(self, step: AnyStep, name: str) -> Face:
@@ -216,7 +214,11 @@ def inner_steps(step: StepBase) -> tuple[AnyStep, ...]:
 
 def blocks_among(steps: Iterable[StepBase]) -> list[tuple[int, tuple[AnyStep, ...]]]:
     """The members that hold steps, by position, with what they hold."""
-    return [(i, below) for i, step in enumerate(steps) if (below := step.__dict__.get("steps"))]
+    return [
+        (i, below)
+        for i, step in enumerate(steps)
+        if type(step) not in _LEAVES and (below := step.__dict__.get("steps"))
+    ]
 
 
 def publishes_members(step: Block) -> bool:
