@@ -125,6 +125,45 @@ def test_texts_together_are_told_as_one_by_one(texts: list[str], kind: type[Any]
         assert canonical.seen
 
 
+@pytest.mark.parametrize("most_telling", [0, 2000])
+def test_steps_that_share_something_are_told_as_each_alone(monkeypatch: pytest.MonkeyPatch, most_telling: int) -> None:
+    monkeypatch.setattr(fingerprint, "MOST_TELLING", most_telling)
+    iterator = iter([1])
+    opaque = [lambda: iterator] * 2
+    steps = [
+        *(Step(name, "json:dumps") for name in ("a", "b")),
+        *(Step(name, os.getcwd) for name in ("c", "d")),
+        *(Step(name, function) for name, function in zip("ef", opaque, strict=True)),
+        *(Step(name, "json:dumps", params={"obj": 1}) for name in ("g", "h")),
+        *(Step(name, "json:dumps", when="1 == 1") for name in ("i", "j")),
+        *(Step(name, "json:dumps", outputs=[f"x{name}", name]) for name in ("k", "l")),
+        Step("m", "json:loads"),
+    ]
+    together = fingerprints(needs_of(compile_pipeline(Pipeline("p", steps=[Parallel(*steps, name="x")])))).by_key
+    for step in steps:
+        block = Parallel(step, name="x")
+        alone = fingerprints(needs_of(compile_pipeline(Pipeline("p", steps=[block])))).by_key
+        key = (f"x/{step.name}", "member")
+        if step.name in ("e", "f"):
+            assert together[key].opaque == alone[key].opaque == ("list_iterator",)
+        else:
+            assert together[key] == alone[key]
+    assert len({found.digest for found in together.values()}) == len(together)
+
+
+@given(st.lists(st.tuples(st.text() | st.text(st.characters(max_codepoint=127)), st.sampled_from(["m", "", "é"]))))
+def test_pairs_together_and_a_part_are_told_as_one_by_one(pairs: list[tuple[str, str]]) -> None:
+    of = Canonical().of
+    assert Canonical().of_pairs(pairs) == of(tuple(pairs)) == framed(b"tuple", *map(of, pairs))
+    for value in (*pairs, tuple(pairs), "*", (), *((text,) for text, _ in pairs)):
+        assert Canonical().part(value) == framed(b"", of(value))[1:-1]
+    for text in (text for text, _ in pairs if text):
+        for tell in (lambda c: c.of_pairs(pairs), lambda c, text=text: c.part((text,))):
+            canonical = Canonical(watch=text)
+            tell(canonical)
+            assert canonical.seen
+
+
 def test_texts_of_a_class_of_their_own_are_told_apart_from_texts() -> None:
     class Name(str):
         pass

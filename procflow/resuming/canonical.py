@@ -133,6 +133,19 @@ class Canonical:
         finally:
             self._open.pop()
 
+    def part(self, value: Any) -> bytes:
+        """The canonical bytes with their length in front, as ``framed`` puts them together; one name at once."""
+        if type(value) is tuple and len(value) == 1:
+            (name,) = value
+            if type(name) is str and name.isascii():
+                if self._watch and self._watch in name:
+                    self.seen = True
+                inside = f"str({len(name)}:{name})"
+                whole = f"tuple({len(inside)}:{inside})"
+                return f"{len(whole)}:{whole}".encode()
+        data = self.of(value)
+        return measure(len(data)) + data
+
     def of_texts(self, tag: str, texts: Sequence[str]) -> bytes:
         """Texts of the class ``str`` in a list or a tuple: all at once, where characters are bytes."""
         inside = "".join([f"{_before(len(text))}{text})" for text in texts])
@@ -141,6 +154,17 @@ class Canonical:
         if self._watch and self._watch in inside:
             self.seen = True
         return f"{tag}({inside})".encode()
+
+    def of_pairs(self, pairs: Sequence[tuple[str, str]]) -> bytes:
+        """``of`` a tuple of pairs of texts of the class ``str``, as keys of tasks are; few of the second are different."""
+        ends = {text: f"{_before(len(text))}{text})" for text in {text for _, text in pairs}}
+        told = [f"tuple({_before(len(text))}{text}){ends[end]})" for text, end in pairs]
+        inside = "".join([f"{len(text)}:{text}" for text in told])
+        if not inside.isascii():
+            return framed(b"tuple", *map(self.of, pairs))
+        if self._watch and self._watch in inside:
+            self.seen = True
+        return f"tuple({inside})".encode()
 
     def _container(self, value: Any) -> bytes | None:
         kind = type(value)

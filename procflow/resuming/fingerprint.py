@@ -12,12 +12,12 @@ import glob
 import json
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from procflow.call import StepCall
 from procflow.graph import ScopeUnit, TaskUnit
 from procflow.passive import passive
-from procflow.resuming.canonical import ALGORITHM, Canonical, digest, framed, hasher, measure
+from procflow.resuming.canonical import ALGORITHM, Canonical, digest, framed, hasher
 from procflow.resuming.code_print import CodePrints
 from procflow.resuming.needs import Key, Need
 
@@ -69,6 +69,21 @@ def fingerprints(needs: Mapping[Key, Need], run_id: str = "") -> Fingerprints:
     return Fingerprints(found, printer.mentions)
 
 
+class _Shared(NamedTuple):
+    """What the fingerprints of calls that differ in their outputs alone have in common.
+
+    ``before`` and ``behind`` stand around the outputs in what the part ``kind`` is the digest of; ``first`` and ``last``
+    around that part in what the whole is the digest of; ``told`` are the other parts, behind it in the text.
+    """
+
+    before: bytes
+    behind: bytes
+    first: str
+    last: str
+    told: str
+    opaque: tuple[str, ...]
+
+
 class _Printer:
     """Makes fingerprints; what many steps share is digested once, since a pipeline may have a hundred thousand."""
 
@@ -78,6 +93,7 @@ class _Printer:
         self._digest = hasher()
         self._known: dict[Any, str] = {}
         self._kinds: dict[tuple[str, str | None], tuple[bytes, bytes]] = {}
+        self._shared: dict[tuple[int, str, str | None, str | None], _Shared] = {}
         self._pieces: dict[tuple[str, str | None], str] = {}
         self.tells_pieces = True
 
@@ -87,44 +103,60 @@ class _Printer:
         return self._canonical.seen
 
     def fingerprint(self, need: Need) -> Fingerprint:
-        canonical, unit = self._canonical, need.unit
-        canonical.opaque.clear()
-        parts: dict[str, str] = {}
-        if isinstance(unit, TaskUnit):
-            call = unit.call
-            kind, code, told = self._kind(call), self._functions(call), _task(need, call)
-            if code and not (told or canonical.opaque or self.tells_pieces):
-                return self._bare(kind, code)
-            parts["kind"] = kind
-            if code:
-                parts["code"] = code
-        else:
+        unit = need.unit
+        if not isinstance(unit, TaskUnit):
             assert isinstance(unit, ScopeUnit)
-            told = _block(need, unit)
-        for name, value in told.items():
-            if value:
-                parts[name] = canonical.digest(value)
-        whole = self._digest("".join([f"{name}={parts[name]};" for name in sorted(parts)]).encode())
-        # Neither names nor digests have anything to escape.
-        short = ", ".join([f'"{name}": "{part[:SHORT]}"' for name, part in parts.items()])
-        if self.tells_pieces and "code" in parts and isinstance(unit, TaskUnit):
-            short += self._pieces_of(unit.call.function, unit.call.folder)
-        return Fingerprint(f"{ALGORITHM}:{whole}", f"{{{short}}}", tuple(canonical.opaque))
+            return self._block(need, unit)
+        call = unit.call
+        shared = same = None
+        given = need.reads or call.args or call.kwargs or call.params or call.options or call.state
+        if not given and call.when is None:
+            # By identity: the graph holds the functions, so their ids stay theirs.
+            same = (id(call.function), call.kind, call.folder, call.item_name)
+            shared = self._shared.get(same)
+        if shared is None:
+            shared = self._share(need, call)
+            if same is not None and not shared.opaque:
+                self._shared[same] = shared
+        before, behind, first, last, told, opaque = shared
+        kind = self._digest(before + self._canonical.part(call.outputs) + behind)
+        whole = self._digest(f"{first}kind={kind};{last}".encode())
+        return Fingerprint(f"{ALGORITHM}:{whole}", f'{{"kind": "{kind[:SHORT]}"{told}}}', opaque)
 
-    def _bare(self, kind: str, code: str) -> Fingerprint:
-        """The same for a step that is a function and its outputs, as very many are where there are very many."""
-        whole = self._digest(f"code={code};kind={kind};".encode())
-        return Fingerprint(f"{ALGORITHM}:{whole}", f'{{"kind": "{kind[:SHORT]}", "code": "{code[:SHORT]}"}}')
+    def _share(self, need: Need, call: StepCall) -> _Shared:
+        """All but the outputs."""
+        self._canonical.opaque.clear()
+        before, behind = self._kinds.get((call.kind, call.item_name)) or self._kind(call)
+        code = self._functions(call)
+        first, last, told = self._parts(code, _task(need, call))
+        if code and self.tells_pieces:
+            told += self._pieces_of(call.function, call.folder)
+        return _Shared(before, behind, first, last, told, tuple(self._canonical.opaque))
 
-    def _kind(self, call: StepCall) -> str:
-        """The digest of ``("kind", kind, outputs, item name)``, of which most steps have only the outputs to themselves."""
+    def _block(self, need: Need, unit: ScopeUnit) -> Fingerprint:
+        """Of what a block makes of its members without a task of its own; the members have their own fingerprints."""
         of = self._canonical.of
-        around = self._kinds.get((call.kind, call.item_name))
-        if around is None:
-            before = framed(b"tuple", of("kind"), of(call.kind))[:-1]
-            around = self._kinds[call.kind, call.item_name] = (before, framed(b"", of(call.item_name))[1:])
-        outputs = of(call.outputs)
-        return self._digest(around[0] + measure(len(outputs)) + outputs + around[1])
+        mine = map(of, (unit.merge.strategy, unit.merge.output, unit.need, unit.kept))
+        members = self._digest(framed(b"tuple", self._canonical.of_pairs(need.members), *mine))
+        whole = self._digest(f"members={members};".encode())
+        return Fingerprint(f"{ALGORITHM}:{whole}", f'{{"members": "{members[:SHORT]}"}}')
+
+    def _kind(self, call: StepCall) -> tuple[bytes, bytes]:
+        """What stands around the outputs in ``("kind", kind, outputs, item name)``."""
+        of = self._canonical.of
+        around = framed(b"tuple", of("kind"), of(call.kind))[:-1], framed(b"", of(call.item_name))[1:]
+        self._kinds[call.kind, call.item_name] = around
+        return around
+
+    def _parts(self, code: str, told: Mapping[str, Any]) -> tuple[str, str, str]:
+        """Digests as they are digested, those before ``kind`` and those behind it; and as they are told, short."""
+        parts = {"code": code} if code else {}
+        parts.update({name: self._canonical.digest(value) for name, value in told.items() if value})
+        names = sorted(parts)
+        first = "".join([f"{name}={parts[name]};" for name in names if name < "kind"])
+        last = "".join([f"{name}={parts[name]};" for name in names if name > "kind"])
+        # Neither names nor digests have anything to escape.
+        return first, last, "".join([f', "{name}": "{part[:SHORT]}"' for name, part in parts.items()])
 
     def _pieces_of(self, function: Any, folder: str | None) -> str:
         """The pieces of the code as the rest of a JSON object that has members already."""
@@ -216,11 +248,6 @@ def _content(path: str) -> str:
         while block := file.read(1 << 20):
             state.update(block)
     return str(state.hexdigest())
-
-
-def _block(need: Need, unit: ScopeUnit) -> dict[str, Any]:
-    """What a block makes of its members without a task of its own; the members have their own fingerprints."""
-    return {"members": (need.members, unit.merge.strategy, unit.merge.output, unit.need, unit.kept)}
 
 
 def _unplaced(value: Any, folder: str | None) -> Any:
