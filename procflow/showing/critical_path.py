@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from procflow.graph import MapUnit, ScopeUnit, TaskGraph, Unit, walk
+from procflow.graph import MapUnit, ScopeUnit, TaskGraph, Unit
 
 __all__ = ["critical_path_s"]
 
@@ -19,14 +19,17 @@ def critical_path_s(graph: TaskGraph, durations: Mapping[str, float]) -> float:
     ``when`` or merge its results. A sequence adds its members up, a parallel block or a graph takes its longest chain by
     ``after``. Labels that are missing did not run and count 0. More workers don't make a run shorter than this.
     """
-    length: dict[int, float] = {}
-    blocks = [unit for unit in walk(graph.root) if isinstance(unit, ScopeUnit) and not isinstance(unit, MapUnit)]
-    # Inner units come after outer ones in walk, so backwards every member is known before its block.
+    known = dict(durations)
+    blocks: list[ScopeUnit] = [graph.root]
+    for block in blocks:
+        # The list grows meanwhile: inner blocks come after outer ones.
+        blocks += [m for m in block.members if isinstance(m, ScopeUnit) and not isinstance(m, MapUnit)]
+    # Backwards every member is known before its block.
     for block in reversed(blocks):
-        members = [length[id(m)] if id(m) in length else durations.get(m.label, 0.0) for m in block.members]
+        members = [known.get(m.label, 0.0) for m in block.members]
         inside = sum(members) if block.kind in ("sequence", "pipeline") else _longest_chain(block.members, members)
-        length[id(block)] = durations.get(block.label, 0.0) + inside  # its gate and its merger bear its label
-    return length[id(graph.root)]
+        known[block.label] = known.get(block.label, 0.0) + inside  # its gate and its merger bear its label
+    return known[graph.root.label]
 
 
 def _longest_chain(members: tuple[Unit, ...], lengths: list[float]) -> float:
