@@ -13,14 +13,14 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from procflow import events as ev
-from procflow.attempt import Failure
-from procflow.call import nothing
+from procflow.attempt import Failure, Usage
 from procflow.errors import RunFailed
 from procflow.graph import TaskGraph
 from procflow.guarding.signals import exit_code_of
 from procflow.passive import passive
 from procflow.ref import Ref
 from procflow.showing.critical_path import critical_path_s
+from procflow.showing.step_records import BlockRecord, Entry, StepRecord, StepRecords, record_of
 from procflow.storing.attempt_log import log_path
 from procflow.values.lazy_state import LazyState
 from procflow.values.lazy_values import LazyValues, ValueDropped
@@ -40,6 +40,7 @@ __all__ = [
 MAX_FAILURES = 1000
 """Failures kept with their tracebacks; further ones are counted (all of them are in the journal)."""
 
+_STARTED, _FINISHED, _SETTLED = ev.AttemptStarted, ev.AttemptFinished, ev.StepFinished
 _EXIT_CODES = {"succeeded": 0, "failed": 1, "partial": 3, "timed_out": 4}
 
 
@@ -77,51 +78,6 @@ class FailureRecord:
         item = f" item {self.item}" if self.item else ""
         tries = f" after {self.attempts} attempts" if self.attempts > 1 else ""
         return f"{self.label}{item}: {self.failure.cause}{tries}: {self.failure}"
-
-
-@passive(frozen=True, slots=True)
-class BlockRecord:
-    """The result record of a block; times in seconds."""
-
-    kind: str
-    status: str
-    members: int
-    successful_count: int
-    failed_count: int
-    wall_s: float
-    work_s: float
-    saved_s: float
-    cost: float
-    produced: tuple[str, ...] = ()
-
-
-@dataclass(slots=True)
-class StepRecord:
-    """What one declared step came to, all its items and attempts together.
-
-    ``status`` is ``running`` until the step ends. ``attempts`` counts tries, ``lost`` those whose worker died; ``wall_s`` is
-    the sum of attempts' times, ``final_s`` of those that no other attempt followed. ``count`` is the number of items (1 for a
-    plain step) that ended well, ``failures`` of those that did not. ``metrics`` holds the last value of each. A block's record
-    also counts the hidden tasks that decide its ``when``, list its items or merge its results.
-    """
-
-    label: str
-    path: str
-    kind: str = "task"
-    status: str = "running"
-    attempts: int = 0
-    lost: int = 0
-    wall_s: float = 0.0
-    work_s: float = 0.0
-    final_s: float = 0.0
-    cpu_s: float = 0.0
-    peak_rss_bytes: int = 0
-    cost: float = 0.0
-    count: int = 0
-    failures: int = 0
-    reason: str = ""
-    metrics: Mapping[str, float] = field(default_factory=nothing)
-    block: BlockRecord | None = None
 
 
 @passive(frozen=True, slots=True)
@@ -199,7 +155,7 @@ class Recorder:
     def __init__(self, workers: int = 1, graph: TaskGraph | None = None) -> None:
         self._workers = max(1, workers)
         self._graph = graph
-        self._steps: dict[str, StepRecord] = {}
+        self._steps: dict[str, Entry] = {}
         self._failures: list[FailureRecord] = []
         self._failure_count = self._tolerated_count = 0
         self._attempts = self._retries = self._lost = 0
@@ -209,9 +165,6 @@ class Recorder:
         self._last = 0.0
         self._handlers: dict[type, Callable[[Any], None]] = {
             ev.RunStarted: self._run_started,
-            ev.AttemptStarted: self._attempt_started,
-            ev.AttemptFinished: self._attempt_finished,
-            ev.StepFinished: self._step_finished,
             ev.BlockStarted: self._block_started,
             ev.BlockFinished: self._block_finished,
             ev.RunFinished: self._run_finished,
@@ -223,12 +176,41 @@ class Recorder:
 
     def handle_all(self, events: Iterable[ev.Event]) -> None:
         """Take events, in order."""
-        handlers = self._handlers
+        handlers, steps, attempts = self._handlers, self._steps, self._attempts
+        event: Any
         for event in events:
-            handler = handlers.get(event.__class__)
-            if handler is not None:
-                self._last = event.at
+            kind = event.__class__
+            if kind is _STARTED:
+                if not attempts:
+                    self._startup_s = event.at
+                attempts += 1
+                label = event.label
+                if label in steps:
+                    self._step(event.path, label).attempts += 1
+                else:
+                    steps[label] = event.path
+            elif kind is _FINISHED:
+                before = steps.get(event.label)
+                if (
+                    before.__class__ is str
+                    and event.status == "succeeded"
+                    and event.retry_in_s is None
+                    and not event.metrics
+                ):
+                    steps[event.label] = before, event.usage, event.cost, event.count
+                else:
+                    self._attempt_finished(event)
+            elif kind is _SETTLED:
+                # A step that ended well at its first attempt is known to have.
+                if steps.get(event.label).__class__ is not tuple or event.status != "succeeded" or event.reason:
+                    self._step_finished(event)
+            else:
+                handler = handlers.get(kind)
+                if handler is None:
+                    continue
                 handler(event)
+            self._last = event.at
+        self._attempts = attempts
 
     def result(
         self,
@@ -252,7 +234,7 @@ class Recorder:
             pipeline=started.pipeline if started is not None else "",
             reason=end.reason if end is not None else "the run did not reach its end",
             outputs=LazyValues(outputs or {}, open_ref, dropped),
-            steps=dict(self._steps),
+            steps=StepRecords(dict(self._steps)),
             metrics=self._metrics(),
             failures=tuple(failures),
             failure_count=self._failure_count,
@@ -261,11 +243,14 @@ class Recorder:
         )
 
     def _metrics(self) -> RunMetrics:
-        end, records = self._finished, self._steps.values()
-        work_s = sum(r.work_s for r in records)
+        end, entries = self._finished, self._steps.values()
+        once = [entry for entry in entries if isinstance(entry, tuple)]
+        records = [entry for entry in entries if isinstance(entry, StepRecord)]
+        # The usage of a single attempt says what was spent as a record does.
+        spent: list[Usage | StepRecord] = [*[usage for _, usage, _, _ in once], *records]
+        work_s = sum([one.work_s for one in spent])
         wall_s = end.wall_s if end is not None else self._last
         speedup = work_s / wall_s if wall_s > 0 else 1.0
-        durations = {r.label: r.block.wall_s if r.block and r.kind == "map" else r.final_s for r in records}
         return RunMetrics(
             wall_s=wall_s,
             work_s=work_s,
@@ -273,34 +258,36 @@ class Recorder:
             speedup=speedup,
             efficiency=speedup / self._workers,
             workers=self._workers,
-            critical_path_s=critical_path_s(self._graph, durations) if self._graph is not None else None,
+            critical_path_s=critical_path_s(self._graph, self._durations()) if self._graph is not None else None,
             startup_s=self._startup_s,
             attempts=self._attempts,
             retries=self._retries,
             lost=self._lost,
-            cpu_s=sum(r.cpu_s for r in records),
-            peak_rss_bytes=max((r.peak_rss_bytes for r in records), default=0),
-            cost=sum(r.cost for r in records),
+            cpu_s=sum([one.cpu_s for one in spent]),
+            peak_rss_bytes=max([one.peak_rss_bytes for one in spent], default=0),
+            cost=sum([cost for _, _, cost, _ in once]) + sum([record.cost for record in records]),
         )
+
+    def _durations(self) -> dict[str, float]:
+        """The seconds that count in the critical path, by label."""
+        found = {label: entry[1].wall_s for label, entry in self._steps.items() if isinstance(entry, tuple)}
+        for label, entry in self._steps.items():
+            if isinstance(entry, StepRecord):
+                found[label] = entry.block.wall_s if entry.block and entry.kind == "map" else entry.final_s
+        return found
 
     def _step(self, path: str, label: str) -> StepRecord:
         found = self._steps.get(label)
-        if found is None:
-            found = self._steps[label] = StepRecord(label, path)
+        if not isinstance(found, StepRecord):
+            found = record_of(label, found) if found is not None else StepRecord(label, path)
+            self._steps[label] = found
         return found
 
     def _run_started(self, e: ev.RunStarted) -> None:
         self._started = e
 
-    def _attempt_started(self, e: ev.AttemptStarted) -> None:
-        if not self._attempts:
-            self._startup_s = e.at
-        self._attempts += 1
-        step = self._steps.get(e.label) or self._step(e.path, e.label)
-        step.attempts += 1
-
     def _attempt_finished(self, e: ev.AttemptFinished) -> None:
-        step, usage = self._steps.get(e.label) or self._step(e.path, e.label), e.usage
+        step, usage = self._step(e.path, e.label), e.usage
         # The first attempt's figures are taken as they are: most steps have one, and a sum is a number of its own.
         step.wall_s = step.wall_s + usage.wall_s if step.wall_s else usage.wall_s
         step.work_s = step.work_s + usage.work_s if step.work_s else usage.work_s
@@ -325,7 +312,7 @@ class Recorder:
             step.metrics = {**step.metrics, **e.metrics}
 
     def _step_finished(self, e: ev.StepFinished) -> None:
-        step = self._steps.get(e.label) or self._step(e.path, e.label)
+        step = self._step(e.path, e.label)
         if e.status == "failed":
             step.status = "failed"
         elif not e.item or step.status == "running":

@@ -91,6 +91,7 @@ class Samples:
         self._cpu_s: float | None = None
         self._samples: list[tuple[float, int, float | None]] = []
         self._peak = self._rss_bytes = 0
+        # Of attempts that ended: key, pid and when it was sent (0 where no process served it), when it started and its code began.
         self._attempts: list[tuple[int, int, float, float, float | None]] = []
         # Workers by pid, counted from 1; 0 is none.
         self._workers: dict[int, int] = {0: 0}
@@ -165,24 +166,26 @@ class Samples:
 
     def handle_all(self, events: Iterable[Event]) -> None:
         """Take events, in order."""
+        if self._fd < 0:
+            return
+        if self._size < MOST_BYTES:
+            self._ended([event for event in events if isinstance(event, AttemptFinished)])
         for event in events:
-            if type(event) is AttemptFinished:
-                if self._fd >= 0 and self._size < MOST_BYTES:
-                    self._ended(event)
-            elif type(event) is RunFinished and self._fd >= 0:
+            if type(event) is RunFinished:
                 now = self._clock()
                 self._cpu_due = now
                 self._take(now)
                 self._flush(now)
 
-    def _ended(self, event: AttemptFinished) -> None:
-        key = event.key
+    def _ended(self, ended: list[AttemptFinished]) -> None:
+        served = [(0, 0.0)] * len(ended)
         for pool in self._pools:
-            served = pool.served.pop(key, None)
-            if served is not None:
-                self._attempts.append((key, *served, event.started_at, event.usage.began))
-                return
-        self._attempts.append((key, 0, 0.0, event.started_at, event.usage.began))
+            pop = pool.served.pop
+            served = [pop(event.key, known) for event, known in zip(ended, served, strict=True)]
+        self._attempts += [
+            (event.key, pid, sent, event.started_at, event.usage.began)
+            for event, (pid, sent) in zip(ended, served, strict=True)
+        ]
 
     def _packed(self) -> str:
         """The attempts that ended since the last line."""
