@@ -202,4 +202,9 @@ def walk(unit: Unit, hooks: bool = False) -> Iterator[Unit]:
         if isinstance(current, MapUnit):
             stack += [u for u in (current.merger, current.body, current.expand, current.gate) if u is not None]
         elif isinstance(current, ScopeUnit):
+            if not hooks and current.gate is None and {TaskUnit}.issuperset(map(type, current.members)):
+                # Nothing is below them: a wide block is handed out as it stands.
+                yield from current.members
+                stack += [current.merger] if current.merger is not None else ()
+                continue
             stack += [u for u in (current.merger, *reversed(current.members), current.gate) if u is not None]
