@@ -35,7 +35,7 @@ COMMIT_MOST_S = 0.5
 """... and at most this long."""
 
 
-_ORDERS = (Release, Kill)
+_ORDERS = frozenset({Submit, Release, Kill})
 
 
 class Journal(Protocol):
@@ -175,7 +175,9 @@ class Engine:
     def _perform(self, actions: list[Action]) -> None:
         events: list[Event] = []
         for action in actions:
-            if isinstance(action, Submit):
+            if type(action) not in _ORDERS:
+                events.append(action)  # type: ignore[arg-type]
+            elif isinstance(action, Submit):
                 if events:
                     self._record(events)
                     events = []
@@ -186,11 +188,9 @@ class Engine:
                     self._journal.note()
                     self._noted = self._recorded
                 self._submit(action)
-            elif not isinstance(action, _ORDERS):
-                events.append(action)
             elif isinstance(action, Release):
                 self._unneeded.extend(action.files)
-            else:
+            elif isinstance(action, Kill):
                 self._executors[action.executor].kill(action.key, action.cause, action.grace_s)
         if events:
             self._record(events)
@@ -203,24 +203,20 @@ class Engine:
             self._commit_at = self._clock() + self._commit_gap_s
 
     def _submit(self, submit: Submit) -> None:
-        unit = submit.unit
-        item = submit.item_label
         submit.open_log = self._log
-        if self._memory is not None and submit.memory_bytes is not None:
+        executor = submit.unit.executor
+        if submit.memory_bytes is not None and self._memory is not None:
             self._memory.expect(submit.memory_bytes)
         fp("engine.submit")
-        submit.about = (
-            unit.path, unit.label, item, submit.number, unit.executor, submit.role, self.scheduler.began
-        )  # fmt: skip
         if submit.behind:
-            self._queues[unit.executor].queue(submit)
+            self._queues[executor].queue(submit)
         else:
-            self._executors[unit.executor].submit(submit)
+            self._executors[executor].submit(submit)
 
     def _log_of(self, attempt: Attempt) -> AttemptLog:
-        assert isinstance(attempt, Submit)
         assert self._open_log is not None
-        return self._open_log(attempt.unit.label, attempt.item_label, attempt.number)
+        _, label, item, number, _, _, _ = attempt.about
+        return self._open_log(label, item, number)
 
     def _settle_debt(self) -> None:
         """Make everything recorded so far durable; observers hear of it in the next turn."""

@@ -69,7 +69,7 @@ class Scheduler(Endings):
         self._at = now - self.began
         for outcome in outcomes:
             if isinstance(outcome, _ENDS):
-                self._hear_end(outcome)
+                self._ended(outcome)
             elif isinstance(outcome, _SIGNS):
                 self._hear_sign(outcome)
             else:
@@ -77,19 +77,6 @@ class Scheduler(Endings):
             if self._settling:
                 self._drain()
         return self._turn()
-
-    def _hear_end(self, outcome: Succeeded | Skipped | Failed | Lost) -> None:
-        """An attempt is over; one that was queued may end without a sign that it began."""
-        task = self.running.pop(outcome.key, None)
-        if task is not None:
-            self._give_back(task, task.scope)
-        else:
-            task = self.queued.pop(outcome.key, None)
-            if task is None:
-                self.late += 1
-                return
-            self._came_and_went(task)
-        self._ended(task, outcome)
 
     def _hear_sign(self, sign: Started | Returned | Progressed) -> None:
         """An attempt that was queued begins or is given back; one that runs is alive."""

@@ -118,7 +118,8 @@ def test_a_submission_is_the_attempt_itself() -> None:
     [submit] = submits(scheduler_of(1).start(0.0))
     assert isinstance(submit, Attempt)
     assert (submit.call, submit.cpus, submit.run_id) == (submit.unit.call, 1, "run")
-    assert (submit.log, submit.about) == (None, ())
+    assert submit.log is None, "the loop gives it one"
+    assert submit.about == (submit.unit.path, submit.unit.label, "", 1, submit.unit.executor, "member", 0.0)
 
 
 class Journal:

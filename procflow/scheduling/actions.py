@@ -8,11 +8,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from procflow.attempt import Attempt, Cause, Items
+from procflow.attempt import Attempt, Cause
 from procflow.events import Event, Role
 from procflow.graph import TaskUnit
 from procflow.passive import passive
 from procflow.ref import Ref, Stored
+from procflow.scheduling.runs import TaskRun
 
 __all__ = ["Action", "Kill", "Measured", "Release", "Stall", "StopAsked", "Submit", "Tick"]
 
@@ -31,17 +32,16 @@ class Submit(Attempt):
     role: Role
     behind: bool
 
-    def __init__(
-        self, key: int, unit: TaskUnit, number: int, after: int, values: Mapping[str, Ref], items: Items | None,
-        labels: tuple[str, ...], report_each: bool, memory_bytes: int | None, role: Role, behind: bool, run_id: str,
-    ) -> None:  # fmt: skip
-        self.key, self.unit = key, unit
-        self.call, self.cpus = unit.call, unit.cpus
-        self.number, self.after = number, after
-        self.values, self.items, self.labels = values, items, labels
-        self.report_each, self.memory_bytes = report_each, memory_bytes
-        self.role, self.behind, self.run_id = role, behind, run_id
-        self.log, self.about, self.open_log = None, (), None
+    def __init__(self, task: TaskRun, values: Mapping[str, Ref], behind: bool, run_id: str, began: float) -> None:
+        unit, scope, items = task.unit, task.scope, task.items
+        self.key, self.unit, self.number, self.after = task.key, unit, task.number, task.after
+        self.call, self.cpus, self.role = unit.call, unit.cpus, task.role
+        self.values, self.items, self.labels = values, items, scope.labels
+        self.report_each = items is not None and (unit.timeout_s is not None or unit.idle_timeout_s is not None)
+        self.memory_bytes, self.behind, self.run_id = task.memory_bytes, behind, run_id
+        self.log, self.open_log = None, None
+        item = scope.item if items is None else task.item_label
+        self.about = (unit.path, unit.label, item, task.number, unit.executor, task.role, began)
 
 
 @dataclass(slots=True)

@@ -20,7 +20,6 @@ from procflow.attempt import (
     Succeeded,
     Usage,
 )
-from procflow.call import NOTHING
 from procflow.events import (
     AttemptFinished,
     Status,
@@ -46,6 +45,9 @@ RETRIES_MIN = 10
 """Retries that a run always allows, whatever share of its attempts they are."""
 
 
+_NOTHING_MADE = Succeeded(0)
+
+
 class Attempts(Queueing):
     """The rules of outcomes."""
 
@@ -62,8 +64,17 @@ class Attempts(Queueing):
             self._absorb(task, task.scope, outcome)
             self._set_clocks(task)
 
-    def _ended(self, task: TaskRun, outcome: Succeeded | Skipped | Failed | Lost) -> None:
-        """The attempt is over, and its place is free: act by what the task is for."""
+    def _ended(self, outcome: Succeeded | Skipped | Failed | Lost) -> None:
+        """An attempt is over, its place is free: act by what its task is for. A queued one may end without a sign that it began."""
+        task = self.running.pop(outcome.key, None)
+        if task is not None:
+            self._give_back(task, task.scope)
+        else:
+            task = self.queued.pop(outcome.key, None)
+            if task is None:
+                self.late += 1
+                return
+            self._came_and_went(task)
         scope, usage = task.scope, outcome.usage
         task.clock = task.idle_clock = None
         scope.work_s += (usage.wall_s if usage.alone_s is None else usage.alone_s) or self._now - task.started_at
@@ -74,7 +85,7 @@ class Attempts(Queueing):
             scope.cost += outcome.cost
             self._ended_well(task, scope, outcome)
         elif isinstance(outcome, Skipped):
-            self._finish_attempt(task, outcome.usage, "skipped")
+            self._ended_without(task, outcome.usage, "skipped")
             task.declined = True
             self._settle_hidden_or_member(task, scope, "skipped", "its condition is false")
         else:
@@ -87,7 +98,7 @@ class Attempts(Queueing):
         task.doomed = None
         self._drop(outcome)
         if cause == "cancelled":
-            self._finish_attempt(task, outcome.usage, "cancelled", count=0)
+            self._ended_without(task, outcome.usage, "cancelled", count=0)
             self._settle_hidden_or_member(task, scope, "cancelled", scope.reason)
         elif cause == "pressure":
             self._again_alone(task, scope, _stopped(task, cause, outcome), outcome)
@@ -105,14 +116,14 @@ class Attempts(Queueing):
                 task.published, task.changes = states_seen.parted(outcome.outputs)
             else:
                 task.published = outcome.outputs
-            self._finish_attempt(task, outcome.usage, "succeeded", outcome=outcome)
+            self._attempt_finished(task, outcome.usage, outcome, "succeeded")
             self._settle(task, "succeeded")
             return
         if task.role == "batch":
             assert isinstance(scope, MapRun)
             self._batch_ended_well(task, scope, outcome)
             return
-        self._finish_attempt(task, outcome.usage, "succeeded", outcome=outcome)
+        self._attempt_finished(task, outcome.usage, outcome, "succeeded")
         self._move(task, "succeeded")
         scope.hidden = None
         self._hidden_done(task, scope, outcome.outputs, outcome.pages)
@@ -147,7 +158,7 @@ class Attempts(Queueing):
             self._crashed(failure)
         if task.role == "batch":
             assert isinstance(scope, MapRun)
-            self._finish_attempt(task, outcome.usage, status, failure=failure, count=0)
+            self._ended_without(task, outcome.usage, status, failure, count=0)
             self._batch_ended_badly(task, scope, failure, lost, getattr(outcome, "culprit", None))
             return
         task.failure = failure
@@ -156,7 +167,7 @@ class Attempts(Queueing):
         pause = self._pause(task.unit, failure, task.charges, task.item)
         if pause is not None and failure.cause == "oom" and not self._more_memory(task, failure.peak_rss_bytes):
             pause = None
-        self._finish_attempt(task, outcome.usage, status, failure=failure, retry_in_s=pause)
+        self._ended_without(task, outcome.usage, status, failure, retry_in_s=pause)
         if pause is None or scope.ending is not None:
             self._settle_hidden_or_member(task, scope, "failed", "")
             return
@@ -207,31 +218,29 @@ class Attempts(Queueing):
             self._end_early(scope, "failed", f"its {task.role} failed")
         self._maybe_close(scope)
 
-    def _finish_attempt(
-        self, task: TaskRun, usage: Usage, status: Any, *, failure: Failure | None = None,
-        outcome: Succeeded | None = None, retry_in_s: float | None = None, count: int = 1,
+    def _attempt_finished(
+        self, task: TaskRun, usage: Usage, made: Succeeded, status: Any, failure: Failure | None = None,
+        retry_in_s: float | None = None, count: int = 1,
     ) -> None:  # fmt: skip
+        """Record the end of an attempt and what it ``made``."""
         unit = task.unit
-        outputs: Mapping[str, Ref] = NOTHING
-        metrics: Mapping[str, float] = NOTHING
-        cost = 0.0
-        indices: range | tuple[int, ...] = ()
-        pages: tuple[tuple[Ref, int], ...] = ()
-        if outcome is not None:
-            outputs, metrics, cost = outcome.outputs, outcome.metrics, outcome.cost
-            indices, pages = outcome.indices, outcome.pages
-            if task.role == "batch" and outcome.chunk is not None:
-                outputs = {"": outcome.chunk}
         if not usage.wall_s:
             usage = Usage(self._now - task.started_at, usage.cpu_s, usage.peak_rss_bytes)
         self._record(
             AttemptFinished(
                 self._at, task.key, unit.path, unit.label, task.item_label if task.items else task.scope.item,
-                task.number, unit.executor, status,
-                task.started_at - self.began, usage, failure, outputs, retry_in_s, metrics, cost, count, task.role,
-                indices, pages,
+                task.number, unit.executor, status, task.started_at - self.began, usage, failure,
+                made.outputs if made.chunk is None else {"": made.chunk}, retry_in_s, made.metrics, made.cost, count,
+                task.role, made.indices, made.pages,
             )
         )  # fmt: skip
+
+    def _ended_without(
+        self, task: TaskRun, usage: Usage, status: Any, failure: Failure | None = None, *,
+        retry_in_s: float | None = None, count: int = 1,
+    ) -> None:  # fmt: skip
+        """Record the end of an attempt that made nothing."""
+        self._attempt_finished(task, usage, _NOTHING_MADE, status, failure, retry_in_s, count)
 
     def _doom(self, task: TaskRun, cause: Cause) -> None:
         """Ask the executor to stop an attempt; the verdict stands from here on."""
@@ -279,7 +288,7 @@ class Attempts(Queueing):
     def _again_alone(self, task: TaskRun, scope: ScopeRun, failure: Failure, outcome: Outcome) -> None:
         """An attempt that was stopped for the run's sake runs again with the machine to itself, without a charge."""
         usage = outcome.usage if isinstance(outcome, (Succeeded, Skipped, Failed, Lost)) else Usage()
-        self._finish_attempt(task, usage, "lost", failure=failure, retry_in_s=0.0, count=0)
+        self._ended_without(task, usage, "lost", failure, retry_in_s=0.0, count=0)
         if task.role == "batch":
             assert isinstance(scope, MapRun)
             self._move(task, "failed")

@@ -135,9 +135,10 @@ class Endings(Scopes):
             )
         )
 
-    def _note_failure(self, event: StepFinished) -> None:
-        """Keep the first failures for the hooks of the run."""
-        if event.status == "failed" and event.failure is not None and len(self._first_failures) < MOST_FAILURES:
+    def _step_failed(self, event: StepFinished) -> None:
+        """Record that a step or an item failed for good; the first of them are kept for the hooks of the run."""
+        self._record(event)
+        if self._tells_hooks and event.failure is not None and len(self._first_failures) < MOST_FAILURES:
             item = f" item {event.item}" if event.item else ""
             self._first_failures.append(f"{event.label}{item}: {event.failure}"[:MOST_TEXT])
 

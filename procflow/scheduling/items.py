@@ -119,7 +119,7 @@ class ItemRules(Folding):
 
     def _batch_ended_well(self, task: TaskRun, run: MapRun, outcome: Succeeded) -> None:
         assert task.items is not None
-        self._finish_attempt(task, outcome.usage, "succeeded", outcome=outcome, count=len(outcome.indices))
+        self._attempt_finished(task, outcome.usage, outcome, "succeeded", count=len(outcome.indices))
         self._move(task, "succeeded")
         mapping.measure(run, len(task.items.indices), outcome.usage.wall_s or self._now - task.started_at)
         self._absorb(task, run, outcome)
@@ -191,7 +191,7 @@ class ItemRules(Folding):
         if run.fold is not None and unit.on_error == "continue":
             run.fold.settle((index,))
         self._count_own(run, 1)
-        self._record(StepFinished(self._at, unit.path, unit.label, label, "failed", attempts, (), failure, "", False))
+        self._step_failed(StepFinished(self._at, unit.path, unit.label, label, "failed", attempts, (), failure))
         self._judge(run, f"item {index}")
 
     def _item_due(self, run: MapRun, index: int) -> None:
@@ -241,7 +241,7 @@ class ItemRules(Folding):
             scope.conflict = scope.failure = conflict
             self._count_own(scope, 1)
             where = (scope.unit.path, scope.unit.label, scope.item)
-            self._record(StepFinished(self._at, *where, "failed", 0, (), conflict, conflict.message))
+            self._step_failed(StepFinished(self._at, *where, "failed", 0, (), conflict, conflict.message))
             self._end_early(scope, "failed", conflict.message)
 
 

@@ -56,24 +56,22 @@ def _marker(name: str, failure: Failure) -> FailedMember:
     return FailedMember(name, failure.type, failure.message[:MAX_MESSAGE], failure.cause)
 
 
-def merged(
-    spec: MergeSpec, members: Sequence[tuple[str, Published]], failures: Sequence[tuple[str, Failure]]
-) -> dict[str, Ref]:
+def merged(spec: MergeSpec, made: Sequence[Published], failures: Sequence[tuple[str, Failure]]) -> dict[str, Ref]:
     """The values that a block publishes.
 
-    ``members`` are the successes with what each published, ``failures`` the members that failed, both in declared order.
+    ``made`` is what each success published, ``failures`` are the members that failed, both in declared order.
     """
     if spec.strategy == "collect_all":
         assert spec.output is not None
         errors = [{"step": name, "type": f.type, "message": f.message, "cause": f.cause} for name, f in failures]
         return {
-            spec.output: ListOf(tuple(as_value(published) for _, published in members if published)),
+            spec.output: ListOf(tuple(as_value(published) for published in made if published)),
             f"{spec.output}_errors": _pickled(errors),
         }
     if spec.strategy == "first_success":
         assert spec.output is not None
-        return next(({spec.output: as_value(published)} for _, published in members if published), {})
+        return next(({spec.output: as_value(published)} for published in made if published), {})
     names: dict[str, Ref] = {}
-    for _, published in members:
+    for published in made:
         names.update(published)
     return {spec.output: MappingOf(tuple(names.items()))} if spec.output is not None else names

@@ -39,7 +39,9 @@ class Queueing(Starting):
             )
             if not lanes:
                 continue
-            queued = sum(1 for task in self.queued.values() if task.unit.executor == executor)
+            queued = len(self.queued)
+            if len(self.depth) > 1:
+                queued = sum(1 for task in self.queued.values() if task.unit.executor == executor)
             for task in self.ready.behind(executor, depth, lanes, queued):
                 scope = task.scope
                 if scope.unit.max_parallelism is not None or task.role not in ("member", "batch"):
@@ -62,8 +64,10 @@ class Queueing(Starting):
     def _came_and_went(self, task: TaskRun) -> None:
         """A queued task has begun and is over: the core that it took and gave back since was nobody else's."""
         self._tell_begin(task)
-        self.ready.leave(task)
-        self._leave(task.scope)
+        if task.reserved_bytes is not None:
+            self.ready.leave(task)
+        # No limit of its block's: nothing is queued there.
+        task.scope.active -= 1
 
     def _came_back(self, task: TaskRun) -> None:
         """The queued task never began: it is ready again, or no longer wanted."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import heapq
 from collections import deque
 from collections.abc import Iterator, Mapping
+from operator import itemgetter
 
 from procflow.graph import TaskUnit
 from procflow.scheduling.runs import TaskRun
@@ -26,6 +27,7 @@ BYPASS_MAX = 32
 _UNKNOWN_S = float("inf")
 
 _Entry = tuple[float, float, int, int, TaskRun]
+_entry = itemgetter(0)
 
 
 class Budget:
@@ -164,20 +166,23 @@ class Ready:
         self._shapes: dict[object, Shape] = {}
         self._serial = 0
 
-    def push(self, task: TaskRun) -> None:
-        """The task waits for its start."""
-        if task.alone or self._fills(task):
-            self._alone.append(task)
-            return
-        self._serial += 1
-        task.shape = shape = self.shape_of(task)
-        unit = task.unit
-        shape.queue.push((-unit.priority, -unit.rank, task.seq, self._serial, task))
+    def push(self, *tasks: TaskRun) -> None:
+        """The tasks wait for their start."""
+        serial = self._serial
+        for task in tasks:
+            unit = task.unit
+            serial += 1
+            if task.alone or (unit.learned_bytes is not None and self._fills(task, unit.learned_bytes)):
+                self._alone.append(task)
+                continue
+            task.shape = shape = self.shape_of(task)
+            shape.queue.push((-unit.priority, -unit.rank, task.seq, serial, task))
+        self._serial = serial
 
-    def _fills(self, task: TaskRun) -> bool:
+    def _fills(self, task: TaskRun, learned_bytes: int) -> bool:
         """Whether the task is expected to take the whole budget or more, though nobody declared how much."""
-        learned, whole = task.unit.learned_bytes, self._whole_bytes
-        return task.memory_bytes is None and learned is not None and whole is not None and learned >= whole
+        whole = self._whole_bytes
+        return task.memory_bytes is None and whole is not None and learned_bytes >= whole
 
     def shape_of(self, task: TaskRun) -> Shape:
         """Those that ask for the same."""
@@ -268,29 +273,36 @@ class Ready:
         """
         if self.held or self.most is not None or self._exclusive is not None or self.budget.cpus[executor] >= 1:
             return
-        judged: Shape | None = None
-        most = 0
         while not self._alone:
-            shape, first = None, None
-            for other in self._shapes.values():
-                found = other.queue.first() if other.unit.executor == executor else None
-                if found is not None and (first is None or found < first):
-                    shape, first = other, found
-            if shape is None or first is None:
+            chosen, rival = self._most_urgent(executor)
+            if chosen is None or not chosen.plain:
                 return
-            if shape is not judged:
-                judged, most = shape, lanes * min(depth, int(QUEUED_S / (shape.wall_s + 1e-6))) if shape.plain else 0
-            if queued >= most:
-                return
-            task, free = first[4], self.budget.memory_bytes
-            wanted = task.reserved_bytes
-            if wanted is not None and free is not None:
-                if free < wanted:
+            most, pushed = lanes * min(depth, int(QUEUED_S / (chosen.wall_s + 1e-6))), self._serial
+            # Those that ask for the same, until another is more urgent or one more came to wait.
+            while self._serial == pushed:
+                first = chosen.queue.first()
+                if first is None or (rival is not None and rival < first):
+                    break
+                task, free = first[4], self.budget.memory_bytes
+                wanted = task.reserved_bytes
+                if queued >= most:
                     return
-                self.budget.memory_bytes = free - wanted
-            shape.queue.pop(first)
-            queued += 1
-            yield task
+                if wanted is not None and free is not None:
+                    if free < wanted:
+                        return
+                    self.budget.memory_bytes = free - wanted
+                chosen.queue.pop(first)
+                queued += 1
+                yield task
+
+    def _most_urgent(self, executor: str) -> tuple[Shape | None, _Entry | None]:
+        """What the most urgent task of an executor asks for, and the most urgent one of those that ask for anything else."""
+        firsts: list[tuple[_Entry, Shape]] = []
+        for shape in self._shapes.values():
+            if shape.unit.executor == executor and (first := shape.queue.first()) is not None:
+                firsts.append((first, shape))
+        firsts.sort(key=_entry)
+        return firsts[0][1] if firsts else None, firsts[1][0] if len(firsts) > 1 else None
 
     def leave(self, task: TaskRun) -> None:
         """The task is queued no more: it holds nothing."""

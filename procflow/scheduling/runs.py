@@ -87,7 +87,7 @@ class TaskRun(UnitRun):
     scope: ScopeRun
 
     def __init__(self, unit: TaskUnit, scope: ScopeRun, seq: int, role: Role = "member") -> None:
-        super().__init__(unit, scope, seq)
+        UnitRun.__init__(self, unit, scope, seq)
         self.role: Role = role
         self.number = 0
         self.key = 0

@@ -73,9 +73,7 @@ class Scopes(ItemRules):
         scope.unsettled = len(waiting)
         if not waiting:
             self._maybe_close(scope)
-        for run in waiting:
-            if run.unmet == 0 and run.state == "waiting":
-                self._make_ready(run, after)
+        self._make_all_ready([run for run in waiting if run.unmet == 0], after)
 
     def _count_own(self, scope: ScopeRun, more: int) -> None:
         """Failures that are no member's; they are taken back when the block runs again."""
@@ -195,13 +193,15 @@ class Scopes(ItemRules):
         self._settling.append(run)
 
     def _step_finished(self, run: TaskRun, state: Status) -> None:
-        unit = run.unit
-        self._record(
-            StepFinished(
-                self._at, unit.path, unit.label, run.scope.item, state, run.number, tuple(run.published),
-                run.failure if state == "failed" else None, run.reason, state == "failed" and unit.tolerated, run.kept,
-            )
+        unit, failed = run.unit, state == "failed"
+        event = StepFinished(
+            self._at, unit.path, unit.label, run.scope.item, state, run.number, tuple(run.published),
+            run.failure if failed else None, run.reason, failed and unit.tolerated, run.kept,
         )  # fmt: skip
+        if failed:
+            self._step_failed(event)
+        else:
+            self._record(event)
 
     def _block_finished(self, scope: ScopeRun, status: Status, retry_in_s: float | None) -> None:
         if scope.scope is None:

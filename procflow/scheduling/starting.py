@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from procflow.attempt import Failure
 from procflow.events import (
     AttemptStarted,
@@ -26,6 +28,20 @@ class Starting(Keeping):
         """Start a gate, expand or merger of a block."""
         scope.hidden = TaskRun(unit, scope, self._next_seq(), role)
         self._make_ready(scope.hidden, self.records)
+
+    def _make_all_ready(self, runs: Sequence[TaskRun | ScopeRun], after: int) -> None:
+        """The first members of a block wait for nothing but their start."""
+        if self.kept is None:
+            tasks = [run for run in runs if isinstance(run, TaskRun)]
+            if tasks:
+                self._move_all(tasks, "waiting", "ready")
+                for task in tasks:
+                    task.after = after
+                self.ready.push(*tasks)
+            runs = [run for run in runs if run.state == "waiting"]
+        for run in runs:
+            if run.state == "waiting":
+                self._make_ready(run, after)
 
     def _make_ready(self, run: TaskRun | ScopeRun, after: int) -> None:
         """The run waits for nothing but its start."""
@@ -83,9 +99,9 @@ class Starting(Keeping):
 
         ``behind``: to be queued behind another; it begins later.
         """
-        unit = task.unit
+        unit, role = task.unit, task.role
         call = unit.call
-        if task.role == "batch" and not self._fill(task, scope):
+        if role == "batch" and not self._fill(task, scope):
             self._never_mind(task, scope, behind)
             return
         read: dict[str, Ref] = {}
@@ -100,22 +116,16 @@ class Starting(Keeping):
             read["@transient"] = self.transient
         if call.state:
             read.update(states_seen.snapshot(task))
-        if call.kind == "reduce":
-            read.update(self._fold_values(task))
-        elif task.role == "merger" and call.kind != "fold":
-            read["results"] = values.for_merger(scope)
-        if task.number == 0 and self.kept is not None:
+        if role == "merger":
+            if call.kind == "reduce":
+                read.update(self._fold_values(task))
+            elif call.kind != "fold":
+                read["results"] = values.for_merger(scope)
+        if self.kept is not None and task.number == 0:
             task.number = self.kept.attempts(unit.path, task.item_label)
-        self._key += 1
-        task.key = self._key
+        self._key = task.key = self._key + 1
         task.number += 1
-        each = task.items is not None and (unit.timeout_s is not None or unit.idle_timeout_s is not None)
-        self._actions.append(
-            Submit(
-                task.key, unit, task.number, task.after, read, task.items, scope.labels, each, task.memory_bytes,
-                task.role, behind, self.run_id,
-            )
-        )  # fmt: skip
+        self._actions.append(Submit(task, read, behind, self.run_id, self.began))
         if behind:
             self._move(task, "queued")
             self.queued[task.key] = task

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-__all__ = ["FINAL", "STATES", "TRANSITIONS", "State"]
+__all__ = ["FINAL", "NEXT", "STATES", "TRANSITIONS", "State"]
 
 State = Literal["waiting", "ready", "queued", "running", "retrying", "succeeded", "failed", "skipped", "cancelled"]
 
@@ -52,3 +52,8 @@ TRANSITIONS: dict[tuple[State, State], str] = {
     ("skipped", "waiting"): "its block runs again",
     ("cancelled", "waiting"): "its block runs again",
 }
+
+NEXT: dict[State, frozenset[State]] = {
+    state: frozenset(to for before, to in TRANSITIONS if before == state) for state in STATES
+}
+"""The same by state, as it is looked up: without a pair made for each move."""

@@ -33,7 +33,7 @@ from procflow.scheduling.easing import Easing
 from procflow.scheduling.kept import Kept
 from procflow.scheduling.ready import Budget, Ready
 from procflow.scheduling.runs import MapRun, ScopeRun, TaskRun, UnitRun
-from procflow.scheduling.states import TRANSITIONS, State
+from procflow.scheduling.states import NEXT, State
 
 __all__ = ["Ending", "Turn"]
 
@@ -110,8 +110,6 @@ class Turn:
 
     def _record(self, event: Event) -> None:
         self.records += 1
-        if self._tells_hooks and type(event) is StepFinished:
-            self._note_failure(event)
         self._actions.append(event)
 
     def _next_seq(self) -> int:
@@ -124,11 +122,19 @@ class Turn:
     def _move(self, run: TaskRun | ScopeRun, to: State) -> None:
         """Change a state, by the table only."""
         before = run.state
-        if (before, to) not in TRANSITIONS:
+        if to not in NEXT[before]:
             story = [_told(*move) for move in self._story if move[0].unit.label == run.unit.label]
             raise InternalError(f"{_name(run)} can't go from {before} to {to}", story)
         self._story.append((run, before, to))
         run.state = to
+
+    def _move_all(self, runs: Sequence[TaskRun], before: State, to: State) -> None:
+        """Change the state of many that are all in the same one, as members of a block are that begins."""
+        if to not in NEXT[before]:
+            raise InternalError(f"{_name(runs[0])} and those beside it can't go from {before} to {to}", self.story())
+        for run in runs:
+            run.state = to
+        self._story.extend((run, before, to) for run in runs[-STORY:])
 
     def story(self) -> list[str]:
         """The last moves, for the report of an internal error."""
@@ -214,8 +220,8 @@ class Turn:
         """A step has settled for good: begin its hooks."""
         raise NotImplementedError
 
-    def _note_failure(self, event: StepFinished) -> None:
-        """Keep a failure for the hooks of the run."""
+    def _step_failed(self, event: StepFinished) -> None:
+        """Record that a step or an item failed for good."""
         raise NotImplementedError
 
     def _top_over(self, run: ScopeRun) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from procflow.attempt import (
     Failure,
 )
@@ -25,10 +23,6 @@ def first_failure(scope: ScopeRun) -> Failure:
     return Failure("error", "NotEnough", scope.reason or "not enough members succeeded")
 
 
-def _pairs(scope: ScopeRun) -> list[tuple[str, Mapping[str, Ref]]]:
-    return [(m.unit.name, m.published) for m in scope.members if m.state == "succeeded"]
-
-
 def for_merger(scope: ScopeRun) -> Ref:
     """What a merge by content gets: a mapping of members, or the list of a map's results.
 
@@ -41,7 +35,7 @@ def for_merger(scope: ScopeRun) -> Ref:
         rows = mapping.results(scope)
         return merge.marked(rows, scope.failures) if own else rows
     if not own:
-        return merge.collected(_pairs(scope))
+        return merge.collected((m.unit.name, m.published) for m in scope.members if m.state == "succeeded")
     known = Failure("error", "Failed", "")
     return merge.collected(
         (m.unit.name, m.published if m.state == "succeeded" else m.failure or known)
@@ -55,8 +49,9 @@ def published(scope: ScopeRun) -> dict[str, Ref]:
     unit = scope.unit
     if isinstance(scope, MapRun):
         return _rows(scope, unit.merge)
+    made = [m.published for m in scope.members if m.state == "succeeded"]
     failures = [(m.unit.name, m.failure) for m in scope.members if m.state == "failed" and m.failure is not None]
-    names = merge.merged(unit.merge, _pairs(scope), failures)
+    names = merge.merged(unit.merge, made, failures)
     if isinstance(unit.kept, tuple):
         return {name: names[name] for name in unit.kept if name in names}
     return names
