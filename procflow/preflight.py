@@ -45,7 +45,8 @@ def check(
             known[key] = find(name, folder)
         return known[key]
 
-    payload = _payloads()
+    payloads = _Payloads()
+    unstoppable = {executor for executor in graph.executors if not _can(executor, "kill")}
     for unit in walk(graph.root, hooks=True):
         if isinstance(unit, TaskUnit):
             call = unit.call
@@ -57,13 +58,14 @@ def check(
                 problems += _functions(unit, find_once)
             if call.state:
                 problems += _reducers(unit, graph, find_once)
-            if call.kind in ("query", "skill", "rest"):
+            if call.kind != "transform" and call.kind in ("query", "skill", "rest"):
                 problems += _outside(unit)
-            if unit.executor == "processes" and (problem := payload(unit)) is not None:
-                problems.append(problem)
+            given = call.args or call.kwargs or call.options or call.params
+            if unit.executor == "processes" and (given or id(call.function) not in payloads.sent):
+                problems += payloads.problems(unit)
             if call.transient:
                 problems += _transient(unit)
-            if not _can(unit.executor, "kill"):
+            if unit.executor in unstoppable:
                 problems += _clocks(unit, graph)
             if unit.memory_bytes is not None:
                 problems += _memory(unit, graph)
@@ -156,31 +158,33 @@ def _outside(unit: TaskUnit) -> Iterator[Problem]:
     yield from (Problem(message, (*unit.loc, key), hint) for key, message, hint in problems(unit.call))
 
 
-def _payloads() -> Callable[[TaskUnit], Problem | None]:
-    """Functions and constants given in Python must reach a worker; what many steps share is tried once."""
-    tried: Any = None
-    # By identity: the graph holds them, so their ids stay theirs.
-    good: set[int] = set()
+class _Payloads:
+    """Functions and constants given in Python must reach a worker; what many steps share is tried once.
 
-    def payload(unit: TaskUnit) -> Problem | None:
-        nonlocal tried
+    ``sent`` are the functions that do, by identity: the graph holds them, so their ids stay theirs.
+    """
+
+    def __init__(self) -> None:
+        self.sent: set[int] = set()
+        self._tried: Any = None
+
+    def problems(self, unit: TaskUnit) -> Iterator[Problem]:
         call = unit.call
+        if _is_plain(call.function):
+            self.sent.add(id(call.function))
         trees = (call.args, call.kwargs, call.options, call.params)
-        plain = not any(trees) or all(_is_plain(tree) for tree in trees if tree)
-        if plain and (id(call.function) in good or _is_plain(call.function)):
-            return None
-        if tried is None:
+        if id(call.function) in self.sent and all(_is_plain(tree) for tree in trees if tree):
+            return
+        if self._tried is None:
             from procflow.executors.payload import Payloads
 
-            tried = Payloads()
+            self._tried = Payloads()
         try:
-            tried.of(call)
+            self._tried.of(call)
         except ExecutorError as error:
-            return Problem(str(error), unit.loc)
-        good.add(id(call.function))
-        return None
-
-    return payload
+            yield Problem(str(error), unit.loc)
+        else:
+            self.sent.add(id(call.function))
 
 
 def _transient(unit: TaskUnit) -> Iterator[Problem]:
