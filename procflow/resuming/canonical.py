@@ -73,6 +73,13 @@ def _before(size: int) -> str:
     return f"{len(head) + size + 1}:{head}"
 
 
+@lru_cache(maxsize=1000)
+def _before_one(size: int) -> str:
+    """What stands before a text of so many bytes that is alone in a tuple that is part of something."""
+    head = f"tuple({_before(size)}"
+    return f"{len(head) + size + 2}:{head}"
+
+
 class Canonical:
     """Makes the bytes; ``code`` gives those of a function or a class.
 
@@ -140,9 +147,7 @@ class Canonical:
             if type(name) is str and name.isascii():
                 if self._watch and self._watch in name:
                     self.seen = True
-                inside = f"str({len(name)}:{name})"
-                whole = f"tuple({len(inside)}:{inside})"
-                return f"{len(whole)}:{whole}".encode()
+                return f"{_before_one(len(name))}{name}))".encode()
         data = self.of(value)
         return measure(len(data)) + data
 

@@ -53,6 +53,9 @@ class Fingerprint:
         return found
 
 
+_NONE = Fingerprint("")
+
+
 @passive(frozen=True, slots=True)
 class Fingerprints:
     """Of all tasks and blocks; ``mentions_run_id`` says whether a constant holds the text of the run's id."""
@@ -65,8 +68,7 @@ def fingerprints(needs: Mapping[Key, Need], run_id: str = "") -> Fingerprints:
     """The fingerprint of everything in ``needs``."""
     printer = _Printer(run_id)
     printer.tells_pieces = len(needs) <= MOST_TELLING
-    found = {key: printer.fingerprint(need) for key, need in needs.items()}
-    return Fingerprints(found, printer.mentions)
+    return Fingerprints(printer.all(needs), printer.mentions)
 
 
 class _Shared(NamedTuple):
@@ -93,7 +95,6 @@ class _Printer:
         self._digest = hasher()
         self._known: dict[Any, str] = {}
         self._kinds: dict[tuple[str, str | None], tuple[bytes, bytes]] = {}
-        self._shared: dict[tuple[int, str, str | None, str | None], _Shared] = {}
         self._pieces: dict[tuple[str, str | None], str] = {}
         self.tells_pieces = True
 
@@ -102,26 +103,43 @@ class _Printer:
         """Whether any text so far held the id of the run."""
         return self._canonical.seen
 
-    def fingerprint(self, need: Need) -> Fingerprint:
-        unit = need.unit
-        if not isinstance(unit, TaskUnit):
-            assert isinstance(unit, ScopeUnit)
-            return self._block(need, unit)
-        call = unit.call
-        shared = same = None
-        given = need.reads or call.args or call.kwargs or call.params or call.options or call.state
-        if not given and call.when is None:
+    def all(self, needs: Mapping[Key, Need]) -> dict[Key, Fingerprint]:
+        """In the order of ``needs``; steps that say nothing but which function they call are told by the group."""
+        found = dict.fromkeys(needs, _NONE)
+        groups: dict[Any, list[tuple[Key, Need, StepCall]]] = {}
+        for key, need in needs.items():
+            unit = need.unit
+            if not isinstance(unit, TaskUnit):
+                assert isinstance(unit, ScopeUnit)
+                found[key] = self._block(need, unit)
+                continue
+            call = unit.call
+            given = need.reads or call.args or call.kwargs or call.params or call.options or call.state
+            if given or call.when is not None:
+                (found[key],) = self._tasks(self._share(need, call), [call])
+                continue
             # By identity: the graph holds the functions, so their ids stay theirs.
             same = (id(call.function), call.kind, call.folder, call.item_name)
-            shared = self._shared.get(same)
-        if shared is None:
-            shared = self._share(need, call)
-            if same is not None and not shared.opaque:
-                self._shared[same] = shared
+            group = groups.get(same)
+            if group is None:
+                groups[same] = [(key, need, call)]
+            else:
+                group.append((key, need, call))
+        for group in groups.values():
+            keys, members, calls = zip(*group, strict=True)
+            found.update(zip(keys, self._tasks(self._share(members[0], calls[0]), calls), strict=True))
+        return found
+
+    def _tasks(self, shared: _Shared, calls: Sequence[StepCall]) -> list[Fingerprint]:
+        """Those of calls that have all but their outputs in common."""
         before, behind, first, last, told, opaque = shared
-        kind = self._digest(before + self._canonical.part(call.outputs) + behind)
-        whole = self._digest(f"{first}kind={kind};{last}".encode())
-        return Fingerprint(f"{ALGORITHM}:{whole}", f'{{"kind": "{kind[:SHORT]}"{told}}}', opaque)
+        part, digest = self._canonical.part, self._digest
+        kinds = [digest(before + part(call.outputs) + behind) for call in calls]
+        wholes = [digest(f"{first}kind={kind};{last}".encode()) for kind in kinds]
+        return [
+            Fingerprint(f"{ALGORITHM}:{whole}", f'{{"kind": "{kind[:SHORT]}"{told}}}', opaque)
+            for kind, whole in zip(kinds, wholes, strict=True)
+        ]
 
     def _share(self, need: Need, call: StepCall) -> _Shared:
         """All but the outputs."""
