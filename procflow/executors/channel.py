@@ -1,11 +1,12 @@
-"""Channel: framed messages over one private duplex socket between the parent and one worker, and packets beside it.
+"""Channel: framed messages over two private pipes between the parent and one worker, and packets beside them.
 
 A frame is a fixed header (magic, crc32 of the body, length, check of both) and a body. The body is ``marshal`` of plain
 tuples: both ends are the same interpreter, it is fast, and reading it cannot run code. This file owns framing and
 buffering. It never opens what a message carries, never starts or judges a process, and its parent end never blocks.
 
 Attempts come to the worker as packets in memory that it shares with the parent, and are claimed by a byte of a pipe each
-(``line.py``). What is too large for a packet follows on the channel.
+(``line.py``). What is too large for a packet follows as a message. Pipes, because a socket keeps a buffer for every message
+however small: reading thirty costs as much as thirty reads.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ __all__ = [
     "Inbox",
     "Outbox",
     "WorkerEnd",
+    "arrived_bytes",
     "arrived_reads",
     "exact",
     "frame",
@@ -89,9 +91,13 @@ def unpacked(packet: bytes | memoryview) -> Message:
 
 def arrived_reads(fd: int) -> int:
     """How often ``Inbox.read`` must be called, at most, to have read all that has arrived by now, and the end."""
-    arrived = fcntl.ioctl(fd, termios.FIONREAD, bytes(4))
     # One read takes all there is or a chunk, but it stops at the end of a large body.
-    return 3 + 2 * (int.from_bytes(arrived, sys.byteorder) // CHUNK_BYTES)
+    return 3 + 2 * (arrived_bytes(fd) // CHUNK_BYTES)
+
+
+def arrived_bytes(fd: int) -> int:
+    """How much lies in a pipe and was not read."""
+    return int.from_bytes(fcntl.ioctl(fd, termios.FIONREAD, bytes(4)), sys.byteorder)
 
 
 def exact(value: Any) -> Any:
@@ -130,11 +136,7 @@ class Inbox:
         self._crc = 0
 
     def read(self, fd: int) -> list[Message]:
-        """Messages completed by one read; sets ``closed`` at the end of the stream.
-
-        Raises BlockingIOError where nothing is there, and OSError (ConnectionResetError: the peer ended without
-        reading all that was sent to it).
-        """
+        """Messages completed by one read; sets ``closed`` at the end of the stream. BlockingIOError where nothing is there."""
         if self._body is not None:
             return self._read_body(fd, self._body)
         data = os.read(fd, CHUNK_BYTES)
@@ -216,7 +218,7 @@ def _opened(body: bytes | memoryview, crc: int) -> Message:
 
 
 class Outbox:
-    """The parent's sending side: what the socket does not take at once is kept and sent when it can be written."""
+    """The parent's sending side: what the pipe does not take at once is kept and sent when it can be written."""
 
     __slots__ = ("_waiting",)
 
@@ -224,7 +226,7 @@ class Outbox:
         self._waiting: deque[memoryview] = deque()
 
     def send(self, fd: int, data: bytes) -> bool:
-        """Send, or keep the rest; True where nothing waits. Raises OSError where the worker's end is gone."""
+        """Send, or keep the rest; True where nothing waits."""
         if not self._waiting:
             try:
                 count = os.write(fd, data)
@@ -238,7 +240,7 @@ class Outbox:
         return False
 
     def flush(self, fd: int) -> bool:
-        """Send what waits as far as the socket takes it; True where nothing waits any more."""
+        """Send what waits as far as the pipe takes it; True where nothing waits any more."""
         waiting = self._waiting
         while waiting:
             try:
@@ -260,13 +262,14 @@ class Outbox:
 class WorkerEnd:
     """The worker's end: blocking, used by several threads of the step, dead in a forked child.
 
-    Reading has no deadline: an idle worker waits for work, and the parent's death closes the socket.
+    Reading has no deadline: an idle worker waits for work, and the parent's death closes the pipes.
     """
 
-    def __init__(self, fd: int, claim_fd: int = -1, packets_fd: int = -1) -> None:
-        """``claim_fd`` and ``packets_fd`` are those of a ``Line``; the second may be closed then."""
+    def __init__(self, fd: int, claim_fd: int = -1, packets_fd: int = -1, stream_fd: int = -1) -> None:
+        """It sends on ``fd`` and hears on ``stream_fd``. The others are those of a ``Line``; ``packets_fd`` may be closed then."""
         self.fd = fd
         self.claim_fd = claim_fd
+        self.stream_fd = stream_fd
         poll = select.poll()
         if claim_fd >= 0:
             poll.register(claim_fd, select.POLLIN)
@@ -303,7 +306,7 @@ class WorkerEnd:
         """The next message; None at the end of the stream. OSError where the step closed the descriptor."""
         arrived = self._arrived
         while not arrived:
-            arrived.extend(self.inbox.read(self.fd))
+            arrived.extend(self.inbox.read(self.stream_fd))
             if self.inbox.closed or (self.inbox.broken and not arrived):
                 return None
         return arrived.popleft()
@@ -329,8 +332,8 @@ class WorkerEnd:
             return 0
 
     def _forsake(self) -> None:
-        fds = self.fd, self.claim_fd
-        self.fd = self.claim_fd = -1
+        fds = self.fd, self.claim_fd, self.stream_fd
+        self.fd = self.claim_fd = self.stream_fd = -1
         self._lock = threading.Lock()
         for fd in fds:
             if fd >= 0:

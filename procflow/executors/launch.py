@@ -80,7 +80,7 @@ class WorkerPopen(LokyPopen):  # type: ignore[misc]
                 stdin=subprocess.DEVNULL,
                 stdout=process_obj.output_fd,
                 stderr=process_obj.output_fd,
-                pass_fds=(fd, process_obj.channel_fd, *process_obj.inherit),
+                pass_fds=(fd, *process_obj.inherit),
                 env={**os.environ, **process_obj.env},
                 start_new_session=True,
             )
@@ -116,12 +116,10 @@ class WorkerProcess(LokyProcess):  # type: ignore[misc]
         args: tuple[Any, ...],
         name: str,
         env: Mapping[str, str],
-        channel_fd: int,
         output_fd: int | None,
         inherit: tuple[int, ...] = (),
     ) -> None:
         super().__init__(target=target, args=args, name=name, env=dict(env))
-        self.channel_fd = channel_fd
         self.output_fd = output_fd
         self.inherit = inherit
 

@@ -12,12 +12,11 @@ from collections.abc import Callable
 
 from procflow.executors.doze import Doze
 
-__all__ = ["GONE", "IN", "OUT", "Handler", "Poller"]
+__all__ = ["OUT", "Handler", "Poller"]
 
 IN, OUT = select.EPOLLIN, select.EPOLLOUT
-GONE = select.EPOLLHUP | select.EPOLLERR
 
-Handler = Callable[[int], None]
+Handler = Callable[[int], object]
 
 
 class Poller:
@@ -36,9 +35,9 @@ class Poller:
         """The epoll's descriptor."""
         return self._epoll.fileno()
 
-    def register(self, fd: int, handler: Handler, output: bool = False) -> None:
-        """Call ``handler`` with the epoll mask whenever ``fd`` is readable; ``output`` comes first."""
-        self._epoll.register(fd, IN)
+    def register(self, fd: int, handler: Handler, output: bool = False, events: int = IN) -> None:
+        """Call ``handler`` with the epoll mask whenever ``fd`` is readable, or what ``events`` say; ``output`` comes first."""
+        self._epoll.register(fd, events)
         self._handlers[fd] = handler
         if output:
             self._outputs.add(fd)
@@ -55,10 +54,6 @@ class Poller:
 
     def __contains__(self, fd: int) -> bool:
         return fd in self._handlers
-
-    def want_write(self, fd: int, wanted: bool) -> None:
-        """Whether ``fd``'s handler is also called when it can be written."""
-        self._epoll.modify(fd, IN | OUT if wanted else IN)
 
     def handle(self, timeout: float | None, free: bool = False) -> None:
         """Wait, then call the handlers of what is ready. A handler may register and unregister. ``free``: see ``Doze.wait``."""

@@ -13,7 +13,6 @@ import contextlib
 import logging
 import os
 import secrets
-import signal
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,7 +29,7 @@ from procflow.executors.family import TOKEN_NAME, kill_family
 from procflow.executors.footprint import Footprint
 from procflow.executors.ladder import Ladder
 from procflow.executors.payload import Payload, Payloads
-from procflow.executors.poller import GONE, IN, OUT, Poller
+from procflow.executors.poller import OUT, Poller
 from procflow.executors.slot import Death, Slot
 from procflow.executors.waiting import Waiting
 from procflow.failpoints import fp
@@ -310,14 +309,11 @@ class ProcessExecutor:
     # Sending and receiving
 
     def _send(self, slot: Slot, behind: bool = False) -> None:
-        try:
-            if not slot.send_attempt(behind, len(self._running) < self._cores):
-                self._poller.want_write(slot.channel_fd, True)
-            if slot.line.unsent:
-                slot.send_ahead()
-            self._serve(slot)
-        except OSError:
-            self._cut(slot)
+        if not slot.send_attempt(behind, len(self._running) < self._cores) and slot.stream_fd not in self._poller:
+            self._poller.register(slot.stream_fd, lambda mask: self._on_stream(slot), events=OUT)
+        if slot.line.unsent:
+            slot.send_ahead()
+        self._serve(slot)
 
     def _send_queued(self) -> None:
         """Send what was queued, all at once: a worker that gets one packet at a time sleeps between two of them."""
@@ -326,23 +322,9 @@ class ProcessExecutor:
                 slot.send_ahead()
         self._fresh.clear()
 
-    def _cut(self, slot: Slot) -> None:
-        """The worker does not listen any more, so it must be dead or dying: make sure, its pidfd tells the rest."""
-        slot.unread = True
-        self._retire(slot)
-        slot.signal(signal.SIGKILL)
-
-    def _on_channel(self, slot: Slot, mask: int) -> None:
-        if mask & OUT:
-            try:
-                if slot.outbox.flush(slot.channel_fd):
-                    self._poller.want_write(slot.channel_fd, False)
-            except OSError:
-                # Its last words may still be here to be read.
-                mask |= IN
-                slot.unread = True
-        if mask & (IN | GONE):
-            self._read(slot)
+    def _on_stream(self, slot: Slot) -> None:
+        if slot.outbox.flush(slot.stream_fd):
+            self._poller.unregister(slot.stream_fd)
 
     def _read(self, slot: Slot, drain: bool = False) -> bool:
         """Read once and act on what came; False where no more can come now.
@@ -354,11 +336,6 @@ class ProcessExecutor:
             messages = inbox.read(slot.channel_fd)
         except BlockingIOError:
             return False
-        except OSError:
-            # It ended without reading all that was sent to it.
-            slot.unread = True
-            inbox.closed = True
-            messages = []
         before = slot.attempt
         if messages and (drain or len(messages) > 1):
             # All that was printed before the last of them was sent.
@@ -627,7 +604,7 @@ class ProcessExecutor:
         )
         self._all.add(slot)
         fp("pool.spawn.after")
-        self._poller.register(slot.channel_fd, lambda mask: self._on_channel(slot, mask))
+        self._poller.register(slot.channel_fd, lambda mask: self._read(slot))
         self._poller.register(slot.output_fd, lambda mask: self._on_output(slot), output=True)
         self._poller.register(slot.pidfd, lambda mask: self._on_death(slot))
         self._ladder.set(slot, "spawn", self._spawn_timeout_s)
@@ -648,7 +625,7 @@ class ProcessExecutor:
         slot.drain_output()
         self._forget(slot)
         self._take_back(slot)
-        unclaimed = slot.line.first_unclaimed()
+        never = slot.line.first_unclaimed() or (slot.streamed and slot.unread)
         death = slot.reap()
         attempt, payload = slot.attempt, slot.payload
         if attempt is None or payload is None:
@@ -658,7 +635,6 @@ class ProcessExecutor:
                 del self._running[attempt.key]
                 self._spawn_failed(attempt, payload, slot.last_words(death))
                 return
-            never = unclaimed or (slot.unread and slot.streamed)
             if never and attempt.key not in self._resent:
                 # It died before it began: the attempt is not to blame, once.
                 del self._running[attempt.key]
@@ -680,6 +656,7 @@ class ProcessExecutor:
     def _retire(self, slot: Slot) -> None:
         """Nothing more is sent to this worker or believed of it."""
         self._poller.unregister(slot.channel_fd)
+        self._poller.unregister(slot.stream_fd)
         self._idle = [other for other in self._idle if other is not slot]
 
     def _forget(self, slot: Slot) -> None:

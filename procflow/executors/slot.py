@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import time
 from collections.abc import Callable, Mapping
 from itertools import islice
@@ -17,7 +16,7 @@ from typing import Literal
 
 from procflow.attempt import Attempt, Cause, Lost, Progressed, Usage
 from procflow.executors import wire
-from procflow.executors.channel import PACKET_BYTES, Inbox, Outbox, frame, packed
+from procflow.executors.channel import PACKET_BYTES, Inbox, Outbox, arrived_bytes, frame, packed
 from procflow.executors.family import TOKEN_NAME, WORKER_TOKEN_NAME, family, group_of, kill_family, signal_all
 from procflow.executors.footprint import Size
 from procflow.executors.line import Line
@@ -75,11 +74,12 @@ class Slot:
         "reported",
         "size",
         "stage",
+        "stream_fd",
         "streamed",
         "tail",
         "token",
         "trouble",
-        "unread",
+        "unread_fd",
     )
 
     def __init__(
@@ -105,7 +105,7 @@ class Slot:
         self.inbox, self.outbox = Inbox(), Outbox()
         self.known: dict[bytes, None] = {}
         self.line = Line()
-        self.streamed = self.ready = self.unread = False
+        self.streamed = self.ready = False
         self.attempt: Attempt | None = None
         self.payload: Payload | None = None
         self.stage: Stage = ""
@@ -118,7 +118,7 @@ class Slot:
         self.began = time.monotonic()
         self.base_cpu_s = self.done_cpu_s = 0.0
         self.base_rss_bytes = self.peak_rss_bytes = 0
-        self.channel_fd = self.output_fd = self.pidfd = -1
+        self.channel_fd = self.stream_fd = self.unread_fd = self.output_fd = self.pidfd = -1
         own = {WORKER_TOKEN_NAME: token, TOKEN_NAME: run_token}
         env = {**env, **environment(cpus), **own}
         try:
@@ -142,36 +142,29 @@ class Slot:
         from procflow.working import worker  # isort: skip
         from procflow.executors.launch import WorkerProcess
 
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        theirs: list[int] = []
         try:
-            read_fd, write_fd = os.pipe()
-        except OSError:
-            ours.close()
-            theirs.close()
-            raise
-        pidfd = -1
-        try:
-            # Both ends below stay open in the child only: with a copy here, its death would never be seen.
-            line = (self.line.claim_fd, self.line.packets_fd)
+            for name_of in ("channel_fd", "output_fd"):
+                read_fd, write_fd = os.pipe2(os.O_CLOEXEC)
+                os.set_blocking(read_fd, False)
+                setattr(self, name_of, read_fd)
+                theirs.append(write_fd)
+            # Of what the worker hears on a copy stays here, to see what it has left unread.
+            self.unread_fd, self.stream_fd = os.pipe2(os.O_CLOEXEC)
+            os.set_blocking(self.stream_fd, False)
+            hears = (self.unread_fd, self.line.claim_fd, self.line.packets_fd)
             mark = self.line.mark if own_output else b""
-            args = (theirs.fileno(), *line, os.getpid(), cpus, log_level, objects, results, mark)
-            output_fd = write_fd if own_output else None
-            inherit = (*inherit, *line)
-            self.process = WorkerProcess(worker.main, args, name, env, theirs.fileno(), output_fd, inherit)
+            args = (theirs[0], *hears, os.getpid(), cpus, log_level, objects, results, mark)
+            output_fd = theirs[1] if own_output else None
+            self.process = WorkerProcess(worker.main, args, name, env, output_fd, (*inherit, theirs[0], *hears))
             self.process.start()
             self.pid: int = self.process.pid
-            pidfd = os.pidfd_open(self.pid)
-        except BaseException:
-            ours.close()
-            os.close(read_fd)
-            raise
+            self.pidfd = os.pidfd_open(self.pid)
         finally:
-            theirs.close()
-            os.close(write_fd)
+            # These stay open in the child only: with a copy here, its death would never be seen.
+            for fd in theirs:
+                os.close(fd)
             self.line.started()
-        ours.setblocking(False)
-        os.set_blocking(read_fd, False)
-        self.channel_fd, self.output_fd, self.pidfd = ours.detach(), read_fd, pidfd
 
     def _undo(self) -> None:
         # The process may run already, and nobody will hear of its end.
@@ -190,8 +183,7 @@ class Slot:
     def send_attempt(self, behind: bool = False, free: bool = False) -> bool:
         """Send the attempt, and its function if this worker does not know it; True where all of it is on its way.
 
-        ``behind``: it follows another whose outcome has come but may not be noted yet. ``free``: a core is. OSError where the
-        worker's end is gone, ExecutorError never.
+        ``behind``: it follows another whose outcome has come but may not be noted yet. ``free``: a core is.
         """
         attempt, payload = self.attempt, self.payload
         assert attempt is not None
@@ -214,7 +206,7 @@ class Slot:
         self.streamed = bool(stream)
         if not behind:
             self.line.head_sent()
-        sent = self.outbox.send(self.channel_fd, stream) if stream else True
+        sent = self.outbox.send(self.stream_fd, stream) if stream else True
         self.line.send((packet,))
         return sent
 
@@ -344,19 +336,25 @@ class Slot:
         self.close()
         return Death(code, cpu_s, peak)
 
+    @property
+    def unread(self) -> bool:
+        """The worker has not read all that was sent to it beside the packets."""
+        return not self.outbox.empty or arrived_bytes(self.unread_fd) > 0
+
     def hang_up(self) -> None:
-        """Close the channel: an idle worker ends at the end of its stream. Harmless when done before."""
+        """Close the channel: an idle worker ends at the end of its line. Harmless when done before."""
         self.line.hang_up()
-        if self.channel_fd >= 0:
-            os.close(self.channel_fd)
-            self.channel_fd = -1
+        self._close("channel_fd", "stream_fd")
 
     def close(self) -> None:
         """Close the descriptors; harmless when done before."""
         if hasattr(self, "size"):
             self.size.close()
         self.line.close()
-        for name in ("channel_fd", "output_fd", "pidfd"):
+        self._close("channel_fd", "stream_fd", "unread_fd", "output_fd", "pidfd")
+
+    def _close(self, *names: str) -> None:
+        for name in names:
             fd = getattr(self, name)
             if fd >= 0:
                 os.close(fd)

@@ -49,6 +49,7 @@ HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGALRM)
 
 def main(
     channel_fd: int,
+    stream_fd: int,
     claim_fd: int,
     packets_fd: int,
     parent_pid: int,
@@ -72,8 +73,8 @@ def main(
     gc.enable()
     objects.FOLDER.set(folder)
     surroundings = Surroundings()
-    channel = WorkerEnd(_high(channel_fd), _high(claim_fd), packets_fd)
-    for fd in (channel_fd, claim_fd, packets_fd):
+    channel = WorkerEnd(_high(channel_fd), _high(claim_fd), packets_fd, _high(stream_fd))
+    for fd in (channel_fd, stream_fd, claim_fd, packets_fd):
         os.close(fd)
     _capture_logging(channel, log_level)
     usage = resource.getrusage(resource.RUSAGE_SELF)

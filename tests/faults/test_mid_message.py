@@ -106,11 +106,11 @@ def receiving(talk: Talk) -> None:
     key = talk.submit(Attempt(talk.key(), call, values={"x": objects.pack(data)}))
     assert slot is talk.executor._running[key]
     for _ in range(talk.chance.randint(0, 2)):
-        # It reads what the socket holds, and a little more is sent.
+        # It reads what the pipe holds, and a little more is sent.
         os.kill(slot.pid, signal.SIGCONT)
-        assert select.select([], [slot.channel_fd], [], LONG_S)[1]
+        assert select.select([], [slot.stream_fd], [], LONG_S)[1]
         os.kill(slot.pid, signal.SIGSTOP)
-        slot.outbox.flush(slot.channel_fd)
+        slot.outbox.flush(slot.stream_fd)
     assert waiting(slot) > 0, "the call is not on its way any more"
     assert key not in talk.ended
     talk.kill(slot)
