@@ -25,7 +25,9 @@ def _escape(found: re.Match[str]) -> str:
 
 def clean(text: object) -> str:
     """The text on one line with everything escaped that a terminal or a log reader would act upon."""
-    return _UNSAFE.sub(_escape, str(text))
+    raw = str(text)
+    # What is all letters, digits and signs of ASCII is safe, and that is nearly every text.
+    return raw if raw.isascii() and raw.isprintable() else _UNSAFE.sub(_escape, raw)
 
 
 def clean_lines(text: str) -> list[str]:
@@ -36,8 +38,9 @@ def clean_lines(text: str) -> list[str]:
 def shortened(text: object, most: int = 300) -> str:
     """The text cleaned and cut to ``most`` characters; a cut is marked with the number of characters left out."""
     raw = str(text)
-    cut = raw if len(raw) <= most else raw[:most]
-    return clean(cut) + (f"... ({len(raw) - most:,} more characters)" if len(raw) > most else "")
+    if len(raw) <= most:
+        return clean(raw)
+    return f"{clean(raw[:most])}... ({len(raw) - most:,} more characters)"
 
 
 def counted(number: int, one: str, many: str = "") -> str:
