@@ -77,12 +77,13 @@ def turns(
         stack.callback(store.close)
         store.recover(parts.lock)
         session = stack.enter_context(open_session(prepared, folder, parts.lock, earlier, cache))
-        session.prepared = taught_by(folder, session.prepared, parts.lock, session.prints)
+        whole = made_of(session.prints)
+        session.prepared = taught_by(folder, session.prepared, parts.lock, session.prints, whole)
         prepared, graph = session.prepared, session.prepared.graph
         if not session.same_run:
             folder.new_run(prepared.run_id)
         shown = mask.tree(graph.params) if mask is not None else dict(graph.params)
-        store.begin(_record(session, parts.lock, shown, asked(options, graph.params, shown, earlier)))
+        store.begin(_record(session, parts.lock, shown, asked(options, graph.params, shown, earlier), whole))
         objects = make_folder(parts.objects)
         _clean(objects, folder, prepared.run_id)
         watch = stack.enter_context(Watch(open_waiter(executors), parts.signals, guard.reaper))
@@ -134,16 +135,17 @@ def _tell_of_troubles(engine: Engine, prepared: Prepared) -> None:
         log.warning("%s failed and was left out: %s: %s", type(observer).__name__, type(error).__name__, error)
 
 
-def _record(session: Session, lock: str, params: Mapping[str, Any], options: Mapping[str, Any]) -> RunRecord:
-    """What the journal is told at the start; ``params`` as they may be shown.
+def _record(
+    session: Session, lock: str, params: Mapping[str, Any], options: Mapping[str, Any], whole: str
+) -> RunRecord:
+    """What the journal is told at the start; ``params`` as they may be shown, ``whole`` what all tasks are made of.
 
     The fingerprints, half a kilobyte a step, leave the session: nothing else needs them.
     """
     prepared = session.prepared
     file = prepared.source.path if prepared.source is not None else None
     executors = prepared.graph.executors
-    told, whole = session.told, made_of(session.prints)
-    session.told, session.prints = Prints(), {}
+    told, session.told, session.prints = session.told, Prints(), {}
     return RunRecord(
         prepared.run_id,
         prepared.pipeline.name,

@@ -10,13 +10,13 @@ import subprocess
 import sys
 import zlib
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from procflow import events as ev
@@ -25,14 +25,12 @@ from procflow.attempt import Failure, Succeeded, Usage
 from procflow.compiler import compile_pipeline
 from procflow.errors import PipelineError
 from procflow.graph import TaskGraph, TaskUnit, walk
-from procflow.learning import known
 from procflow.learning.known import Course, Knowledge, Known, gather
 from procflow.learning.lessons import (
     AT_ONCE,
     Lesson,
     Lessons,
     Once,
-    Plain,
     Seen,
     columns_text,
     decoded,
@@ -168,17 +166,6 @@ def test_more_lessons_than_are_told_at_once_survive_their_text() -> None:
     assert len(made) == 2 * AT_ONCE + 1
 
 
-@given(*[st.integers(0, 10**12)] * 3, st.sampled_from([0, 1, 2**40]), st.booleans())
-def test_a_step_that_ran_once_teaches_the_same_as_one_among_others(
-    wall_us: int, cpu_us: int, outside_us: int, peak_bytes: int, same: bool
-) -> None:
-    alone = Once(["a"], [wall_us], [cpu_us], [outside_us], [peak_bytes])
-    run = PastRun(Lessons({}, 0.0, 4, {"processes": alone}), workers=3)
-    ((key, lesson),) = run.lessons.each()
-    assert type(lesson) is Plain
-    assert known._once(run, key, lesson, same) == known._known([(run, key, lesson)], same)
-
-
 @pytest.mark.parametrize(
     "data",
     [
@@ -264,6 +251,46 @@ def test_runs_with_the_same_parameters_and_tasks_made_of_the_same_are_preferred(
     assert (of(params=large).mean_s, of(params=large).runs) == (8.0, 2)
     assert (of(params=large, same=as_second).mean_s, of(params=large, same=as_second).same) == (9.0, True)
     assert (of(params={"limit": 3}).runs, of(params={"limit": 3}).same) == (3, False)
+
+
+names = st.sampled_from("abcde")
+few_columns = st.dictionaries(names, st.tuples(*[st.integers(0, 9)] * 4)).map(
+    lambda rows: Once(list(rows), *(list(column) for column in zip(*rows.values(), strict=True))) if rows else Once()
+)
+past_runs = st.builds(
+    PastRun,
+    st.builds(
+        Lessons,
+        st.dictionaries(
+            st.tuples(names, st.sampled_from(["member", "gate"]), st.sampled_from(["processes", "threads"])),
+            st.builds(
+                Lesson, st.just(1), st.just(1), amounts, amounts, amounts, st.just((2.0,)), st.just((3,)), st.just(())
+            ),
+            max_size=2,
+        ),
+        st.just(0.0),
+        st.integers(1, 3),
+        st.dictionaries(st.sampled_from(["processes", "threads"]), few_columns),
+    ),
+    st.integers(1, 3),
+    st.sampled_from([{}, {"n": 1}]),
+)
+
+
+@given(
+    st.lists(past_runs, max_size=4), st.lists(st.sets(st.tuples(names, st.just("member"))), max_size=4),
+    st.dictionaries(st.tuples(names, st.just("member")), st.sampled_from(["processes", "threads"])),
+)  # fmt: skip
+def test_steps_that_ran_once_teach_as_columns_what_they_teach_one_by_one(
+    runs: list[PastRun], same: list[set[tuple[str, str]]], executors: dict[tuple[str, str], str]
+) -> None:
+    for run in runs:
+        for executor, once in run.lessons.once.items():
+            # What has a lesson of its own is in no column.
+            assume(not {(label, "member", executor) for label in once.labels} & run.lessons.by_key.keys())
+    one_by_one = [replace(run, lessons=replace(run.lessons, by_key=dict(run.lessons.each()), once={})) for run in runs]
+    known = gather(runs, params={}, same=same, executors=executors)
+    assert known == gather(one_by_one, params={}, same=same, executors=executors)
 
 
 def test_what_ran_on_the_same_executor_is_preferred() -> None:

@@ -8,12 +8,15 @@ quantiles are taken over what is preferred, so that one odd run does not decide.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import field
 from itertools import accumulate
+from operator import itemgetter
 from typing import Any, Protocol
 
-from procflow.learning.lessons import Key, Lesson, Lessons, Place, Plain, Spans, median, quantile
+from procflow.learning.lessons import Lesson, Lessons, Place, Spans, median, once_lesson, quantile
+from procflow.learning.ran_once import Part, middles, parts_of, rising, together
+from procflow.passive import alike as alike_of
 from procflow.passive import passive
 
 __all__ = ["HIGH", "Course", "Knowledge", "Known", "Run", "gather"]
@@ -137,7 +140,7 @@ def gather(
     runs: Sequence[Run],
     *,
     params: Mapping[str, Any] | None = None,
-    same: Sequence[Container[Place]] = (),
+    same: Sequence[Collection[Place]] = (),
     executors: Mapping[Place, str] | None = None,
     unusable: Iterable[str] = (),
 ) -> Knowledge:
@@ -145,40 +148,94 @@ def gather(
 
     ``same`` are for each run the tasks that were made of the same as now.
     """
-    found: dict[Place, list[tuple[int, int, Key, Lesson]]] = {}
     places = executors or {}
-    likes = [params is not None and dict(run.params) == dict(params) for run in runs]
-    for at, run in enumerate(runs):
-        for key, lesson in run.lessons.each():
-            place = key[:2]
-            fits = 4 * (places.get(place, key[2]) == key[2]) + 2 * likes[at]
-            fits += at < len(same) and place in same[at]
-            found.setdefault(place, []).append((fits, at, key, lesson))
-    starts = [run.lessons.start_s for run in runs if run.lessons.start_s]
+    likes = [2 * (params is not None and dict(run.params) == dict(params)) for run in runs]
+    alike = [same[at] if at < len(same) else () for at in range(len(runs))]
+    every = _by_place(runs)
     by_place = {}
-    for place, seen in found.items():
-        if len(seen) == 1:
-            best, at, key, lesson = seen[0]
-            if type(lesson) is Plain:
-                by_place[place] = _once(runs[at], key, lesson, same=best & 3 == 3)
-                continue
-        best = max(fits for fits, _, _, _ in seen)
-        chosen = [(runs[at], key, lesson) for fits, at, key, lesson in seen if fits == best]
+    for place, seen in every.items():
+        wanted = places.get(place)
+        fits = [4 * (wanted in (None, of)) + likes[at] + (place in alike[at]) for at, of, _ in seen]
+        best = max(fits)
+        chosen = [(runs[at], of, lesson) for (at, of, lesson), fit in zip(seen, fits, strict=True) if fit == best]
         by_place[place] = _known(chosen, same=best & 3 == 3)
+    several = {label for label, role in every if role == "member"}
+    for labels, parts in together(_parts(runs, places, likes, alike, several)):
+        best = max([part.fits for part in parts])
+        columns = [part for part in parts if part.fits == best]
+        known = _ran_once([runs[part.at] for part in columns], columns, labels, same=best & 3 == 3)
+        by_place.update(zip([(label, "member") for label in labels], known, strict=True))
+    starts = [run.lessons.start_s for run in runs if run.lessons.start_s]
     return Knowledge(by_place, len(runs), median(starts) if starts else 0.0, tuple(unusable))
 
 
-def _once(run: Run, key: Key, lesson: Lesson, same: bool) -> Known:
-    """The same as ``_known`` where all that is known is one attempt of a plain step: a pipeline may have very many of these."""
-    peak = lesson.peaks[0] if lesson.peaks else 0
-    wall_s = lesson.wall_s
-    return Known(
-        1, 1, same, key[2], run.workers, run.lessons.cores, 1, wall_s, wall_s, wall_s, lesson.cpu_s, lesson.overhead_s,
-        peak, peak,
+Seen = tuple[int, str, Lesson]
+"""The place of its run, the executor, and the lesson."""
+
+
+def _by_place(runs: Sequence[Run]) -> dict[Place, list[Seen]]:
+    """The lessons, newest first, but of steps that ran once in each run that had them."""
+    every: dict[Place, list[Seen]] = {}
+    for at, run in enumerate(runs):
+        for (label, role, executor), lesson in run.lessons.by_key.items():
+            every.setdefault((label, role), []).append((at, executor, lesson))
+    several = {label for label, role in every if role == "member"}
+    for at, run in enumerate(runs) if several else ():
+        for executor, once in run.lessons.once.items():
+            for row in [row for row, label in enumerate(once.labels) if label in several]:
+                lesson = once_lesson(*[column[row] for column in once[1:]])
+                every[once.labels[row], "member"].append((at, executor, lesson))
+    for label in several:
+        every[label, "member"].sort(key=itemgetter(0))
+    return every
+
+
+def _parts(
+    runs: Sequence[Run],
+    places: Mapping[Place, str],
+    likes: Sequence[int],
+    alike: Sequence[Collection[Place]],
+    without: Collection[str],
+) -> Iterator[Part]:
+    """The columns of all runs, in parts that fit alike."""
+    members: dict[int, set[str]] = {}
+    for among in alike:
+        if id(among) not in members:
+            members[id(among)] = {label for label, role in among if role == "member"}
+    others: dict[str, set[str]] = {}
+    for at, run in enumerate(runs):
+        for executor, once in run.lessons.once.items():
+            if executor not in others:
+                others[executor] = {
+                    of for (of, role), wanted in places.items() if wanted != executor and role == "member"
+                }
+            more = (others[executor], -4), (members[id(alike[at])], 1)
+            yield from parts_of(at, executor, once, 4 + likes[at], more, without)
+
+
+def _ran_once(runs: Sequence[Run], parts: Sequence[Part], labels: list[str], same: bool) -> Iterator[Known]:
+    """The same as ``_known`` of each of some steps that ran once in each of these runs."""
+    count = len(parts)
+    cores, workers = min([run.lessons.cores for run in runs]), max([run.workers for run in runs])
+    first = Known(count, count, same, parts[0].executor, workers, cores, 1, 0.0, 0.0, 0.0, 0.0, 0.0, 0, 0)
+    made = alike_of(first, "mean_s", "median_s", "high_s", "cpu_s", "overhead_s", "peak_bytes", "most_bytes")
+    if count == 1:
+        *times, highest = parts[0].columns(labels)
+        wall_s, cpu_s, outside_s = ([us / 1e6 for us in column] for column in times)
+        return map(made, wall_s, wall_s, wall_s, cpu_s, outside_s, highest, highest)
+    walls, cpus, outsides, peaks = (
+        rising(columns) for columns in zip(*[part.columns(labels) for part in parts], strict=True)
+    )
+    means = middles(walls)
+    place = int(quantile(range(count), HIGH))
+    peaks = [[peak for peak in row if peak] or [0] for row in peaks]
+    return map(
+        made, means, means, [row[place] / 1e6 for row in walls], middles(cpus), middles(outsides),
+        [quantile(row, HIGH) for row in peaks], [row[-1] for row in peaks],
     )  # fmt: skip
 
 
-def _known(chosen: Sequence[tuple[Run, Key, Lesson]], same: bool) -> Known:
+def _known(chosen: Sequence[tuple[Run, str, Lesson]], same: bool) -> Known:
     lessons = [lesson for _, _, lesson in chosen]
     good = [lesson for lesson in lessons if lesson.attempts]
     means = [lesson.wall_s / lesson.items for lesson in good]
@@ -192,7 +249,7 @@ def _known(chosen: Sequence[tuple[Run, Key, Lesson]], same: bool) -> Known:
         runs=len(lessons),
         attempts=sum(lesson.attempts for lesson in good),
         same=same,
-        executor=chosen[0][1][2],
+        executor=chosen[0][1],
         workers=max(run.workers for run, _, _ in chosen),
         cores=min(run.lessons.cores for run, _, _ in chosen),
         items=good[0].items if good else 0,

@@ -25,7 +25,6 @@ __all__ = [
     "Lesson",
     "Lessons",
     "Once",
-    "Plain",
     "Seen",
     "Spans",
     "columns_text",
@@ -33,6 +32,7 @@ __all__ = [
     "encoded",
     "learn",
     "median",
+    "once_lesson",
     "quantile",
 ]
 
@@ -97,16 +97,11 @@ class Lesson(NamedTuple):
     skipped: int = 0
 
 
-class Plain(Lesson):
-    """Of one attempt of a step, which succeeded: most lessons are such."""
-
-    __slots__ = ()
-
-
 class Once(NamedTuple):
     """Steps of one executor of which each had a single attempt, which succeeded: columns, since most steps are such.
 
-    Times are microseconds, ``overheads_us`` what was spent around the attempt, peaks bytes (0: not known).
+    Times are microseconds, ``overheads_us`` what was spent around the attempt, peaks bytes (0: not known). ``once_lesson`` makes
+    a lesson of a row.
     """
 
     labels: Sequence[str] = ()
@@ -133,17 +128,20 @@ class Lessons:
     prints: Mapping[Place, str] = field(default_factory=dict)
 
     def each(self) -> Iterator[tuple[Key, Lesson]]:
-        """All lessons, those in ``once`` as ``Plain`` ones."""
+        """All lessons, also those of steps that ran once."""
         yield from self.by_key.items()
         for executor, columns in self.once.items():
             for label, wall_us, cpu_us, around_us, peak in zip(*columns, strict=True):
-                wall_s = wall_us / 1e6
-                peaks = (peak,) if peak else ()
-                one = (1, 1, wall_s, cpu_us / 1e6, around_us / 1e6, (wall_s,), peaks, (), 0, 0, 0)
-                yield (label, "member", executor), Plain._make(one)
+                yield (label, "member", executor), once_lesson(wall_us, cpu_us, around_us, peak)
 
     def __len__(self) -> int:
         return len(self.by_key) + sum(len(columns.labels) for columns in self.once.values())
+
+
+def once_lesson(wall_us: int, cpu_us: int, overhead_us: int, peak_bytes: int) -> Lesson:
+    """The lesson of a step that ran once."""
+    wall_s = wall_us / 1e6
+    return Lesson(1, 1, wall_s, cpu_us / 1e6, overhead_us / 1e6, (wall_s,), (peak_bytes,) if peak_bytes else ())
 
 
 def quantile(values: Sequence[float], share: float) -> float:

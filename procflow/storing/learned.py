@@ -8,7 +8,7 @@ and what its tasks are made of. It never writes, and never fails: a history that
 from __future__ import annotations
 
 import json
-from collections.abc import Container, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from itertools import chain
 from typing import TYPE_CHECKING, Any
@@ -31,21 +31,30 @@ if TYPE_CHECKING:
 __all__ = ["learned", "made_of", "taught_by"]
 
 
-def taught_by(folder: StateFolder, prepared: Prepared, lock: str, prints: Mapping[Key, Fingerprint]) -> Prepared:
+def taught_by(
+    folder: StateFolder, prepared: Prepared, lock: str, prints: Mapping[Key, Fingerprint], whole: str
+) -> Prepared:
     """A pipeline that is about to run, with what earlier runs taught; what people should know of it is in its warnings."""
-    knowledge = learned(folder, prepared.graph, lock, prints)
+    knowledge = learned(folder, prepared.graph, lock, prints, whole)
     graph, told = taught(prepared.graph, knowledge, slots=prepared.workers, memory_bytes=prepared.memory_bytes)
     return replace(prepared, graph=graph, warnings=(*prepared.warnings, *told))
 
 
 def learned(
-    folder: StateFolder, graph: TaskGraph, lock: str | None, prints: Mapping[Key, Fingerprint] | None = None
+    folder: StateFolder,
+    graph: TaskGraph,
+    lock: str | None,
+    prints: Mapping[Key, Fingerprint] | None = None,
+    whole: str | None = None,
 ) -> Knowledge:
-    """What earlier runs teach this one; ``lock`` is the name of its lock, ``prints`` say what its tasks are made of."""
+    """What earlier runs teach this one; ``lock`` is the name of its lock, ``prints`` say what its tasks are made of.
+
+    ``whole`` is ``made_of`` all of them, where that is known.
+    """
     prints = prints or {}
     try:
         with History.open(folder) as history:
-            past = history.learned(graph.name, lock, made_of(prints))
+            past = history.learned(graph.name, lock, made_of(prints) if whole is None else whole)
     except (StoreError, OSError) as error:
         return Knowledge(unusable=(str(error),))
     if not past.runs:
@@ -68,7 +77,7 @@ def made_of(prints: Mapping[Key, Fingerprint]) -> str:
     return digest("\0".join(texts).encode("utf-8", "surrogatepass"))
 
 
-def _same(run: RunLessons, prints: Mapping[Key, Fingerprint]) -> Container[Place]:
+def _same(run: RunLessons, prints: Mapping[Key, Fingerprint]) -> Collection[Place]:
     """The tasks that are made of the same now as in that run."""
     if run.prints is None:
         return prints
