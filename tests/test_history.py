@@ -157,7 +157,7 @@ def test_a_damaged_result_names_its_run_and_step(folder: StateFolder) -> None:
 
     run(folder, "r1", attempt(1, outputs={"a": Inline(b"x")}))
     with contextlib.closing(sqlite3.connect(folder.db)) as db, db:
-        db.execute("UPDATE outputs SET ref = CAST(substr(ref, 1, length(ref) - 1) || x'00' AS BLOB)")
+        db.execute("UPDATE step_executions SET refs = CAST(substr(refs, 1, length(refs) - 1) || x'00' AS BLOB)")
     with History.open(folder) as past, pytest.raises(StoreError, match=r"run r1, step a, 'a': .*checksum"):
         list(past.outputs("r1"))
 

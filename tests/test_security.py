@@ -125,8 +125,10 @@ def test_a_pickle_in_a_journal_that_others_can_write_is_never_opened(tmp_path: P
     from procflow.ref import Inline
     from procflow.storing.store_refs import encode_ref
 
+    trap = encode_ref(Inline(pickle.dumps(Trap())))
+
     with closing(sqlite3.connect(state / "procflow.db", isolation_level=None)) as db:
-        assert db.execute("UPDATE outputs SET ref = ?", (encode_ref(Inline(pickle.dumps(Trap()))),)).rowcount == 1
+        assert db.execute("UPDATE step_executions SET refs = ? WHERE refs IS NOT NULL", (trap,)).rowcount == 1
     (state / "procflow.db").chmod(0o666)
     with pytest.raises(StoreError, match="others may write it"):
         History.open(StateFolder.open(state, create=False))

@@ -31,9 +31,9 @@ from procflow.storing import store as store_module
 from procflow.storing.history import History
 from procflow.storing.state_folder import StateFolder
 from procflow.storing.store import Journal, MemoryStore, NullStore, RunRecord, Store
-from procflow.storing.store_plain import INSERT_PLAIN, insert_outputs, output_row, plain_row, storable
+from procflow.storing.store_plain import INSERT_PLAIN, plain_row
 from procflow.storing.store_prints import TOGETHER, Prints, read_digests, read_prints
-from procflow.storing.store_rows import decode_ref, encode_ref
+from procflow.storing.store_refs import decode_ref, decode_refs, encode_ref, encode_refs, storable
 from procflow.storing.store_schema import _TABLES
 from procflow.storing.store_seal import SEALED_OF_REF, expression, install, seal, sql_seal
 
@@ -172,6 +172,7 @@ def test_a_successful_attempt_is_one_row_with_all_it_used(store: Store, folder: 
         "cost": 0.5,
         "count": 1,
         "output_ref": "a",
+        "refs": encode_ref(REF),
     }
 
 
@@ -271,8 +272,8 @@ def test_outputs_and_metrics_are_kept_with_their_place(store: Store, folder: Sta
     chunk = Ordered(((range(100), REF),))
     keep(store, finished(1, outputs={"x": REF, "y": ListOf((REF, REF))}, metrics={"rows": 3, "odd": math.nan}))
     keep(store, finished(2, "1", "m", "0-99", outputs={"": chunk}))
-    found = [(r["path"], r["item"], r["name"], decode_ref(r["ref"])) for r in rows(folder, "outputs")]
-    assert found == [("0", "", "x", REF), ("0", "", "y", ListOf((REF, REF))), ("1", "0-99", "", chunk)]
+    found = [(r["path"], r["item"], r["output_ref"], decode_refs(r["output_ref"], r["refs"])) for r in rows(folder)]
+    assert found == [("0", "", "x,y", {"x": REF, "y": ListOf((REF, REF))}), ("1", "0-99", "", {"": chunk})]
     assert [(r["name"], r["value"]) for r in rows(folder, "metrics")] == [("rows", 3.0), ("odd", None)]
 
 
@@ -376,6 +377,13 @@ plain_refs: st.SearchStrategy[Ref] = st.recursive(
 @given(plain_refs)
 def test_a_ref_comes_back_as_it_was(ref: Ref) -> None:
     assert decode_ref(encode_ref(ref)) == ref
+
+
+@given(st.dictionaries(st.text(max_size=3), plain_refs, max_size=3))
+def test_refs_come_back_by_their_names(outputs: dict[str, Ref]) -> None:
+    stored = {storable(name): ref for name, ref in outputs.items()}
+    back = decode_refs(storable(",".join(outputs)), encode_refs(outputs))
+    assert list(back.items()) == list(stored.items())
 
 
 @given(plain_refs, st.data())
@@ -562,7 +570,7 @@ def test_a_full_disk_is_told_and_harms_nothing(store: Store, folder: StateFolder
     store._db.execute("PRAGMA max_page_count=1000000")
     store.commit()
     assert len(rows(folder)) == 200
-    assert sum(len(r["ref"]) for r in rows(folder, "outputs")) > 1_000_000
+    assert sum(len(r["refs"] or b"") for r in rows(folder)) > 1_000_000
 
 
 FULL = """
@@ -817,29 +825,25 @@ def ended_well(draw: st.DrawFn) -> tuple[int, Any, ev.AttemptFinished]:
 @given(ended_well())
 def test_rows_of_attempts_that_succeeded_are_sealed_as_any_row_is(one: tuple[int, Any, ev.AttemptFinished]) -> None:
     row_id, place, event = one
-    row, _ = plain_row(row_id, "r", place, event)
-    published = [output_row(row_id, "r", event, name, ref) for name, ref in event.outputs.items()]
-    assert row[-1] == seal(*row[:-1])
-    assert [one[-1] for one in published] == [seal(*ref[:-2], ref[-2][:SEALED_OF_REF]) for ref in published]
+    row, _ = plain_row(row_id, "r", place, event, encode_refs(event.outputs))
+    assert row[-1] == seal(*row[:-2], row[-2] and row[-2][:SEALED_OF_REF])
     with contextlib.closing(sqlite3.connect(":memory:")) as db:
         install(db)
         for table in _TABLES:
             db.execute(table)
         db.executemany(INSERT_PLAIN, [row])
-        insert_outputs(db, published)
-        assert db.execute("SELECT count(*) FROM outputs").fetchone() == (len(event.outputs),)
-        for table in ("step_executions", "outputs"):
-            assert db.execute(f"SELECT count(*) FROM {table} WHERE seal IS NOT {expression(db, table)}").fetchone() == (
-                0,
-            )
+        wrong = f"SELECT count(*) FROM step_executions WHERE seal IS NOT {expression(db, 'step_executions')}"
+        assert db.execute(wrong).fetchone() == (0,)
+        names, refs = db.execute("SELECT output_ref, refs FROM step_executions").fetchone()
+        assert decode_refs(names, refs) == {storable(name): ref for name, ref in event.outputs.items()}
         kinds = "typeof(id), typeof(key), typeof(attempt), typeof(peak_rss_bytes), typeof(count)"
         assert set(db.execute(f"SELECT {kinds} FROM step_executions").fetchone()) == {"integer"}
 
 
 @pytest.mark.parametrize("count", [0, 1, 31, 32, 33, 100])
-def test_outputs_are_all_written_however_many(store: Store, folder: StateFolder, count: int) -> None:
+def test_rows_are_all_written_however_many(store: Store, folder: StateFolder, count: int) -> None:
     keep(store, *[finished(key, outputs={"x": Inline(b"%d" % key)}) for key in range(count)])
-    assert [decode_ref(row["ref"]) for row in rows(folder, "outputs")] == [Inline(b"%d" % key) for key in range(count)]
+    assert [decode_ref(row["refs"]) for row in rows(folder)] == [Inline(b"%d" % key) for key in range(count)]
 
 
 def test_the_log_of_an_attempt_that_succeeded_follows_from_its_name(store: Store, folder: StateFolder) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import marshal
 import os
 import signal
 import sqlite3
@@ -25,8 +26,10 @@ from procflow.storing import worker_tail
 from procflow.storing.history import History
 from procflow.storing.state_folder import StateFolder, try_flock
 from procflow.storing.store import RunRecord, Store
+from procflow.storing.store_plain import plain_row
+from procflow.storing.store_refs import encode_ref
 from procflow.storing.store_rows import Rows
-from procflow.storing.store_tail import ROW, Tail, read_tail, result_body, tail_path, tails
+from procflow.storing.store_tail import PLAIN, Tail, read_tail, result_body, tail_path, tails
 from procflow.storing.tail_record import record
 from procflow.storing.worker_tail import FILE_BYTES, TURN_RECORDS, WorkerTail
 
@@ -71,7 +74,7 @@ def test_events_come_back_as_they_were(tmp_path: Path) -> None:
         finished(5, path="0.1", metrics={}, outputs={}, role="gate"),
     ]
     kinds = [body[0] for body in bodies_of(*events)]
-    assert kinds == ["finished", "items", "finished", ROW, ROW], "rows only where they say it all"
+    assert kinds == ["finished", "items", "finished", PLAIN, PLAIN], "rows only where they say it all"
     tail.note(bodies_of(events[0]))
     tail.note(bodies_of(*events[1:]))
     assert read_tail(tail.path) == events
@@ -134,6 +137,16 @@ def test_tails_of_versions_before_are_read(tmp_path: Path) -> None:
     event = finished(7, metrics={})
     tail_path(tmp_path, "run").write_bytes(record((result_body(event),)) + record(result_body(finished(8))))
     assert read_tail(tail_path(tmp_path, "run")) == [event, finished(8)]
+
+
+def test_tails_of_version_3_are_read(tmp_path: Path) -> None:
+    """They told results by rows of what was then two tables."""
+    (tmp_path / "tails").mkdir(mode=0o700)
+    event = finished(7, metrics={})
+    _, data = plain_row(1, "run", ("s0", "s0", None, None, None), event, None)
+    body = ("row", marshal.dumps(marshal.loads(data)[:-1], 2), "a", encode_ref(event.outputs["a"]))
+    tail_path(tmp_path, "run").write_bytes(record((body,)))
+    assert read_tail(tail_path(tmp_path, "run")) == [event]
 
 
 def killed_writer(folder: Path, run_id: str, commit_after: int, results: int) -> None:

@@ -128,14 +128,14 @@ class _Search:
         news = False
         for one in self.stored[execution_id]:
             chunk = (execution_id, one.place)
-            if (one.table == "chunks" and chunk in lost.chunks) or not self.is_needed(key, item, one.name):
+            if (one.kind == "chunk" and chunk in lost.chunks) or not self.is_needed(key, item, one.name):
                 continue
             wrong = self._is_wrong(one)
             if not wrong:
                 continue
             news = True
             lost.why.setdefault(key, wrong)
-            if one.table != "chunks":
+            if one.kind != "chunk":
                 self._touch(key, item)
                 return True
             lost.chunks.add(chunk)

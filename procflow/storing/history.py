@@ -13,7 +13,7 @@ import json
 import math
 import sqlite3
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -26,8 +26,8 @@ from procflow.storing import cleaning
 from procflow.storing.state_folder import StateFolder, is_safe_id
 from procflow.storing.store_learned import Past, read
 from procflow.storing.store_plain import log_of
-from procflow.storing.store_refs import decode_ref
-from procflow.storing.store_schema import COLUMNS, UNREADABLE, connect_reader, told
+from procflow.storing.store_refs import decode_refs
+from procflow.storing.store_schema import UNREADABLE, connect_reader, told
 from procflow.storing.store_seal import damaged, expression
 
 __all__ = ["STATUSES", "History", "OutputRow", "RunRow", "SessionRow", "StepRow", "UnknownRun"]
@@ -176,7 +176,7 @@ SELECT run_id, pipeline, file, lock, params, options, earlier, executor, workers
     exit_code, pid, host, procflow_version, python_version, sessions, steps, succeeded, failed, lost, skipped,
     cancelled, failures, tolerated, wall_s, work_s
 """
-_STEP_SQL = f"SELECT {', '.join(COLUMNS)}"
+_STEP_SQL = f"SELECT {', '.join(field.name for field in fields(StepRow))}"
 
 
 class History:
@@ -275,14 +275,14 @@ class History:
 
         ``path`` leaves only those of one place. StoreError for one whose checksum is wrong.
         """
-        only = "" if path is None else "AND path = ? "
-        sql = f"WHERE execution_id BETWEEN ? AND ? {only}ORDER BY execution_id, rowid"
-        wanted = (*self._range(run_id), *(() if path is None else (path,)))
-        for where, item, name, data in self._sealed("SELECT path, item, name, ref", "outputs", sql, wanted):
+        sql = "WHERE id BETWEEN ? AND ? AND refs IS NOT NULL AND path = coalesce(?, path) ORDER BY id"
+        what, wanted = "SELECT path, item, output_ref, refs", (*self._range(run_id), path)
+        for where, item, names, data in self._sealed(what, "step_executions", sql, wanted):
             try:
-                yield OutputRow(where, item, name, decode_ref(data))
+                refs = decode_refs(names, data)
             except StoreError as error:
-                raise StoreError(f"{self.folder.db}: run {run_id}, step {where}, {name or item!r}: {error}") from None
+                raise StoreError(f"{self.folder.db}: run {run_id}, step {where}, {names or item!r}: {error}") from None
+            yield from (OutputRow(where, item, name, ref) for name, ref in refs.items())
 
     def metrics(self, run_id: str) -> Iterator[tuple[str, str, int, str, float]]:
         """What steps reported: label, item, attempt, name, value."""
@@ -389,7 +389,7 @@ def _mapping(text: str | None) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-_FAILURE_AT, _TOLERATED_AT, _LOG_AT = map(COLUMNS.index, ("failure", "tolerated", "log"))
+_FAILURE_AT, _TOLERATED_AT, _LOG_AT = map(StepRow.__slots__.index, ("failure", "tolerated", "log"))
 
 
 def _step(row: tuple[Any, ...]) -> StepRow:

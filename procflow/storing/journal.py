@@ -119,13 +119,12 @@ class Buffer:
 
 
 class MemoryStore(Buffer):
-    """A store for tests: what was committed is in ``runs``, ``steps``, ``outputs``, ``pages``, ``chunks``, ``metrics``."""
+    """A store for tests: what was committed is in ``runs``, ``steps``, ``pages``, ``chunks``, ``metrics``."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__(clock)
         self.runs: dict[str, dict[str, Any]] = {}
         self.steps: dict[int, dict[str, Any]] = {}
-        self.outputs: list[tuple[Any, ...]] = []
         self.pages: list[tuple[int, int, str, int, bytes]] = []
         self.chunks: list[tuple[int, int, str, str, bytes]] = []
         self.metrics: list[tuple[int, str, str, float]] = []
@@ -145,7 +144,6 @@ class MemoryStore(Buffer):
         self.steps.update({row[0]: dict(zip(COLUMNS, row, strict=True)) for row in rows.full()})
         for *row, _ in rows.plain:
             self.steps[row[0]] = dict.fromkeys(COLUMNS) | dict(zip(PLAIN_COLUMNS, row, strict=True))
-        self.outputs += [tuple(row[:-1]) for row in rows.outputs]
         self.pages += rows.pages
         self.chunks += rows.chunks
         self.metrics += rows.metrics

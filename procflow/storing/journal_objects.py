@@ -9,7 +9,7 @@ from typing import NamedTuple
 from procflow.ref import Stored, stored_in
 from procflow.storing.state_folder import StateFolder
 from procflow.storing.store_begin import ids_of
-from procflow.storing.store_refs import decode_ref
+from procflow.storing.store_refs import decode_ref, decode_refs
 from procflow.storing.store_schema import UNREADABLE, connect_reader, told
 
 __all__ = ["StoredResult", "files_by_execution", "files_of_run"]
@@ -19,9 +19,12 @@ _MARK = b"stored"
 
 
 class StoredResult(NamedTuple):
-    """A file that a result is in: of an output its ``name``, of a chunk its first item, of a page its position."""
+    """A file that a result is in: of an output its ``name``, of a chunk its first item, of a page its position.
 
-    table: str
+    ``kind`` is one of these words.
+    """
+
+    kind: str
     name: str
     place: int
     stored: Stored
@@ -34,16 +37,20 @@ def files_by_execution(db: sqlite3.Connection, run_id: str) -> dict[int, list[St
     if found is None:
         return files
     bounds = (*ids_of(found[0]), _MARK)
+    sql = "SELECT id, output_ref, refs FROM step_executions WHERE id BETWEEN ? AND ? AND instr(refs, ?) ORDER BY id"
+    for execution_id, names, data in db.execute(sql, bounds):
+        own = files.setdefault(execution_id, [])
+        for name, ref in decode_refs(names, data).items():
+            own += [StoredResult("output", name, 0, stored) for stored in stored_in(ref)]
     in_files = "execution_id BETWEEN ? AND ? AND instr(ref, ?) ORDER BY execution_id"
-    for table, rows in (
-        ("outputs", db.execute(f"SELECT execution_id, name, 0, ref FROM outputs WHERE {in_files}", bounds)),
-        ("pages", db.execute(f"SELECT execution_id, '', position, ref FROM pages WHERE {in_files}", bounds)),
-        ("chunks", db.execute(f"SELECT execution_id, '', first, ref FROM chunks WHERE {in_files}", bounds)),
+    for kind, rows in (
+        ("page", db.execute(f"SELECT execution_id, position, ref FROM pages WHERE {in_files}", bounds)),
+        ("chunk", db.execute(f"SELECT execution_id, first, ref FROM chunks WHERE {in_files}", bounds)),
     ):
-        for execution_id, own_name, own_place, data in rows:
-            for stored in stored_in(decode_ref(data)):
-                files.setdefault(execution_id, []).append(StoredResult(table, own_name, own_place, stored))
-    return files
+        for execution_id, place, data in rows:
+            own = files.setdefault(execution_id, [])
+            own += [StoredResult(kind, "", place, stored) for stored in stored_in(decode_ref(data))]
+    return {execution_id: own for execution_id, own in files.items() if own}
 
 
 def files_of_run(folder: StateFolder, run_id: str) -> set[str]:

@@ -19,7 +19,7 @@ from procflow.storing.journal_objects import StoredResult, files_by_execution
 from procflow.storing.state_folder import StateFolder
 from procflow.storing.store_begin import ids_of
 from procflow.storing.store_prints import read_prints
-from procflow.storing.store_refs import decode_ref, indices_from
+from procflow.storing.store_refs import decode_ref, decode_refs, indices_from
 from procflow.storing.store_schema import UNREADABLE, connect_reader, told
 from procflow.storing.store_seal import check_run
 
@@ -111,8 +111,11 @@ class Results:
 
     def outputs(self, execution_id: int) -> dict[str, Ref]:
         """What an execution published."""
-        sql = "SELECT name, ref FROM outputs WHERE execution_id = ? ORDER BY rowid"
-        return {name: self._ref(ref, execution_id) for name, ref in self._rows(sql, execution_id)}
+        sql = "SELECT output_ref, refs FROM step_executions WHERE id = ?"
+        for names, refs in self._rows(sql, execution_id):
+            with self._told(execution_id):
+                return decode_refs(names, refs)
+        return {}
 
     def pages(self, execution_id: int) -> tuple[tuple[Ref, int], ...]:
         """The pages that an expand found."""
@@ -155,8 +158,13 @@ class Results:
         return clock.used_s if clock is not None else 0.0
 
     def _ref(self, data: bytes, execution_id: int) -> Ref:
-        try:
+        with self._told(execution_id):
             return decode_ref(data)
+
+    @contextlib.contextmanager
+    def _told(self, execution_id: int) -> Iterator[None]:
+        try:
+            yield
         except StoreError as error:
             raise StoreError(f"{self.folder.db}: run {self.run_id}, execution {execution_id}: {error}") from None
 

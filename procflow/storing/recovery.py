@@ -26,6 +26,7 @@ from procflow.storing import store_learned, store_mark
 from procflow.storing.own_files import open_own
 from procflow.storing.salvage import LESSONS, Row, Salvaged, salvage
 from procflow.storing.state_folder import StateFolder, is_network_mount, try_flock
+from procflow.storing.store_refs import decode_refs
 from procflow.storing.store_schema import create_database, told
 from procflow.storing.store_seal import OF_EXECUTIONS, TABLES, install, reseal
 
@@ -161,13 +162,10 @@ def _settle(found: Salvaged, told_of: Recovered) -> dict[str, int]:
 
 def _broken(found: Salvaged) -> Iterator[int]:
     """Ids of executions that ended well and of whose results something is missing."""
-    names: dict[int, list[str]] = {}
-    for row in found.rows["outputs"]:
-        names.setdefault(row["execution_id"], []).append(row["name"])
     for row in found.rows["step_executions"]:
         if row["kind"] not in ("task", "copied") or row["status"] not in GOOD:
             continue
-        if (row["output_ref"] or "") != ",".join(names.get(row["id"], ())):
+        if (row["output_ref"] or "") != ",".join(decode_refs(row["output_ref"], row["refs"])):
             yield row["id"]
         elif row["role"] == "expand" and found.bad.get("pages"):
             # How many pages there were is nowhere else, and a map over some of its items would look whole.

@@ -18,9 +18,10 @@ from typing import Any
 
 from procflow.errors import StoreError
 from procflow.storing import store_schema
-from procflow.storing.store_refs import decode_ref
+from procflow.storing.store_migrate import OUTPUTS, can_migrate, migrate
+from procflow.storing.store_refs import decode_ref, decode_refs
 from procflow.storing.store_schema import APPLICATION_ID, SCHEMA_VERSION, UNREADABLE
-from procflow.storing.store_seal import SEALED_OF_REF, TABLES, seal
+from procflow.storing.store_seal import REFS, SEALED_OF_REF, TABLES, install, seal
 
 __all__ = ["LESSONS", "Salvaged", "salvage"]
 
@@ -82,7 +83,10 @@ def _copy(journal: Path, work: Path, found: Salvaged) -> Path:
 
 
 def _open(copy: Path, work: Path, found: Salvaged) -> sqlite3.Connection:
-    """A connection to the copy, whose beginning is that of a fresh journal where its own can't be read."""
+    """A connection to the copy, whose beginning is that of a fresh journal where its own can't be read.
+
+    One of an older version is brought up to date first.
+    """
     db = _connect(copy)
     try:
         names = {
@@ -90,6 +94,8 @@ def _open(copy: Path, work: Path, found: Salvaged) -> sqlite3.Connection:
         }
         application = db.execute("PRAGMA application_id").fetchone()[0]
         version = db.execute("PRAGMA user_version").fetchone()[0]
+        if OUTPUTS in names and application == APPLICATION_ID and can_migrate(version, SCHEMA_VERSION):
+            version = _migrated(db, copy, version)
         said = _columns(db)
     except UNREADABLE:
         names = set()
@@ -110,6 +116,19 @@ def _open(copy: Path, work: Path, found: Salvaged) -> sqlite3.Connection:
     found.damage.append("its beginning can't be read")
     _transplant(copy, work)
     return _connect(copy)
+
+
+def _migrated(db: sqlite3.Connection, copy: Path, version: int) -> int:
+    """The version that it has then; what is damaged stays so."""
+    install(db)
+    try:
+        migrate(db, copy, version, SCHEMA_VERSION)
+    except sqlite3.Error as error:
+        raise StoreError(
+            f"{copy.name}: journal version {version} can't be brought up to date, for {error}; it was left as it is: "
+            "recover it with the procflow that wrote it"
+        ) from error
+    return SCHEMA_VERSION
 
 
 def _connect(path: Path) -> sqlite3.Connection:
@@ -178,18 +197,21 @@ def _read_table(db: sqlite3.Connection, table: str, found: Salvaged) -> None:
 
 
 def _is_whole(row: Row) -> bool:
-    """Its checksum is right, and so is that of the ref in it."""
-    values = [
-        value[:SEALED_OF_REF] if name == "ref" and value else value for name, value in row.items() if name != "seal"
-    ]
-    if row["seal"] != seal(*values):
+    """Its checksum is right, and so are those of the refs in it."""
+    if row["seal"] != seal(*_sealed_values(row)):
         return False
-    if "ref" in row:
-        try:
+    try:
+        if "ref" in row:
             decode_ref(row["ref"])
-        except (StoreError, TypeError):
-            return False
+        elif "refs" in row:
+            decode_refs(row["output_ref"], row["refs"])
+    except (StoreError, TypeError):
+        return False
     return True
+
+
+def _sealed_values(row: Row) -> list[Any]:
+    return [value[:SEALED_OF_REF] if name in REFS and value else value for name, value in row.items() if name != "seal"]
 
 
 def _walk(db: sqlite3.Connection, table: str) -> Iterator[tuple[Any, ...] | None]:

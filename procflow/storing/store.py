@@ -25,7 +25,8 @@ from procflow.storing.journal import Buffer, Journal, MemoryStore, NullStore
 from procflow.storing.own_files import open_own
 from procflow.storing.state_folder import StateFolder, is_network_mount, try_flock
 from procflow.storing.store_begin import ID_BITS, RunRecord, Taken, utc_now
-from procflow.storing.store_plain import INSERT_PLAIN, insert, insert_outputs
+from procflow.storing.store_many import insert_many
+from procflow.storing.store_plain import INSERT_PLAIN, INSERT_PLAINS, insert
 from procflow.storing.store_rows import Rows
 from procflow.storing.store_schema import COLUMNS, connect_writer, create_database, told
 from procflow.storing.store_seal import reseal, sealed
@@ -177,10 +178,9 @@ class Store(Buffer):
         fp("journal.commit.before")
         with self._transaction("what happened can't be recorded") as db:
             fp("journal.commit.begun")
-            db.executemany(_INSERT_FULL, sealed(rows.full()))
-            db.executemany(INSERT_PLAIN, rows.plain)
+            db.executemany(_INSERT_FULL, sealed(rows.full(), ref=True))
+            insert_many(db, INSERT_PLAIN, INSERT_PLAINS, rows.plain)
             fp("journal.commit.steps")
-            insert_outputs(db, rows.outputs)
             for sql, batch in (
                 (_INSERT_PAGE, rows.pages),
                 (_INSERT_CHUNK, rows.chunks),

@@ -21,7 +21,7 @@ from typing import Any
 from procflow import __version__
 from procflow.passive import passive
 from procflow.storing.store_prints import Prints, write_prints
-from procflow.storing.store_rows import storable
+from procflow.storing.store_refs import storable
 from procflow.storing.store_schema import COLUMNS
 from procflow.storing.store_seal import OF_EXECUTIONS, check_run, reseal
 
@@ -168,7 +168,6 @@ def _take_over(db: sqlite3.Connection, run: RunRecord, first: int) -> int:
     """Copy results of another run, so that this one is whole by itself; the next free row id."""
     for new, taken in enumerate(run.taken, first):
         db.execute(_COPY_STEP, (new, run.run_id, taken.path, taken.execution_id))
-        db.execute(_COPY_OUTPUTS, (new, run.run_id, taken.path, taken.execution_id))
         db.execute(_COPY_PAGES, (new, run.run_id, taken.execution_id))
         db.execute(_COPY_CHUNKS, (new, run.run_id, taken.execution_id))
     following = first + len(run.taken)
@@ -200,7 +199,6 @@ INSERT INTO step_executions (id, run_id, path, kind, status, {", ".join(_COPIED)
 SELECT ?, ?, ?, 'copied', CASE status WHEN 'skipped' THEN status ELSE 'succeeded' END, {", ".join(_COPIED)}
 FROM step_executions WHERE id = ?
 """
-_COPY_OUTPUTS = "INSERT INTO outputs SELECT ?, name, ?, ?, item, ref, NULL FROM outputs WHERE execution_id = ?"
 _COPY_PAGES = "INSERT INTO pages SELECT ?, position, ?, count, ref, NULL FROM pages WHERE execution_id = ?"
 _COPY_CHUNKS = "INSERT INTO chunks SELECT ?, first, ?, indices, ref, NULL FROM chunks WHERE execution_id = ?"
 

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import pickle
 import zlib
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from io import BytesIO
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from procflow.errors import StoreError
 from procflow.ref import Inline, Ref, from_plain
 
-__all__ = ["decode_ref", "encode_ref", "indices_from", "indices_text"]
+__all__ = ["decode_ref", "decode_refs", "encode_ref", "encode_refs", "indices_from", "indices_text", "storable"]
 
-_MARK = b"R1"
+_MARK, _SEVERAL = b"R1", b"R2"
 SMALL_BYTES = 32
+_T = TypeVar("_T")
 
 
 def encode_ref(ref: Ref) -> bytes:
@@ -34,19 +36,54 @@ def _small(data: bytes) -> bytes:
 
 
 def _encoded(ref: Ref) -> bytes:
-    body = pickle.dumps(ref.plain(), 4)
-    return _MARK + zlib.crc32(body).to_bytes(4, "little") + body
+    return _checked(_MARK, ref.plain())
+
+
+def _checked(mark: bytes, plain: tuple[Any, ...]) -> bytes:
+    body = pickle.dumps(plain, 4)
+    return mark + zlib.crc32(body).to_bytes(4, "little") + body
 
 
 def decode_ref(data: bytes) -> Ref:
     """The ref that ``encode_ref`` wrote; StoreError for anything else, such as flipped bits or a foreign pickle."""
+    return _read(_MARK, data, from_plain)
+
+
+def encode_refs(outputs: Mapping[str, Ref]) -> bytes | None:
+    """What an attempt published: None for nothing, one ref as ``encode_ref``, several with their names before them."""
+    if not outputs:
+        return None
+    if len(outputs) == 1:
+        (ref,) = outputs.values()
+        return encode_ref(ref)
+    # Names may hold commas, so those of several can't be read from where they are joined.
+    return _checked(_SEVERAL, tuple([(storable(name), ref.plain()) for name, ref in outputs.items()]))
+
+
+def decode_refs(names: str | None, data: bytes | None) -> dict[str, Ref]:
+    """The refs that ``encode_refs`` wrote by their names, which ``names`` has as ``output_ref`` does. StoreError as there."""
+    if data is None:
+        return {}
+    if data[:2] == _SEVERAL:
+        return _read(_SEVERAL, data, lambda plain: {name: from_plain(ref) for name, ref in plain})
+    return {names or "": decode_ref(data)}
+
+
+def _read(mark: bytes, data: bytes, made: Callable[[tuple[Any, ...]], _T]) -> _T:
     body = data[6:]
-    if data[:2] != _MARK or zlib.crc32(body).to_bytes(4, "little") != data[2:6]:
+    if data[:2] != mark or zlib.crc32(body).to_bytes(4, "little") != data[2:6]:
         raise StoreError("a recorded result is damaged: its checksum is wrong")
     try:
-        return from_plain(_PlainUnpickler(BytesIO(body)).load())
+        return made(_PlainUnpickler(BytesIO(body)).load())
     except (pickle.UnpicklingError, EOFError, ValueError, TypeError, IndexError, KeyError) as error:
         raise StoreError(f"a recorded result can't be read: {error}") from error
+
+
+def storable(text: str) -> str:
+    """The text as SQLite and UTF-8 can hold it, of the class ``str`` itself: lone surrogates become ``\\udc80``."""
+    if type(text) is not str:
+        text = str(text)
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 class _PlainUnpickler(pickle.Unpickler):

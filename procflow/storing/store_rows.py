@@ -17,10 +17,10 @@ from procflow.attempt import Failure
 from procflow.ref import Ref
 from procflow.result import exit_code
 from procflow.storing.attempt_log import log_path
-from procflow.storing.store_plain import Place, output_row, plain_row, storable
-from procflow.storing.store_refs import decode_ref, encode_ref, indices_text
+from procflow.storing.store_plain import Place, plain_row
+from procflow.storing.store_refs import decode_ref, encode_ref, encode_refs, indices_text, storable
 from procflow.storing.store_schema import COLUMNS
-from procflow.storing.store_tail import ROW, items_body, result_body
+from procflow.storing.store_tail import PLAIN, items_body, result_body
 from procflow.storing.tail_record import Body
 
 __all__ = ["Row", "Rows", "decode_ref", "encode_ref", "failure_text", "storable"]
@@ -65,9 +65,8 @@ class Rows:
         self.run_id = run_id
         # Attempts that began and have not ended: the row's id, and the event until that is committed.
         self._open: dict[int, tuple[int, ev.AttemptStarted | None]] = {}
-        # Sealed rows: of attempts that simply succeeded, in the order of ``PLAIN_COLUMNS``, and of what was published.
+        # Sealed rows of attempts that simply succeeded, in the order of ``PLAIN_COLUMNS``.
         self.plain: list[list[Any]] = []
-        self.outputs: list[list[Any]] = []
         # What ended well since the tail was told, as its records hold it.
         self.received: list[Body] = []
         self._full: dict[int, Row] = {}
@@ -128,7 +127,7 @@ class Rows:
         """Forget what was committed."""
         self._open = {key: (row_id, None) for key, (row_id, _) in self._open.items()}
         self._full = {}
-        self.plain, self.outputs, self.received = [], [], []
+        self.plain, self.received = [], []
         self.pages, self.chunks, self.metrics = [], [], []
         self.run = {}
 
@@ -187,7 +186,7 @@ class Rows:
             *(row_id, self.run_id, e.key, e.path, e.label, name, e.item, e.number, "task", e.role, "running"),
             *(None, None, None, *place, e.executor, e.at, None),
             *(None, None, None, None, None, None, log_path(e.label, e.item, e.number)),
-            *(None, None, None, None, None, None, None),
+            *(None, None, None, None, None, None, None, None),
         )
 
     def _attempt_finished(self, e: ev.AttemptFinished) -> None:
@@ -199,16 +198,14 @@ class Rows:
             self.pages += [(row_id, i, self.run_id, count, encode_ref(page)) for i, (page, count) in enumerate(e.pages)]
         if e.metrics:
             self.metrics += [(row_id, storable(name), self.run_id, float(value)) for name, value in e.metrics.items()]
-        published: list[Any] = []
-        for name, ref in e.outputs.items():
-            if e.role == "batch" and e.indices:
-                self._add_chunk(row_id, e.indices, ref)
-            else:
-                output = output_row(row_id, self.run_id, e, name, ref)
-                self.outputs.append(output)
-                published += (output[1], output[5])
+        refs = None
+        if e.role == "batch" and e.indices:
+            for chunk in e.outputs.values():
+                self._add_chunk(row_id, e.indices, chunk)
+        else:
+            refs = encode_refs(e.outputs)
         if status != "succeeded" or e.failure is not None:
-            row = self._bad_row(row_id, e)
+            row = self._bad_row(row_id, e, refs)
             self._full[row_id] = row
             self._unsettled[path, e.item] = row
             if status in ("succeeded", "skipped"):
@@ -216,14 +213,14 @@ class Rows:
             return
         if self._unsettled:
             self._unsettled.pop((path, e.item), None)
-        plain, data = plain_row(row_id, self.run_id, self._places.get(path) or self._place(path, e.label), e)
+        plain, data = plain_row(row_id, self.run_id, self._places.get(path) or self._place(path, e.label), e, refs)
         self.plain.append(plain)
         if e.pages or e.metrics or e.indices:
             self.received.append(result_body(e))
         else:
-            self.received.append((ROW, data, *published))
+            self.received.append((PLAIN, data, refs))
 
-    def _bad_row(self, row_id: int, e: ev.AttemptFinished) -> Row:
+    def _bad_row(self, row_id: int, e: ev.AttemptFinished, refs: bytes | None) -> Row:
         usage, failure = e.usage, e.failure
         _, name, *place = self._place(e.path, e.label)
         return (
@@ -231,7 +228,7 @@ class Rows:
             *(failure.cause if failure else None, None, _message(failure), *place),
             *(e.executor, e.started_at, e.at, usage.wall_s, usage.cpu_s, usage.peak_rss_bytes, e.cost, e.count),
             *(_names(e.outputs), log_path(e.label, e.item, e.number), failure_text(failure) if failure else None),
-            *(None, e.retry_in_s, None, None, None, None),
+            *(None, e.retry_in_s, None, None, None, None, refs),
         )
 
     def _add_chunk(self, row_id: int, indices: range | tuple[int, ...], chunk: Ref) -> None:
@@ -273,7 +270,7 @@ class Rows:
                 log_path(e.label, e.item, e.attempts) if e.attempts else None,
                 failure_text(failure) if failure else None,
             ),
-            *(int(e.tolerated), None, None, None, None, None),
+            *(int(e.tolerated), None, None, None, None, None, None),
         )
 
     def _kept(self, e: ev.StepFinished) -> None:
@@ -300,7 +297,7 @@ class Rows:
         self._full[row_id] = (
             *(row_id, self.run_id, None, e.path, e.label, name, e.item, attempt, e.kind, None, "running"),
             *(None, None, None, parent, branch, e.join, None, e.at, None),
-            *(None, None, None, None, None, None, None, None, None, None, e.members, None, None, None),
+            *(None, None, None, None, None, None, None, None, None, None, e.members, None, None, None, None),
         )
 
     def _block_finished(self, e: ev.BlockFinished) -> None:
@@ -325,7 +322,7 @@ class Rows:
                 None,
                 failure_text(failure) if failure else None,
             ),
-            *(None, e.retry_in_s, e.members, e.failed_count, e.work_s, e.saved_s),
+            *(None, e.retry_in_s, e.members, e.failed_count, e.work_s, e.saved_s, None),
         )
 
     def _run_started(self, e: ev.RunStarted) -> None:

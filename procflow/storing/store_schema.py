@@ -58,7 +58,7 @@ _STEP_COLUMNS: tuple[tuple[str, str], ...] = (
     ("peak_rss_bytes", "INTEGER"),
     ("cost", "REAL"),
     ("count", "INTEGER"),  # items finished; successful members for a block
-    ("output_ref", "TEXT"),  # names published; their refs are in outputs under the same id
+    ("output_ref", "TEXT"),  # names published, with commas between
     # from the run's folder, as log_path says it (NULL: of an attempt that succeeded); it exists only where something was written
     ("log", "TEXT"),
     ("failure", "TEXT"),  # JSON: type, message, traceback, user_place, kinds, signal, exit_code, peak_rss_bytes
@@ -68,9 +68,12 @@ _STEP_COLUMNS: tuple[tuple[str, str], ...] = (
     ("failed_count", "INTEGER"),
     ("work_s", "REAL"),
     ("saved_s", "REAL"),
+    ("seal", "INTEGER"),
+    # What output_ref names, as encode_refs says it. Last, so that no other value of a row lies behind a long one.
+    ("refs", "BLOB"),
 )
-COLUMNS = tuple(name for name, _ in _STEP_COLUMNS)
-"""The columns of ``step_executions``, in the order of a row."""
+COLUMNS = tuple(name for name, _ in _STEP_COLUMNS if name != "seal")
+"""The columns of ``step_executions``, in the order of a row that is not sealed yet."""
 
 _TABLES = (
     """CREATE TABLE runs (
@@ -107,17 +110,7 @@ _TABLES = (
         commits INTEGER NOT NULL DEFAULT 0,
         seal INTEGER
     )""",
-    "CREATE TABLE step_executions (" + ", ".join(f"{name} {kind}" for name, kind in _STEP_COLUMNS) + ", seal INTEGER)",
-    """CREATE TABLE outputs (
-        execution_id INTEGER NOT NULL,
-        name TEXT NOT NULL,
-        run_id TEXT NOT NULL,
-        path TEXT NOT NULL,
-        item TEXT NOT NULL,
-        ref BLOB NOT NULL,
-        seal INTEGER,
-        PRIMARY KEY (execution_id, name)
-    )""",
+    "CREATE TABLE step_executions (" + ", ".join(f"{name} {kind}" for name, kind in _STEP_COLUMNS) + ")",
     """CREATE TABLE pages (
         execution_id INTEGER NOT NULL,
         position INTEGER NOT NULL,
@@ -137,7 +130,6 @@ _TABLES = (
         seal INTEGER,
         PRIMARY KEY (execution_id, first)
     )""",
-    store_prints.TABLE,
     """CREATE TABLE sessions (
         run_id TEXT NOT NULL,
         number INTEGER NOT NULL,
@@ -158,6 +150,8 @@ _TABLES = (
         seal INTEGER,
         PRIMARY KEY (execution_id, name)
     )""",
+    # Last, as a migration makes it anew: recovery may look for tables where those of a new journal lie.
+    store_prints.TABLE,
 )
 
 

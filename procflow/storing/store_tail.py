@@ -14,23 +14,26 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from procflow.attempt import Usage
 from procflow.events import AttemptFinished, ItemsDone
-from procflow.ref import from_plain
+from procflow.ref import Ref, from_plain
 from procflow.storing.own_files import open_own
 from procflow.storing.store_plain import result_of
+from procflow.storing.store_refs import decode_ref, decode_refs
 from procflow.storing.tail_record import Body, bodies, record
 from procflow.storing.worker_tail import TOLD, finished
 
-__all__ = ["ROW", "Tail", "event_of", "items_body", "read_tail", "remove", "result_body", "tail_path", "tails"]
+__all__ = ["PLAIN", "Tail", "event_of", "items_body", "read_tail", "remove", "result_body", "tail_path", "tails"]
 
 FOLDER = "tails"
-ROW = "row"
-"""What the body of a result begins with that is as its row says: the row's own bytes, then name and ref of each output."""
+PLAIN = "plain"
+"""What the body of a result begins with that is as its row says: the row's own bytes follow, and its refs."""
+_ROW = "row"
+"""The same of versions before 4: behind the row's bytes come name and ref of each output."""
 
 
 class Tail:
@@ -131,8 +134,10 @@ def _events(found: Iterable[Any]) -> Iterator[AttemptFinished | ItemsDone]:
 
 def event_of(body: Body) -> AttemptFinished | ItemsDone:
     """The event that a body says."""
-    if body[0] == ROW:
-        return result_of(body[1], body[2:])
+    if body[0] == PLAIN:
+        return result_of(body[1], lambda names: decode_refs(names, body[2]))
+    if body[0] == _ROW:
+        return result_of(body[1], lambda names: _pairs(body[2:]))
     if body[0] == TOLD:
         body = finished(body)
     if body[0] == "items":
@@ -160,6 +165,10 @@ def event_of(body: Body) -> AttemptFinished | ItemsDone:
         indices=_indices(indices),
         pages=tuple((from_plain(ref), size) for ref, size in pages),
     )
+
+
+def _pairs(published: Sequence[Any]) -> dict[str, Ref]:
+    return {name: decode_ref(ref) for name, ref in zip(published[::2], published[1::2], strict=True)}
 
 
 def tail_path(state_folder: Path, run_id: str) -> Path:

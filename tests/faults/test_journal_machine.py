@@ -27,6 +27,7 @@ from procflow.ref import Inline, Ref
 from procflow.storing.history import History
 from procflow.storing.state_folder import StateFolder
 from procflow.storing.store import RunRecord, Store
+from procflow.storing.store_refs import decode_refs
 
 BAD = Failure("error", "ValueError", "bad \udcff row", "Traceback ...", "jobs.py:8", ("ValueError",))
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
@@ -179,10 +180,9 @@ class JournalMachine(RuleBasedStateMachine):
                 if row.cost is not None:
                     found.cost[row.key] = row.cost
             assert past._db is not None
-            sql = "SELECT s.key, o.name FROM outputs o JOIN step_executions s ON s.id = o.execution_id ORDER BY o.rowid"
-            places = past._db.execute(sql).fetchall()
-            for place, output in zip(places, past.outputs("r"), strict=True):
-                found.outputs[place] = output.ref
+            for key, names, refs in past._db.execute("SELECT key, output_ref, refs FROM step_executions ORDER BY id"):
+                found.outputs |= {(key, name): ref for name, ref in decode_refs(names, refs).items()}
+            assert [output.ref for output in past.outputs("r")] == list(found.outputs.values())
         return found
 
     def _check(self, committed: Model, recorded: Model) -> None:

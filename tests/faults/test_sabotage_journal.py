@@ -117,7 +117,7 @@ def test_results_that_are_taken_up_twice_are_found(proven: Any) -> None:
 def check_a_changed_row_is_refused(folder: Path) -> None:
     assert run(folder, Step("one", fault_steps.after, params={"seconds": 0.0}), executor="inline").ok
     with contextlib.closing(sqlite3.connect(folder / "state" / "procflow.db")) as db:
-        assert db.execute("UPDATE outputs SET name = 'two'").rowcount == 1
+        assert db.execute("UPDATE step_executions SET output_ref = 'two' WHERE refs IS NOT NULL").rowcount == 1
         db.commit()
     with History.open(StateFolder(folder / "state")) as past:
         refused = False

@@ -24,14 +24,15 @@ from driver import Driver, Order
 from procflow.errors import StoreError
 from procflow.events import AttemptFinished
 from procflow.storing import store as store_module
-from procflow.storing.history import History
+from procflow.storing.history import History, OutputRow, StepRow
 from procflow.storing.journal_results import Results
 from procflow.storing.recovery import recover
 from procflow.storing.state_folder import StateFolder
 from procflow.storing.store import Store
 from procflow.storing.store_prints import read_prints
+from procflow.storing.store_refs import decode_refs, encode_ref
 from procflow.storing.store_schema import SCHEMA_VERSION
-from procflow.storing.store_seal import TABLES, install, sealed
+from procflow.storing.store_seal import TABLES, install, reseal, sealed
 
 ROOT = Path(__file__).parents[2]
 DEADLINE_S = 60
@@ -351,7 +352,7 @@ def test_a_journal_of_another_version_is_refused_and_kept(killed: StateFolder, v
 
 
 def as_version_3(db: sqlite3.Connection) -> None:
-    """Make of the journal what the version with a row for each fingerprint wrote."""
+    """Make of the journal what the version with a row for each fingerprint and a table of results wrote."""
     install(db)
     runs = {run_id: list(read_prints(db, run_id)) for (run_id,) in db.execute("SELECT run_id FROM runs")}
     db.execute("DROP TABLE fingerprints")
@@ -364,6 +365,17 @@ def as_version_3(db: sqlite3.Connection) -> None:
             (run_id, label, role, "0", digest, json.dumps(parts), since) for label, role, digest, since, parts in prints
         ]
         db.executemany("INSERT INTO fingerprints VALUES (?,?,?,?,?,?,?,?)", sealed(rows))
+    db.execute(
+        "CREATE TABLE outputs (execution_id INTEGER NOT NULL, name TEXT NOT NULL, run_id TEXT NOT NULL,"
+        " path TEXT NOT NULL, item TEXT NOT NULL, ref BLOB NOT NULL, seal INTEGER, PRIMARY KEY (execution_id, name))"
+    )
+    sql = "SELECT output_ref, refs, id, run_id, path, item FROM step_executions WHERE refs IS NOT NULL ORDER BY id"
+    for names, refs, row_id, *place in db.execute(sql).fetchall():
+        for name, ref in decode_refs(names, refs).items():
+            db.execute("INSERT INTO outputs VALUES (?,?,?,?,?,?,NULL)", (row_id, name, *place, encode_ref(ref)))
+    db.execute("ALTER TABLE step_executions DROP COLUMN refs")
+    for table in ("step_executions", "outputs"):
+        reseal(db, table, "1", ())
     db.execute("PRAGMA user_version=3")
     db.commit()
 
@@ -372,7 +384,7 @@ def as_version_2(db: sqlite3.Connection) -> None:
     """Make of the journal what the version before seals and marks wrote."""
     as_version_3(db)
     db.execute("ALTER TABLE runs DROP COLUMN commits")
-    for table in TABLES:
+    for table in (*TABLES, "outputs"):
         db.execute(f"ALTER TABLE {table} DROP COLUMN seal")
     db.execute("PRAGMA user_version=2")
 
@@ -383,26 +395,31 @@ def known_prints(folder: StateFolder) -> Any:
     return results.prints
 
 
+def told(folder: StateFolder) -> tuple[list[StepRow], list[OutputRow]]:
+    with History.open(folder) as past:
+        return list(past.steps("night")), list(past.outputs("night"))
+
+
 @pytest.mark.parametrize("version", [2, 3])
 @pytest.mark.parametrize("first", [History.open, Store.open], ids=["reader", "writer"])
 def test_a_journal_of_an_older_version_is_brought_up_to_date_and_kept_as_it_was(
     killed: StateFolder, driver: Driver, first: Any, version: int
 ) -> None:
     prints = known_prints(killed)
-    with History.open(killed) as past:
-        steps = list(past.steps("night"))
+    before = steps, outputs = told(killed)
+    assert outputs
     with contextlib.closing(sqlite3.connect(killed.db)) as db:
         {2: as_version_2, 3: as_version_3}[version](db)
     if version == 2:
         killed.db.with_name("procflow.mark").unlink()
     first(killed).close()
-    with History.open(killed) as past:
-        assert list(past.steps("night")) == steps
+    assert told(killed) == before
     assert known_prints(killed) == prints
     (copy,) = killed.path.glob(f"procflow.db.version{version}-*")
     with contextlib.closing(sqlite3.connect(copy)) as db:
         assert db.execute("PRAGMA user_version").fetchone() == (version,)
         assert db.execute("SELECT count(*) FROM step_executions").fetchone() == (len(steps),)
+        assert db.execute("SELECT count(*) FROM outputs").fetchone() == (len(outputs),)
     names = {name: str(killed.path.parent / name) for name in ("state", "ledger", "said", "answer")}
     status, answer = driver.session(Order(**names, resume=True, shape=SHAPE))
     assert (status, answer["status"]) == (0, "succeeded")
@@ -436,6 +453,69 @@ def test_a_migration_that_fails_changes_nothing(killed: StateFolder) -> None:
     with contextlib.closing(sqlite3.connect(killed.db)) as db:
         assert db.execute("SELECT * FROM step_executions").fetchall() == rows
     assert list(killed.path.glob("procflow.db.version2-*")) == []
+
+
+def of_tables(db: sqlite3.Connection) -> list[tuple[str, int]]:
+    sql = "SELECT name, rootpage FROM sqlite_master WHERE tbl_name NOT IN ('learned', 'sqlite_sequence')"
+    return sorted(db.execute(sql).fetchall())
+
+
+def test_tables_lie_then_where_those_of_a_new_journal_do(killed: StateFolder, tmp_path: Path) -> None:
+    """Where the beginning of a journal is lost, recovery looks for its tables there."""
+    with contextlib.closing(sqlite3.connect(killed.db)) as db:
+        as_version_3(db)
+    Store.open(killed).close()
+    new = StateFolder.open(tmp_path / "new")
+    Store.open(new).close()
+    with contextlib.closing(sqlite3.connect(killed.db)) as db, contextlib.closing(sqlite3.connect(new.db)) as other:
+        assert of_tables(db) == of_tables(other)
+
+
+DAMAGE = {
+    "a result that is gone": "DELETE FROM outputs WHERE rowid = 3",
+    "a result of another name": "UPDATE outputs SET name = 'other' WHERE rowid = 3",
+    "bits in a row": "UPDATE step_executions SET cost = 7 WHERE id = (SELECT execution_id FROM outputs WHERE rowid = 3)",
+}
+
+
+@pytest.mark.parametrize("first", [Store.open, recover], ids=["migrated", "recovered"])
+@pytest.mark.parametrize("sql", DAMAGE.values(), ids=DAMAGE.keys())
+def test_what_is_damaged_in_an_older_journal_is_so_afterwards_and_costs_one_result(
+    killed: StateFolder, sql: str, first: Any
+) -> None:
+    steps, outputs = told(killed)
+    with contextlib.closing(sqlite3.connect(killed.db)) as db, db:
+        as_version_3(db)
+        assert db.execute(sql).rowcount == 1
+    if first is Store.open:
+        Store.open(killed).close()
+        with pytest.raises(StoreError, match="rows of run night in step_executions: the checksum is wrong"):
+            known_prints(killed)
+    (run,) = recover(killed).runs
+    assert run.lost == 1
+    Store.open(killed).close()
+    left_steps, left = told(killed)
+    assert left == [output for n, output in enumerate(outputs) if n != 2]
+    assert len(left_steps) == len(steps) - 1
+    known_prints(killed)
+
+
+def test_an_older_journal_that_is_whole_is_so_for_recovery(killed: StateFolder) -> None:
+    with contextlib.closing(sqlite3.connect(killed.db)) as db:
+        as_version_3(db)
+    found = recover(killed)
+    assert (found.damage, found.aside) == ([], None)
+    assert {run.lost for run in found.runs} == {0}
+
+
+def test_an_older_journal_that_can_not_be_read_is_left_to_the_procflow_that_wrote_it(killed: StateFolder) -> None:
+    with contextlib.closing(sqlite3.connect(killed.db)) as db, db:
+        as_version_3(db)
+        db.execute("ALTER TABLE outputs RENAME COLUMN ref TO rof")
+    with pytest.raises(
+        StoreError, match=r"journal version 3 can't be brought up to date, .*the procflow that wrote it"
+    ):
+        recover(killed)
 
 
 # -- F59: network file systems
