@@ -169,12 +169,19 @@ class _Printer:
     def _parts(self, code: str, told: Mapping[str, Any]) -> tuple[str, str, str]:
         """Digests as they are digested, those before ``kind`` and those behind it; and as they are told, short."""
         parts = {"code": code} if code else {}
-        parts.update({name: self._canonical.digest(value) for name, value in told.items() if value})
-        names = sorted(parts)
-        first = "".join([f"{name}={parts[name]};" for name in names if name < "kind"])
-        last = "".join([f"{name}={parts[name]};" for name in names if name > "kind"])
-        # Neither names nor digests have anything to escape.
-        return first, last, "".join([f', "{name}": "{part[:SHORT]}"' for name, part in parts.items()])
+        for name, value in told.items():
+            if value:
+                parts[name] = self._canonical.digest(value)
+        first = last = short = ""
+        for name in sorted(parts):
+            part = parts[name]
+            if name < "kind":
+                first += f"{name}={part};"
+            else:
+                last += f"{name}={part};"
+            # Neither names nor digests have anything to escape.
+            short += f', "{name}": "{part[:SHORT]}"'
+        return first, last, short
 
     def _pieces_of(self, function: Any, folder: str | None) -> str:
         """The pieces of the code as the rest of a JSON object that has members already."""
