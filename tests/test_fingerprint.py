@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import json
 import os
 import random
 from collections.abc import Callable
@@ -24,8 +25,9 @@ from procflow.model import Pipeline as Model
 from procflow.resuming import canonical, fingerprint
 from procflow.resuming.canonical import Canonical, framed
 from procflow.resuming.code_print import CodePrints
-from procflow.resuming.fingerprint import RUN_ID, Fingerprint, changes, fingerprints
+from procflow.resuming.fingerprint import RUN_ID, Fingerprint, changed_pieces, changes, fingerprints
 from procflow.resuming.needs import Key, needs_of
+from procflow.storing.store_prints import Prints
 
 CODE = '''
 """Steps."""
@@ -559,3 +561,21 @@ def test_what_only_the_run_can_tell_counts_as_possible() -> None:
     ])  # fmt: skip
     makers = needs_of(compile_pipeline(pipeline))["end", "member"].reads["x"]
     assert set(makers) == {("early", "member"), ("open", "member")}
+
+
+def test_pieces_of_the_code_are_kept_for_so_many_functions_and_do_not_count(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = project.prints()
+    old = json.loads(before["clean", "member"].pieces)
+    assert {"clean", "inner", "LIMIT", "module helper", "module deep"} <= old.keys()
+    project.edit("jobs.py", "LIMIT = 10", "LIMIT = 11")
+    assert changed_pieces(old, project.prints()["clean", "member"].pieces) == ["LIMIT"]
+    assert changed_pieces({}, project.prints()["clean", "member"].pieces) == []
+    project.edit("jobs.py", "LIMIT = 11", "LIMIT = 10")
+    monkeypatch.setattr(fingerprint, "MOST_TELLING", 1)
+    fewer = project.prints()
+    assert [bool(fewer[name, "member"].pieces) for name in ("clean", "other", "echo")] == [True, False, False]
+    assert {key: found.digest for key, found in fewer.items()} == {key: found.digest for key, found in before.items()}
+    told = Prints.of(before)
+    assert json.loads(told.pieces)[before["clean", "member"].parts["code"]] == old

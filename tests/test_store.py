@@ -853,10 +853,13 @@ def test_the_log_of_an_attempt_that_succeeded_follows_from_its_name(store: Store
         assert [row.log for row in past.steps("r1")] == ["logs/a/3__0-99.2.log", "logs/a/1.log"]
 
 
+PIECES = '{"c": {"\\u00e9": "1"}}'
+
+
 def test_rows_of_fingerprints_are_sealed_as_any_row_is(folder: StateFolder) -> None:
     count = TOGETHER + 1
     labels, digests = ["é", *(f"s{i}" for i in range(1, count))], [f"xx:{i}" for i in range(count)]
-    prints = Prints(labels, ["block"] * count, digests, [None] + [7] * (count - 1), ['{"code": "\\u00e9"}'] * count)
+    prints = Prints(labels, ["block"] * count, digests, [None] + [7] * (count - 1), ['{"code": "c"}'] * count, PIECES)
     with Store.open(folder) as store:
         store.begin(RunRecord("r", "p", prints=prints))
     first = (1 << 32) + 1
@@ -866,10 +869,13 @@ def test_rows_of_fingerprints_are_sealed_as_any_row_is(folder: StateFolder) -> N
         sql = f"SELECT number, seal IS {expression(db, 'fingerprints')} FROM fingerprints"
         assert db.execute(sql).fetchall() == [(0, 1), (1, 1)]
         told = list(read_prints(db, "r"))
-        assert told == [*zip(labels, ["block"] * count, digests, since, [{"code": "é"}] * count, strict=True)]
+        every = [["block"] * count, digests, since, [{"code": "c"}] * count, [{"é": "1"}] * count]
+        assert told == [*zip(labels, *every, strict=True)]
         assert read_digests(db, "r") == {(label, "block"): f"xx:{i}" for i, label in enumerate(labels)}
         db.execute("UPDATE fingerprints SET prints = 'damaged' WHERE number = 0")
         assert read_digests(db, "r") == {(labels[-1], "block"): digests[-1]}
+        db.execute("DELETE FROM fingerprints WHERE number = 0")
+        assert list(read_prints(db, "r")) == [(labels[-1], "block", digests[-1], 7, {"code": "c"}, {})]
 
 
 def test_names_of_outputs_are_plain_text_whatever_they_were() -> None:

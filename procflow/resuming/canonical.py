@@ -23,7 +23,7 @@ from uuid import UUID
 
 from procflow.call import Lookup
 
-__all__ = ["ALGORITHM", "Canonical", "digest", "framed", "hasher", "measure"]
+__all__ = ["ALGORITHM", "Canonical", "digest", "framed", "hasher"]
 
 ALGORITHM = "xxh3_128"
 MOST_DEEP = 200
@@ -52,18 +52,12 @@ def hasher() -> Callable[[bytes], str]:
 
 def framed(tag: bytes, *parts: bytes) -> bytes:
     """The parts with their lengths in front, so that no two lists of parts give the same bytes."""
-    return b"".join([tag, b"(", *[piece for part in parts for piece in (measure(len(part)), part)], b")"])
+    return b"%b(%b)" % (tag, b"".join([b"%d:%b" % (len(part), part) for part in parts]))
 
 
 def _pair(key: bytes, member: bytes) -> bytes:
     """``framed(b"", key, member)`` in half the time."""
-    return b"(" + measure(len(key)) + key + measure(len(member)) + member + b")"
-
-
-@lru_cache(maxsize=1000)
-def measure(size: int) -> bytes:
-    """What stands before a part of so many bytes."""
-    return b"%d:" % size
+    return b"(%d:%b%d:%b)" % (len(key), key, len(member), member)
 
 
 @lru_cache(maxsize=1000)
@@ -129,9 +123,12 @@ class Canonical:
         key = (value.name, *value.path)
         if not {*map(type, key)} <= _OF_LOOKUPS:
             return self._opened(value)
-        if key not in self._lookups:
-            self._lookups[key] = self._opened(value)
-        return self._lookups[key]
+        known = self._lookups.get(key)
+        if known is None:
+            # As ``_object`` tells it.
+            state = self.of({"name": value.name, "path": value.path})
+            known = self._lookups[key] = framed(b"object", _name(Lookup), self._source(Lookup), state)
+        return known
 
     def _opened(self, value: Any) -> bytes:
         self._open.append(id(value))
@@ -149,7 +146,7 @@ class Canonical:
                     self.seen = True
                 return f"{_before_one(len(name))}{name}))".encode()
         data = self.of(value)
-        return measure(len(data)) + data
+        return b"%d:%b" % (len(data), data)
 
     def of_texts(self, tag: str, texts: Sequence[str]) -> bytes:
         """Texts of the class ``str`` in a list or a tuple: all at once, where characters are bytes."""
@@ -212,8 +209,10 @@ class Canonical:
             state = {**_slots(value), **vars(value)}
         else:
             return self._unknown(value)
-        source = self._code(kind, self) if self._code is not None else b""
-        return framed(b"object", _name(kind), source, self.of(state))
+        return framed(b"object", _name(kind), self._source(kind), self.of(state))
+
+    def _source(self, kind: type) -> bytes:
+        return self._code(kind, self) if self._code is not None else b""
 
     def _array(self, value: Any) -> bytes:
         dtype = value.dtype

@@ -27,24 +27,24 @@ RUN_ID = "\0run.id\0"
 """Stands for the id of the run, which is another one in every run."""
 SHORT = 16
 """Digits of a part's digest: enough to tell what changed; the whole has all of them."""
-PIECE = "code: "
-"""Before the names of the pieces that the part ``code`` is made of: they only say what changed, and do not count."""
 SHORT_PIECE = 8
 MOST_PIECES = 60
 MOST_TELLING = 2000
-"""A pipeline of more tasks keeps no pieces: its journal would be full of them."""
+"""A pipeline of more functions keeps no pieces of the others: its journal would be full of them."""
 
 
 @passive(frozen=True, slots=True)
 class Fingerprint:
     """``digest`` names its algorithm; ``text`` are its ``parts`` as JSON, as the journal holds them.
 
-    ``opaque`` are types of values that can't be compared: such a task is never the same as before.
+    ``opaque`` are types of values that can't be compared: such a task is never the same as before. ``pieces`` is JSON, too:
+    short digests by name of what the part ``code`` is made of, which only say what changed; the same for the same code.
     """
 
     digest: str
     text: str = "{}"
     opaque: tuple[str, ...] = ()
+    pieces: str = ""
 
     @property
     def parts(self) -> Mapping[str, str]:
@@ -67,7 +67,6 @@ class Fingerprints:
 def fingerprints(needs: Mapping[Key, Need], run_id: str = "") -> Fingerprints:
     """The fingerprint of everything in ``needs``."""
     printer = _Printer(run_id)
-    printer.tells_pieces = len(needs) <= MOST_TELLING
     return Fingerprints(printer.all(needs), printer.mentions)
 
 
@@ -84,6 +83,7 @@ class _Shared(NamedTuple):
     last: str
     told: str
     opaque: tuple[str, ...]
+    pieces: str
 
 
 class _Printer:
@@ -96,7 +96,6 @@ class _Printer:
         self._known: dict[Any, str] = {}
         self._kinds: dict[tuple[str, str | None], tuple[bytes, bytes]] = {}
         self._pieces: dict[tuple[str, str | None], str] = {}
-        self.tells_pieces = True
 
     @property
     def mentions(self) -> bool:
@@ -132,12 +131,12 @@ class _Printer:
 
     def _tasks(self, shared: _Shared, calls: Sequence[StepCall]) -> list[Fingerprint]:
         """Those of calls that have all but their outputs in common."""
-        before, behind, first, last, told, opaque = shared
+        before, behind, first, last, told, opaque, pieces = shared
         part, digest = self._canonical.part, self._digest
         kinds = [digest(before + part(call.outputs) + behind) for call in calls]
         wholes = [digest(f"{first}kind={kind};{last}".encode()) for kind in kinds]
         return [
-            Fingerprint(f"{ALGORITHM}:{whole}", f'{{"kind": "{kind[:SHORT]}"{told}}}', opaque)
+            Fingerprint(f"{ALGORITHM}:{whole}", f'{{"kind": "{kind[:SHORT]}"{told}}}', opaque, pieces)
             for kind, whole in zip(kinds, wholes, strict=True)
         ]
 
@@ -147,9 +146,8 @@ class _Printer:
         before, behind = self._kinds.get((call.kind, call.item_name)) or self._kind(call)
         code = self._functions(call)
         first, last, told = self._parts(code, _task(need, call))
-        if code and self.tells_pieces:
-            told += self._pieces_of(call.function, call.folder)
-        return _Shared(before, behind, first, last, told, tuple(self._canonical.opaque))
+        pieces = self._pieces_of(call.function, call.folder) if code else ""
+        return _Shared(before, behind, first, last, told, tuple(self._canonical.opaque), pieces)
 
     def _block(self, need: Need, unit: ScopeUnit) -> Fingerprint:
         """Of what a block makes of its members without a task of its own; the members have their own fingerprints."""
@@ -169,23 +167,32 @@ class _Printer:
     def _parts(self, code: str, told: Mapping[str, Any]) -> tuple[str, str, str]:
         """Digests as they are digested, those before ``kind`` and those behind it; and as they are told, short."""
         parts = {"code": code} if code else {}
-        parts.update({name: self._canonical.digest(value) for name, value in told.items() if value})
-        names = sorted(parts)
-        first = "".join([f"{name}={parts[name]};" for name in names if name < "kind"])
-        last = "".join([f"{name}={parts[name]};" for name in names if name > "kind"])
-        # Neither names nor digests have anything to escape.
-        return first, last, "".join([f', "{name}": "{part[:SHORT]}"' for name, part in parts.items()])
+        for name, value in told.items():
+            if value:
+                parts[name] = self._canonical.digest(value)
+        first = last = short = ""
+        for name in sorted(parts):
+            part = parts[name]
+            if name < "kind":
+                first += f"{name}={part};"
+            else:
+                last += f"{name}={part};"
+            # Neither names nor digests have anything to escape.
+            short += f', "{name}": "{part[:SHORT]}"'
+        return first, last, short
 
     def _pieces_of(self, function: Any, folder: str | None) -> str:
-        """The pieces of the code as the rest of a JSON object that has members already."""
+        """The pieces of the code as JSON; empty where there are none."""
         if not isinstance(function, str):
             return ""
-        key = (function, folder)
-        if key not in self._pieces:
+        known = self._pieces.get((function, folder))
+        if known is None:
+            if len(self._pieces) >= MOST_TELLING:
+                return ""
             found = list(self._code.pieces(function, folder).items())[:MOST_PIECES]
-            pieces = {PIECE + name: digest(text)[:SHORT_PIECE] for name, text in found}
-            self._pieces[key] = f", {json.dumps(pieces)[1:-1]}" if pieces else ""
-        return self._pieces[key]
+            known = json.dumps({name: digest(text)[:SHORT_PIECE] for name, text in found}) if found else ""
+            self._pieces[function, folder] = known
+        return known
 
     def _functions(self, call: StepCall) -> str:
         """The digest of the code: of the function, and of others that a merge or the state asks."""
@@ -277,12 +284,10 @@ def changes(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
     """Names of the parts that differ, the most telling first."""
     order = ("code", "params", "inputs", "files", "options", "state", "when", "kind", "members")
     names = dict.fromkeys((*order, *old, *new))
-    return [name for name in names if old.get(name) != new.get(name) and not name.startswith(PIECE)]
+    return [name for name in names if old.get(name) != new.get(name)]
 
 
-def changed_pieces(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
-    """Which functions, constants and modules of the code differ; none where that was not kept."""
-    if not any(name.startswith(PIECE) for name in old):
-        return []
-    names = dict.fromkeys((*new, *old))
-    return [name[len(PIECE) :] for name in names if name.startswith(PIECE) and old.get(name) != new.get(name)]
+def changed_pieces(old: Mapping[str, str], new: str) -> list[str]:
+    """Which functions, constants and modules of the code differ, ``new`` as JSON; none where that was not kept."""
+    now: dict[str, str] = json.loads(new or "{}")
+    return [name for name in dict.fromkeys((*now, *old)) if old.get(name) != now.get(name)] if old else []

@@ -95,7 +95,7 @@ class JournalKept:
             return f"holds a value of type {new.opaque[0]}, which can't be compared"
         if old.digest == new.digest:
             return ""
-        pieces = changed_pieces(old.parts, new.parts)
+        pieces = changed_pieces(old.pieces, new.pieces)
         more = f" and {len(pieces) - 5} more" if len(pieces) > 5 else ""
         told = f" ({', '.join(pieces[:5])}{more})" if pieces else ""
         return f"{' and '.join(changes(old.parts, new.parts))} changed{told}"

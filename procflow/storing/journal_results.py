@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -44,7 +44,8 @@ class KnownPrint:
 
     digest: str
     since: int
-    parts: dict[str, str]
+    parts: Mapping[str, str]
+    pieces: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,8 +188,8 @@ class Results:
         assert self.db is not None
         try:
             check_run(self.db, self.folder.db, self.run_id, own)
-            for label, role, digest, since, parts in read_prints(self.db, self.run_id):
-                self.prints[label, role] = KnownPrint(digest, since, parts)
+            for label, role, *known in read_prints(self.db, self.run_id):
+                self.prints[label, role] = KnownPrint(*known)
         except UNREADABLE as error:
             raise told(self.folder.db, error, "can't be read") from error
         sessions = list(

@@ -1,10 +1,11 @@
 """Fingerprints in the journal: what each task of a run was made from, so that a resume knows what has changed since.
 
     run_id, number | prints: [[label...], [role...], [digest...], [since...]] | parts: [{part: digest...}...]
+                   | pieces: {digest of the part code: {piece: digest...}...}
 
 A row has the columns of up to ``TOGETHER`` tasks as JSON, under one seal: a pipeline may have a hundred thousand of them, and
-all are read and written together. ``parts`` are apart, since only what has changed asks for them. This file owns the table;
-what a fingerprint is made of is ``resuming/fingerprint.py``'s.
+all are read and written together. ``parts`` are apart, since only what has changed asks for them; ``pieces`` of all are in the
+first row, once for each code. This file owns the table; what a fingerprint is made of is ``resuming/fingerprint.py``'s.
 """
 
 from __future__ import annotations
@@ -27,17 +28,20 @@ TABLE = """CREATE TABLE fingerprints (
     number INTEGER NOT NULL,
     prints TEXT NOT NULL,
     parts TEXT NOT NULL,
+    pieces TEXT NOT NULL,
     seal INTEGER,
     PRIMARY KEY (run_id, number)
 )"""
 TOGETHER = 64
 """Tasks in a row: what one flipped bit can cost."""
+PIECE = "code: "
+"""Before the names of pieces among the parts, in version 3."""
 
 _encode = json.JSONEncoder(separators=(",", ":")).encode
 
 
 class Prints(NamedTuple):
-    """What tasks are made from, in columns; ``parts`` is JSON.
+    """What tasks are made from, in columns; ``parts`` are JSON, ``pieces`` is that of all by the short digest of their code.
 
     Results of executions before ``sinces`` were made from something else; None is the session that begins.
     """
@@ -47,6 +51,7 @@ class Prints(NamedTuple):
     digests: Sequence[str] = ()
     sinces: Sequence[int | None] = ()
     parts: Sequence[str] = ()
+    pieces: str = "{}"
 
     @staticmethod
     def of(found: Mapping[Key, Fingerprint], sinces: Sequence[int | None] | None = None) -> Prints:
@@ -55,7 +60,10 @@ class Prints(NamedTuple):
             return Prints()
         labels, roles = zip(*found, strict=True)
         prints = found.values()
-        return Prints(labels, roles, [p.digest for p in prints], sinces or [0] * len(labels), [p.text for p in prints])
+        by_text = {p.pieces: p for p in prints if p.pieces}
+        pieces = ",".join([f'"{p.parts["code"]}":{text}' for text, p in by_text.items()])
+        digests, parts = [p.digest for p in prints], [p.text for p in prints]
+        return Prints(labels, roles, digests, sinces or [0] * len(labels), parts, f"{{{pieces}}}")
 
 
 def write_prints(db: Connection, run_id: str, prints: Prints, first: int) -> None:
@@ -65,17 +73,23 @@ def write_prints(db: Connection, run_id: str, prints: Prints, first: int) -> Non
     columns = (prints.labels, prints.roles, prints.digests, sinces)
     groups = [slice(at, at + TOGETHER) for at in range(0, len(sinces), TOGETHER)]
     rows = [
-        (run_id, number, _encode([column[group] for column in columns]), f"[{','.join(prints.parts[group])}]")
+        (
+            *(run_id, number, _encode([column[group] for column in columns]), f"[{','.join(prints.parts[group])}]"),
+            "{}" if number else prints.pieces,
+        )
         for number, group in enumerate(groups)
     ]
-    db.executemany("INSERT INTO fingerprints VALUES (?,?,?,?,?)", sealed(rows))
+    db.executemany("INSERT INTO fingerprints VALUES (?,?,?,?,?,?)", sealed(rows))
 
 
-def read_prints(db: Connection, run_id: str) -> Iterator[tuple[str, str, str, int, dict[str, str]]]:
-    """Label, role, digest, since and parts of each task; the caller has checked the seals."""
-    sql = "SELECT prints, parts FROM fingerprints WHERE run_id = ? ORDER BY number"
-    for columns, parts in db.execute(sql, (run_id,)):
-        yield from zip(*json.loads(columns), json.loads(parts), strict=True)
+def read_prints(db: Connection, run_id: str) -> Iterator[tuple[Any, ...]]:
+    """Label, role, digest, since, parts and pieces of each task; the caller has checked the seals."""
+    known: dict[str, dict[str, str]] = {}
+    sql = "SELECT prints, parts, pieces FROM fingerprints WHERE run_id = ? ORDER BY number"
+    for columns, parts, more in db.execute(sql, (run_id,)):
+        known.update(json.loads(more))
+        for *told, part in zip(*json.loads(columns), json.loads(parts), strict=True):
+            yield (*told, part, known.get(part.get("code"), {}))
 
 
 def read_digests(db: Connection, run_id: str) -> dict[Key, str]:
@@ -91,14 +105,20 @@ def read_digests(db: Connection, run_id: str) -> dict[Key, str]:
 def repack(db: Connection) -> None:
     """Make the table of one that has a row a task, as journals up to version 3 had it, in the caller's transaction.
 
-    Rows that are damaged are left out: their tasks run again.
+    Rows that are damaged are left out: their tasks run again. There the pieces were among the parts of each task.
     """
     whole = expression(db, "fingerprints")
     sql = f"SELECT run_id, label, role, digest, since, parts FROM fingerprints WHERE seal IS {whole} ORDER BY rowid"
     found: dict[str, list[tuple[Any, ...]]] = {}
-    for run_id, *values in db.execute(sql):
-        found.setdefault(run_id, []).append(tuple(values))
+    pieces: dict[str, dict[str, dict[str, str]]] = {}
+    for run_id, *values, parts in db.execute(sql):
+        told: dict[str, str] = json.loads(parts)
+        own = {name[len(PIECE) :]: told.pop(name) for name in list(told) if name.startswith(PIECE)}
+        if own:
+            pieces.setdefault(run_id, {})[told["code"]] = own
+        found.setdefault(run_id, []).append((*values, _encode(told)))
     db.execute("DROP TABLE fingerprints")
     db.execute(TABLE)
     for run_id, rows in found.items():
-        write_prints(db, run_id, Prints(*zip(*rows, strict=True)), 0)
+        columns: tuple[Any, ...] = (*zip(*rows, strict=True), _encode(pieces.get(run_id, {})))
+        write_prints(db, run_id, Prints(*columns), 0)

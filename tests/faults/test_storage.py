@@ -361,8 +361,9 @@ def as_version_3(db: sqlite3.Connection) -> None:
         " digest TEXT NOT NULL, parts TEXT NOT NULL, since INTEGER NOT NULL, seal INTEGER, PRIMARY KEY (run_id, label, role))"
     )
     for run_id, prints in runs.items():
+        told = [(*print_, parts | {f"code: {n}": p for n, p in pieces.items()}) for *print_, parts, pieces in prints]
         rows = [
-            (run_id, label, role, "0", digest, json.dumps(parts), since) for label, role, digest, since, parts in prints
+            (run_id, label, role, "0", digest, json.dumps(parts), since) for label, role, digest, since, parts in told
         ]
         db.executemany("INSERT INTO fingerprints VALUES (?,?,?,?,?,?,?,?)", sealed(rows))
     db.execute(
