@@ -72,7 +72,7 @@ def test_a_value_is_opened_once_an_attempt() -> None:
 
 
 def test_a_missing_value_is_named_with_what_is_near() -> None:
-    assert "there is no value 'row'; did you mean 'rows'?" in failed(transform(echo, Lookup("row")), {"rows": 1})
+    assert "there is no value 'row'; did you mean rows?" in failed(transform(echo, Lookup("row")), {"rows": 1})
 
 
 def test_arrays_arrive_read_only_so_that_no_step_damages_anothers_input() -> None:
@@ -150,7 +150,7 @@ def test_results_are_published_as_declared(names: Any, value: Any, published: di
     ("names", "value", "says"),
     [
         (("a", "b"), (1, 2, 3), "3 values for 2 outputs (a, b)"),
-        (("rows", "b"), {"row": 1, "b": 2}, "no rows; it has row, b; did you mean 'row'?"),
+        (("rows", "b"), {"row": 1, "b": 2}, "no rows; it has row, b; did you mean row?"),
         (("a", "b"), None, "returned None"),
         (("a", "b"), "ab", "a value of type str"),
         (("a", "b"), np.zeros(2), "a value of type ndarray"),

@@ -26,13 +26,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import field
 from typing import TYPE_CHECKING, Any
 
+from procflow.passive import passive
+
 if TYPE_CHECKING:
     from types import ModuleType
 
     from procflow.dialects.translating import Translated
     from procflow.loading.source import Source, Tree
-
-from procflow.passive import passive
 
 __all__ = ["DIALECTS", "Dialect", "Reading", "detect", "is_own", "translated"]
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 from importlib.machinery import ModuleSpec, PathFinder
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,7 @@ from procflow.secrets import masked
 if TYPE_CHECKING:
     import ast
 
-__all__ = ["FunctionError", "add_folder", "find", "resolve"]
+__all__ = ["FunctionError", "add_folder", "did_you_mean", "find", "resolve"]
 
 
 class FunctionError(ProcflowError):
@@ -61,7 +61,7 @@ def _resolve(target: str, folder: str | None) -> Callable[..., Any]:
         try:
             value = getattr(value, part)
         except AttributeError:
-            guess = _did_you_mean(part, dir(value))
+            guess = did_you_mean(part, dir(value))
             file = getattr(value, "__file__", None)
             where = f" ({file})" if file and at == module_name else ""
             raise FunctionError(f"{target}: {at}{where} has no name {part!r}{guess}") from None
@@ -88,7 +88,7 @@ def _imported(module_name: str, target: str, folder: str | None) -> Any:
 def _no_module(module_name: str, target: str, folder: str | None) -> str:
     near = list(_modules_in(folder)) if folder is not None and "." not in module_name else []
     looked = f" in {folder} or among installed packages" if folder is not None else ""
-    return f"{target}: there is no module {module_name!r}{looked}{_did_you_mean(module_name, near)}"
+    return f"{target}: there is no module {module_name!r}{looked}{did_you_mean(module_name, near)}"
 
 
 def _modules_in(folder: str) -> Iterator[str]:
@@ -102,7 +102,8 @@ def _modules_in(folder: str) -> Iterator[str]:
             yield stem
 
 
-def _did_you_mean(name: str, names: list[str]) -> str:
+def did_you_mean(name: str, names: Iterable[str]) -> str:
+    """``; did you mean load or loads?`` for the known names most like this one, empty where none is."""
     from difflib import get_close_matches
 
     close = get_close_matches(name, [n for n in names if not n.startswith("__")], n=3)
@@ -132,7 +133,7 @@ def find(target: str, folder: str | None = None) -> str | None:
     first = name.split(".")[0]
     if names is None or first in names or spec.submodule_search_locations is not None:
         return None
-    return f"{target}: {spec.origin} has no name {first!r}{_did_you_mean(first, sorted(names))}"
+    return f"{target}: {spec.origin} has no name {first!r}{did_you_mean(first, sorted(names))}"
 
 
 @lru_cache(maxsize=64)

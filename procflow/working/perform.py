@@ -70,15 +70,8 @@ class Values:
             return fill(self.constants[name], self)
         if name == SECRETS:
             return secrets.values()
-        guess = _did_you_mean(name, [*self.refs, *self.constants])
+        guess = functions.did_you_mean(name, [*self.refs, *self.constants])
         raise ReferenceFailed(f"{Lookup(name)}: there is no value {name!r}{guess}")
-
-
-def _did_you_mean(name: str, names: list[str]) -> str:
-    from difflib import get_close_matches
-
-    near = get_close_matches(name, names, n=1)
-    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def _opened(ref: Ref, name: str) -> Any:
@@ -228,7 +221,7 @@ def publish(outputs: tuple[str, ...] | Literal["*"], value: Any) -> dict[str, Re
         missing = [name for name in outputs if name not in value]
         if missing:
             has = [str(k) for k in value]
-            guess = _did_you_mean(missing[0], has)
+            guess = functions.did_you_mean(missing[0], has)
             raise OutputError(f"the returned mapping has no {', '.join(missing)}; it has {', '.join(has[:20])}{guess}")
         return _packed((name, value[name], f"result[{name!r}]") for name in outputs)
     if isinstance(value, (tuple, list)):
