@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from procflow import events as ev
-from procflow.attempt import Failure, Usage
+from procflow.attempt import Failure
 from procflow.errors import RunFailed
 from procflow.graph import TaskGraph
 from procflow.guarding.signals import exit_code_of
@@ -197,7 +197,10 @@ class Recorder:
                     and event.retry_in_s is None
                     and not event.metrics
                 ):
-                    steps[event.label] = before, event.usage, event.cost, event.count
+                    spent = event.usage
+                    steps[event.label] = (
+                        before, spent.wall_s, spent.work_s, spent.cpu_s, spent.peak_rss_bytes, event.cost, event.count
+                    )  # fmt: skip
                 else:
                     self._attempt_finished(event)
             elif kind is _SETTLED:
@@ -246,9 +249,7 @@ class Recorder:
         end, entries = self._finished, self._steps.values()
         once = [entry for entry in entries if isinstance(entry, tuple)]
         records = [entry for entry in entries if isinstance(entry, StepRecord)]
-        # The usage of a single attempt says what was spent as a record does.
-        spent: list[Usage | StepRecord] = [*[usage for _, usage, _, _ in once], *records]
-        work_s = sum([one.work_s for one in spent])
+        work_s = sum([*[entry[2] for entry in once], *[record.work_s for record in records]])
         wall_s = end.wall_s if end is not None else self._last
         speedup = work_s / wall_s if wall_s > 0 else 1.0
         return RunMetrics(
@@ -263,14 +264,16 @@ class Recorder:
             attempts=self._attempts,
             retries=self._retries,
             lost=self._lost,
-            cpu_s=sum([one.cpu_s for one in spent]),
-            peak_rss_bytes=max([one.peak_rss_bytes for one in spent], default=0),
-            cost=sum([cost for _, _, cost, _ in once]) + sum([record.cost for record in records]),
+            cpu_s=sum([*[entry[3] for entry in once], *[record.cpu_s for record in records]]),
+            peak_rss_bytes=max(
+                [*[entry[4] for entry in once], *[record.peak_rss_bytes for record in records]], default=0
+            ),
+            cost=sum([*[entry[5] for entry in once], *[record.cost for record in records]]),
         )
 
     def _durations(self) -> dict[str, float]:
         """The seconds that count in the critical path, by label."""
-        found = {label: entry[1].wall_s for label, entry in self._steps.items() if isinstance(entry, tuple)}
+        found = {label: entry[1] for label, entry in self._steps.items() if isinstance(entry, tuple)}
         for label, entry in self._steps.items():
             if isinstance(entry, StepRecord):
                 found[label] = entry.block.wall_s if entry.block and entry.kind == "map" else entry.final_s

@@ -247,3 +247,59 @@ def test_the_longest_chain_is_that_of_the_plain_recursion(data: st.DataObject) -
     order = data.draw(st.permutations(range(n)))
     graph = scope(0, "g", "graph", *(task(i, str(i), after[i]) for i in order))
     assert path_of(graph, **{str(i): times[i] for i in range(n)}) == max(map(ends, range(n)))
+
+
+some_labels = st.sampled_from("abc")
+whole = st.integers(0, 9).map(float)
+streams = st.lists(
+    st.one_of(
+        st.builds(
+            lambda label, item, at: ev.AttemptStarted(at, 1, label, label, item, 1, "x"),
+            some_labels, st.sampled_from(["", "3"]), whole,
+        ),
+        st.builds(
+            lambda label, status, at, wall_s, cpu_s, peak, **more: ev.AttemptFinished(
+                at, 1, label, label, "", 1, "x", status, 0.0, Usage(wall_s, cpu_s, peak), **more
+            ),
+            some_labels, st.sampled_from(["succeeded", "succeeded", "skipped", "lost", "cancelled"]), whole, whole, whole,
+            st.integers(0, 9), cost=whole, count=st.integers(0, 3), retry_in_s=st.sampled_from([None, None, 0.0, 2.0]),
+            metrics=st.sampled_from([{}, {"rows": 1.0}, {"loss": 2.0}]),
+        ),
+        st.builds(
+            lambda label, status, item, reason: ended(label, status, item, reason=reason),
+            some_labels, st.sampled_from(["succeeded", "failed", "skipped"]), st.sampled_from(["", "3"]),
+            st.sampled_from(["", "why"]),
+        ),
+        st.builds(lambda label: ev.BlockStarted(0.0, label, label, "", "map", 2, "all"), some_labels),
+        st.builds(
+            lambda label, wall_s: ev.BlockFinished(1.0, label, label, "", "map", "succeeded", 2, 2, 0, wall_s, 1.0, 0.0, 0.0),
+            some_labels, whole,
+        ),
+    ),
+    max_size=12,
+)  # fmt: skip
+
+
+@given(streams, st.booleans())
+def test_steps_without_a_record_are_told_as_those_that_have_one(events: list[ev.Event], ends: bool) -> None:
+    events = [*events, over()] if ends else events
+    graph = TaskGraph("p", scope(0, "s", "sequence", *(task(i, label) for i, label in enumerate("abc"))))
+    plain, looked_at = Recorder(2, graph), Recorder(2, graph)
+    plain.handle_all(events)
+    for event in events:
+        looked_at.handle(event)
+        for label in looked_at._steps:
+            looked_at._step(label, label)
+    found, expected = plain.result(), looked_at.result()
+    assert found.steps == expected.steps
+    assert [*found.steps] == [*expected.steps]
+    assert found.metrics == expected.metrics
+
+
+def test_the_record_of_a_step_stays_the_same_object_and_reads_as_a_mapping() -> None:
+    steps = recorded(BEGUN, *tried("a", 3.0), ended("a", "succeeded"), *tried("b")[:1], over()).steps
+    assert steps["a"] is steps["a"]
+    assert ("a" in steps, "x" in steps, len(steps), steps.get("x")) == (True, False, 2, None)
+    assert repr(steps) == repr(dict(steps))
+    assert (steps["b"].status, steps["b"].attempts, steps["b"].count) == ("running", 1, 0)
+    assert pickle.loads(pickle.dumps(steps)) == steps

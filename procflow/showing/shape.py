@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache, partial
 from typing import Any
 
-from procflow.graph import TaskGraph, Unit
+from procflow.graph import TaskGraph, TaskUnit, Unit
 from procflow.plaintext import shortened
 from procflow.showing.plan import inner_steps, kind_of, what_runs
 
@@ -50,10 +51,18 @@ def part_of(graph: TaskGraph, most: int = MOST) -> Part:
     root = Part("", "", graph.name, graph.root.kind, "", (), len(graph.root.members))
     waiting: deque[tuple[Part, Sequence[Unit]]] = deque([(root, graph.root.members)])
     count = 0
+    # Many steps may run one function, which needs one text.
+    texts: dict[tuple[str, int], str] = {}
     while waiting:
         block, units = waiting.popleft()
         for unit in units[: max(0, most - count)]:
             count += 1
+            if isinstance(unit, TaskUnit) and unit.call.function is not None:
+                runs = texts.get(what := (unit.call.kind, id(unit.call.function)))
+                if runs is None:
+                    runs = texts[what] = what_runs(unit)
+                block.members.append(Part(unit.path, unit.label, unit.name, unit.call.kind, runs, unit.after))
+                continue
             inner = inner_steps(unit)
             part = Part(unit.path, unit.label, unit.name, kind_of(unit), what_runs(unit), unit.after, len(inner))
             block.members.append(part)
@@ -66,12 +75,13 @@ def plain_of(root: Part) -> list[list[Any]]:
     """The shape as data that JSON can hold; each entry begins with the place of its block in the list."""
     rows: list[list[Any]] = [[-1, root.path, root.label, shortened(root.name, TEXT), root.kind, "", [], root.size]]
     waiting: deque[tuple[int, Part]] = deque([(0, root)])
+    short = lru_cache(maxsize=8)(partial(shortened, most=TEXT))
     while waiting:
         place, block = waiting.popleft()
         for part in block.members:
             if part.members:
                 waiting.append((len(rows), part))
-            texts = (part.path, part.label, shortened(part.name, TEXT), part.kind, shortened(part.runs, TEXT))
+            texts = (part.path, part.label, shortened(part.name, TEXT), part.kind, short(part.runs))
             rows.append([place, *texts, list(part.after), part.size])
     return rows
 

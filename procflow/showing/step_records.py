@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from procflow.attempt import Usage
 from procflow.call import nothing
 from procflow.passive import passive
 
@@ -63,8 +62,9 @@ class StepRecord:
 
 Began = str
 """Of a step whose first attempt began, and of which no more is known: its path."""
-Once = tuple[str, Usage, float, int]
-"""Of a step whose first attempt ended well, and of which no more is known: path, usage, cost and items."""
+Once = tuple[str, float, float, float, int, float, int]
+"""Of a step whose first attempt ended well, and of which no more is known: path, ``wall_s``, ``work_s``, ``cpu_s``,
+``peak_rss_bytes``, ``cost`` and ``count``."""
 Entry = StepRecord | Once | Began
 
 
@@ -74,11 +74,10 @@ def record_of(label: str, entry: Entry) -> StepRecord:
         return entry
     if isinstance(entry, str):
         return StepRecord(label, entry, attempts=1)
-    path, usage, cost, count = entry
-    wall_s = usage.wall_s
+    path, wall_s, work_s, cpu_s, peak_rss_bytes, cost, count = entry
     return StepRecord(
-        label, path, "task", "succeeded", 1, 0, wall_s, usage.work_s, wall_s, usage.cpu_s, usage.peak_rss_bytes, cost, count
-    )  # fmt: skip
+        label, path, "task", "succeeded", 1, 0, wall_s, work_s, wall_s, cpu_s, peak_rss_bytes, cost, count
+    )
 
 
 class StepRecords(Mapping[str, StepRecord]):

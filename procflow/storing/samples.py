@@ -91,8 +91,8 @@ class Samples:
         self._cpu_s: float | None = None
         self._samples: list[tuple[float, int, float | None]] = []
         self._peak = self._rss_bytes = 0
-        # Of attempts that ended: key, pid and when it was sent (0 where no process served it), when it started and its code began.
-        self._attempts: list[tuple[int, int, float, float, float | None]] = []
+        # Of the attempts that ended since the last line, four numbers each.
+        self._attempts: list[int] = []
         # Workers by pid, counted from 1; 0 is none.
         self._workers: dict[int, int] = {0: 0}
         with contextlib.suppress(OSError, StoreError):
@@ -182,23 +182,13 @@ class Samples:
         for pool in self._pools:
             pop = pool.served.pop
             served = [pop(event.key, known) for event, known in zip(ended, served, strict=True)]
-        self._attempts += [
-            (event.key, pid, sent, event.started_at, event.usage.began)
-            for event, (pid, sent) in zip(ended, served, strict=True)
-        ]
-
-    def _packed(self) -> str:
-        """The attempts that ended since the last line."""
-        workers, base, skew = self._workers, self._base, self._skew
-        numbers: list[int] = []
-        for key, pid, sent, started, began in self._attempts:
-            start = started + base
+        workers, base, skew, numbers = self._workers, self._base, self._skew, self._attempts
+        for event, (pid, sent) in zip(ended, served, strict=True):
+            start, began = event.started_at + base, event.usage.began
             worker = workers.setdefault(pid, len(workers))
             after = -1 if began is None else int((began - skew - start) * UNITS)
             waited = int((sent - start) * UNITS) if worker else 0
-            numbers += (key, worker, waited if waited > 0 else 0, after if after > 0 or began is None else 0)
-        self._attempts = []
-        return encoded(numbers)
+            numbers += (event.key, worker, waited if waited > 0 else 0, after if after > 0 or began is None else 0)
 
     def _flush(self, now: float) -> None:
         self._written = now
@@ -206,7 +196,7 @@ class Samples:
         if self._samples:
             line["samples"], self._samples = self._samples, []
         if self._attempts:
-            line["attempts"] = self._packed()
+            line["attempts"], self._attempts = encoded(self._attempts), []
         if line:
             self._write(line)
 
