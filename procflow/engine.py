@@ -173,14 +173,12 @@ class Engine:
         return deadline
 
     def _perform(self, actions: list[Action]) -> None:
-        events: list[Event] = []
-        for action in actions:
-            if type(action) not in _ORDERS:
-                events.append(action)  # type: ignore[arg-type]
-            elif isinstance(action, Submit):
-                if events:
-                    self._record(events)
-                    events = []
+        done = 0
+        for place in [place for place, kind in enumerate(map(type, actions)) if kind in _ORDERS]:
+            if done < place:
+                self._record(actions[done:place])
+            done, action = place + 1, actions[place]
+            if isinstance(action, Submit):
                 if action.after > self._durable:
                     self._settle_debt()
                 elif self._noted != self._recorded:
@@ -192,10 +190,11 @@ class Engine:
                 self._unneeded.extend(action.files)
             elif isinstance(action, Kill):
                 self._executors[action.executor].kill(action.key, action.cause, action.grace_s)
-        if events:
-            self._record(events)
+        if done < len(actions):
+            self._record(actions[done:])
 
-    def _record(self, events: list[Event]) -> None:
+    def _record(self, actions: list[Action]) -> None:
+        events = cast("list[Event]", actions)
         self._journal.record(*events)
         self._waiting += events
         self._recorded += len(events)

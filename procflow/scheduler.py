@@ -125,8 +125,7 @@ class Scheduler(Endings):
             self._admit()
             if self.depth and not self.finished:
                 self._queue_ahead()
-        actions, self._actions = self._actions, []
-        return actions
+        return self._take_actions()
 
     @property
     def state(self) -> tuple[Mapping[str, Reducer], Mapping[str, Ref], Mapping[str, list[Ref]]]:

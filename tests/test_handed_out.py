@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
+import pytest
+
 from procflow import Parallel, Pipeline, Step
-from procflow.attempt import Attempt, Failed, Failure, Returned, Started, Succeeded, Usage
+from procflow.attempt import Attempt, Failed, Failure, Lost, Returned, Skipped, Started, Succeeded, Usage
 from procflow.compiler import compile_pipeline
 from procflow.engine import Engine
 from procflow.events import AttemptFinished, AttemptStarted, Event, StepFinished
 from procflow.ref import Inline
 from procflow.scheduler import Scheduler
 from procflow.scheduling.actions import Submit
+from procflow.scheduling.states import State
 from procflow.testing import Act, FakeExecutor
 
 DEPTH = 3
@@ -103,6 +107,25 @@ def test_a_queued_attempt_that_failed_unheard_fails_like_any_other() -> None:
     actions = scheduler.handle_all([well(line[0]), Failed(line[1].key, Failure("error", "Oops", "x"))], 0.002)
     [end] = [a for a in actions if isinstance(a, AttemptFinished) and a.key == line[1].key]
     assert (end.status, end.retry_in_s is None) == ("failed", False)
+
+
+@pytest.mark.parametrize(
+    ("retries", "end", "state"),
+    [
+        (0, Failed(0, Failure("error", "Oops", "x")), "failed"),
+        (1, Failed(0, Failure("error", "Oops", "x")), "retrying"),
+        (0, Lost(0, Failure("crash", "WorkerDied", "SIGKILL", signal=9)), "failed"),
+        (0, Skipped(0), "skipped"),
+    ],
+)
+def test_an_end_that_came_unheard_moves_its_step_from_queued_at_once(retries: int, end: Any, state: State) -> None:
+    scheduler = scheduler_of(10, retries=retries)
+    queued = with_a_line(scheduler)[1]
+    [task] = [task for task in scheduler.queued.values() if task.key == queued.key]
+    told = scheduler.handle(replace(end, key=queued.key), 0.002)
+    assert [type(event) for event in told[:2]] == [AttemptStarted, AttemptFinished]
+    assert [(before, after) for run, before, after in scheduler._story if run is task][-1] == ("queued", state)
+    assert task.scope.active == len(scheduler.running) + len(scheduler.queued)
 
 
 def test_what_is_given_back_is_handed_out_again_under_another_key_and_the_same_number() -> None:

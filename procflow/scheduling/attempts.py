@@ -23,6 +23,7 @@ from procflow.attempt import (
 from procflow.events import (
     AttemptFinished,
     Status,
+    StepFinished,
     StepProgress,
 )
 from procflow.graph import Unit
@@ -66,23 +67,24 @@ class Attempts(Queueing):
 
     def _ended(self, outcome: Succeeded | Skipped | Failed | Lost) -> None:
         """An attempt is over, its place is free: act by what its task is for. A queued one may end without a sign that it began."""
-        task = self.running.pop(outcome.key, None)
+        task = self.queued.pop(outcome.key, None)
         if task is not None:
-            self._give_back(task, task.scope)
+            self._came_and_went(task)
         else:
-            task = self.queued.pop(outcome.key, None)
+            task = self.running.pop(outcome.key, None)
             if task is None:
                 self.late += 1
                 return
-            self._came_and_went(task)
+            self._give_back(task, task.scope)
+            task.clock = task.idle_clock = None
         scope, usage = task.scope, outcome.usage
-        task.clock = task.idle_clock = None
         scope.work_s += (usage.wall_s if usage.alone_s is None else usage.alone_s) or self._now - task.started_at
         self.attempts_over += 1
         if task.doomed is not None:
             self._ended_doomed(task, scope, task.doomed, outcome)
         elif isinstance(outcome, Succeeded):
-            scope.cost += outcome.cost
+            if outcome.cost:
+                scope.cost += outcome.cost
             self._ended_well(task, scope, outcome)
         elif isinstance(outcome, Skipped):
             self._ended_without(task, outcome.usage, "skipped")
@@ -117,7 +119,7 @@ class Attempts(Queueing):
             else:
                 task.published = outcome.outputs
             self._attempt_finished(task, outcome.usage, outcome, "succeeded")
-            self._settle(task, "succeeded")
+            self._settle_task(task, "succeeded")
             return
         if task.role == "batch":
             assert isinstance(scope, MapRun)
@@ -218,6 +220,29 @@ class Attempts(Queueing):
             self._end_early(scope, "failed", f"its {task.role} failed")
         self._maybe_close(scope)
 
+    def _settle_task(self, task: TaskRun, state: Status, reason: str = "") -> None:
+        """A member that is a task has reached a final state; its block hears of it from the queue."""
+        self._move(task, state)
+        if reason:
+            task.reason = reason
+        if state == "failed":
+            self.failures += 1
+        self._step_finished(task, state)
+        if task.unit.hooks:
+            self._hook(task, state)
+        self._settling.append(task)
+
+    def _step_finished(self, run: TaskRun, state: Status) -> None:
+        unit, failed = run.unit, state == "failed"
+        event = StepFinished(
+            self._at, unit.path, unit.label, run.scope.item, state, run.number, tuple(run.published),
+            run.failure if failed else None, run.reason, failed and unit.tolerated, run.kept,
+        )  # fmt: skip
+        if failed:
+            self._step_failed(event)
+        else:
+            self._record(event)
+
     def _attempt_finished(
         self, task: TaskRun, usage: Usage, made: Succeeded, status: Any, failure: Failure | None = None,
         retry_in_s: float | None = None, count: int = 1,
@@ -245,7 +270,7 @@ class Attempts(Queueing):
     def _doom(self, task: TaskRun, cause: Cause) -> None:
         """Ask the executor to stop an attempt; the verdict stands from here on."""
         task.doomed = cause
-        self._actions.append(Kill(task.key, task.unit.executor, cause, task.unit.kill_grace_s))
+        self._order(Kill(task.key, task.unit.executor, cause, task.unit.kill_grace_s))
 
     def _attempt_due(self, task: TaskRun, key: int) -> None:
         if task.key == key and task.state == "running" and task.doomed is None and task.clock is not None:

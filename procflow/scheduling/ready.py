@@ -92,13 +92,18 @@ class _Queue:
         self._row: deque[_Entry] = deque()
         self._heap: list[_Entry] = []
 
-    def push(self, entry: _Entry) -> None:
-        """Add one."""
+    def push(self, entries: list[_Entry]) -> None:
+        """Add some, in any order; the list is left in order."""
         row = self._row
-        if not row or row[-1] < entry:
-            row.append(entry)
-        else:
-            heapq.heappush(self._heap, entry)
+        entries.sort()
+        if not row or row[-1] < entries[0]:
+            row.extend(entries)
+            return
+        for entry in entries:
+            if row[-1] < entry:
+                row.append(entry)
+            else:
+                heapq.heappush(self._heap, entry)
 
     def first(self) -> _Entry | None:
         """The most urgent that is still ready; those that are not are dropped."""
@@ -118,13 +123,29 @@ class _Queue:
         else:
             heapq.heappop(self._heap)
 
+    def take(self, rival: _Entry | None) -> TaskRun | None:
+        """Take out the most urgent one that is still ready, if it is more urgent than ``rival``."""
+        row = self._row
+        if rival is None and not self._heap:
+            while row:
+                task = row.popleft()[4]
+                if task.state == "ready":
+                    return task
+            return None
+        first = self.first()
+        if first is None or (rival is not None and rival < first):
+            return None
+        self.pop(first)
+        return first[4]
+
 
 class Shape:
     """Waiting tasks that ask for the same; their starts count against ``rates``."""
 
-    __slots__ = ("bypassed", "plain", "queue", "rates", "unit", "wall_s")
+    __slots__ = ("bypassed", "plain", "queue", "rates", "reserved_bytes", "unit", "wall_s")
 
-    def __init__(self, unit: TaskUnit, rates: tuple[_Rate, ...], plain: bool) -> None:
+    def __init__(self, unit: TaskUnit, rates: tuple[_Rate, ...], reserved_bytes: int | None, plain: bool) -> None:
+        self.reserved_bytes = reserved_bytes
         self.plain = plain
         """Declares nothing but one core."""
         self.wall_s = _UNKNOWN_S
@@ -168,16 +189,28 @@ class Ready:
 
     def push(self, *tasks: TaskRun) -> None:
         """The tasks wait for their start."""
-        serial = self._serial
-        for task in tasks:
+        asked: object = None
+        shape: Shape | None = None
+        entries: list[_Entry] = []
+        for serial, task in enumerate(tasks, self._serial + 1):
             unit = task.unit
-            serial += 1
             if task.alone or (unit.learned_bytes is not None and self._fills(task, unit.learned_bytes)):
                 self._alone.append(task)
                 continue
-            task.shape = shape = self.shape_of(task)
-            shape.queue.push((-unit.priority, -unit.rank, task.seq, serial, task))
-        self._serial = serial
+            asks = (
+                unit.executor, unit.cpus, task.reserved_bytes, task.memory_bytes, unit.resources, unit.rates,
+                unit.path if unit.rate is not None else "",
+            )  # fmt: skip
+            if asks != asked or shape is None:
+                # Members of a block ask for the same more often than not.
+                if shape is not None:
+                    shape.queue.push(entries)
+                asked, shape, entries = asks, self.shape_of(task), []
+            task.shape = shape
+            entries.append((-unit.priority, -unit.rank, task.seq, serial, task))
+        if shape is not None:
+            shape.queue.push(entries)
+        self._serial += len(tasks)
 
     def _fills(self, task: TaskRun, learned_bytes: int) -> bool:
         """Whether the task is expected to take the whole budget or more, though nobody declared how much."""
@@ -195,7 +228,7 @@ class Ready:
         shape = self._shapes.get(key)
         if shape is None:
             plain = unit.cpus == 1 and task.memory_bytes is None and not unit.resources and not rates
-            shape = self._shapes[key] = Shape(unit, rates, plain)
+            shape = self._shapes[key] = Shape(unit, rates, task.reserved_bytes, plain)
         return shape
 
     def _rates_of(self, unit: TaskUnit) -> tuple[_Rate, ...]:
@@ -280,18 +313,16 @@ class Ready:
             most, pushed = lanes * min(depth, int(QUEUED_S / (chosen.wall_s + 1e-6))), self._serial
             # Those that ask for the same, until another is more urgent or one more came to wait.
             while self._serial == pushed:
-                first = chosen.queue.first()
-                if first is None or (rival is not None and rival < first):
-                    break
-                task, free = first[4], self.budget.memory_bytes
-                wanted = task.reserved_bytes
                 if queued >= most:
                     return
+                free, wanted = self.budget.memory_bytes, chosen.reserved_bytes
+                if wanted is not None and free is not None and free < wanted:
+                    return
+                task = chosen.queue.take(rival)
+                if task is None:
+                    break
                 if wanted is not None and free is not None:
-                    if free < wanted:
-                        return
                     self.budget.memory_bytes = free - wanted
-                chosen.queue.pop(first)
                 queued += 1
                 yield task
 

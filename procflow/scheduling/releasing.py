@@ -51,7 +51,7 @@ class Releasing(Turn):
 
     def _release_inside(self, scope: ScopeRun) -> None:
         """What the block's members published and the block does not hand on; a map's items."""
-        made: list[Ref] = [ref for member in scope.members for ref in member.published.values()]
+        made = [ref for member in scope.members for ref in member.published.values() if type(ref) is not Inline]
         if isinstance(scope, MapRun):
             made += (ref for _, _, ref in scope.pages)
             made += (ref for _, ref in scope.chunks)
@@ -70,14 +70,11 @@ class Releasing(Turn):
 
     def _note_values(self, run: TaskRun | ScopeRun) -> None:
         """Work out who the values that a member of the top block published wait for."""
-        for name, ref in run.published.items():
-            if name in self._files_of:
-                # Written once more: nobody counted who still reads the old value.
-                self._unneeded.pop(name, None)
-                continue
-            if type(ref) is Inline:
-                continue
-            files = _files([ref])
+        for name in self._files_of.keys() & run.published.keys():
+            # Written once more: nobody counted who still reads the old value.
+            self._unneeded.pop(name, None)
+        for name, ref in [(name, ref) for name, ref in run.published.items() if type(ref) is not Inline]:
+            files = _files([ref]) if name not in self._files_of else None
             if not files:
                 continue
             self._files_of[name] = files
@@ -131,7 +128,7 @@ class Releasing(Turn):
     def _release(self, files: Iterable[Stored]) -> None:
         found = tuple(files)
         if found:
-            self._actions.append(Release(found))
+            self._order(Release(found))
 
 
 def _is_clean(run: ScopeRun) -> bool:

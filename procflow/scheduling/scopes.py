@@ -12,7 +12,6 @@ from procflow.events import (
     BlockFinished,
     BlockStarted,
     Status,
-    StepFinished,
 )
 from procflow.graph import ScopeUnit, TaskUnit
 from procflow.ref import Ref
@@ -73,7 +72,7 @@ class Scopes(ItemRules):
         scope.unsettled = len(waiting)
         if not waiting:
             self._maybe_close(scope)
-        self._make_all_ready([run for run in waiting if run.unmet == 0], after)
+        self._make_all_ready([run for run in waiting if not run.unmet], after)
 
     def _count_own(self, scope: ScopeRun, more: int) -> None:
         """Failures that are no member's; they are taken back when the block runs again."""
@@ -172,36 +171,23 @@ class Scopes(ItemRules):
 
     def _settle(self, run: TaskRun | ScopeRun, state: Status, reason: str = "") -> None:
         """The run has reached a final state; its block hears of it from the queue."""
+        if isinstance(run, TaskRun):
+            self._settle_task(run, state, reason)
+            return
         self._move(run, state)
         if reason:
             run.reason = reason
-        if isinstance(run, TaskRun):
-            if state == "failed":
-                self.failures += 1
-            self._step_finished(run, state)
-        else:
-            if run.unit.state and state == "succeeded":
-                run.changes = () if run.unit.isolated else (*states_seen.made_in(run), *run.changes)
-            if self.kept is not None and state == "succeeded":
-                run.kept = self._all_kept(run)
-                if run.kept:
-                    self._kept_refs.update((id(ref), ref) for ref in run.published.values())
-                    self._kept_refs.update((id(ref), ref) for _, ref in run.changes)
-            self._block_finished(run, state, None)
+        if run.unit.state and state == "succeeded":
+            run.changes = () if run.unit.isolated else (*states_seen.made_in(run), *run.changes)
+        if self.kept is not None and state == "succeeded":
+            run.kept = self._all_kept(run)
+            if run.kept:
+                self._kept_refs.update((id(ref), ref) for ref in run.published.values())
+                self._kept_refs.update((id(ref), ref) for _, ref in run.changes)
+        self._block_finished(run, state, None)
         if run.unit.hooks and run is not self.root:
             self._hook(run, state)
         self._settling.append(run)
-
-    def _step_finished(self, run: TaskRun, state: Status) -> None:
-        unit, failed = run.unit, state == "failed"
-        event = StepFinished(
-            self._at, unit.path, unit.label, run.scope.item, state, run.number, tuple(run.published),
-            run.failure if failed else None, run.reason, failed and unit.tolerated, run.kept,
-        )  # fmt: skip
-        if failed:
-            self._step_failed(event)
-        else:
-            self._record(event)
 
     def _block_finished(self, scope: ScopeRun, status: Status, retry_in_s: float | None) -> None:
         if scope.scope is None:
@@ -249,22 +235,21 @@ class Scopes(ItemRules):
 
     def _member_settled(self, scope: ScopeRun, run: TaskRun | ScopeRun) -> None:
         """Count the member, publish its values, and let those behind it go."""
-        unit, state = scope.unit, run.state
+        unit = scope.unit
         scope.unsettled -= 1
-        if state == "succeeded":
+        if run.state == "succeeded":
             scope.successes += 1
             if unit.kind != "parallel":
                 scope.values.update(self._visible(scope, run))
             if run.changes:
                 self._clash(scope, states_seen.conflict_of(scope, run))
-        elif state == "failed":
+        elif run.state == "failed":
             scope.failed += 1
             scope.forgiven += run.unit.tolerated
-        if scope.ending is None:
-            if state == "failed" and not run.unit.tolerated:
+            if scope.ending is None and not run.unit.tolerated:
                 self._judge(scope, run.unit.name)
-            elif unit.need is not None and scope.successes >= unit.need:
-                self._end_early(scope, "enough", f"{scope.successes} members succeeded")
+        if unit.need is not None and scope.successes >= unit.need and scope.ending is None:
+            self._end_early(scope, "enough", f"{scope.successes} members succeeded")
         if scope.followers and scope.ending is None:
             self._release_behind(scope, run)
         if not scope.unsettled:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
+from itertools import groupby
+from typing import cast
 
 from procflow.attempt import Failure
 from procflow.events import (
@@ -29,19 +31,19 @@ class Starting(Keeping):
         scope.hidden = TaskRun(unit, scope, self._next_seq(), role)
         self._make_ready(scope.hidden, self.records)
 
-    def _make_all_ready(self, runs: Sequence[TaskRun | ScopeRun], after: int) -> None:
-        """The first members of a block wait for nothing but their start."""
-        if self.kept is None:
-            tasks = [run for run in runs if isinstance(run, TaskRun)]
-            if tasks:
+    def _make_all_ready(self, runs: Iterable[TaskRun | ScopeRun], after: int) -> None:
+        """Those that waited for nothing but their block, in order; tasks side by side at one go."""
+        for kind, group in groupby(runs, type):
+            if kind is TaskRun and self.kept is None:
+                tasks = cast("list[TaskRun]", list(group))
                 self._move_all(tasks, "waiting", "ready")
                 for task in tasks:
                     task.after = after
                 self.ready.push(*tasks)
-            runs = [run for run in runs if run.state == "waiting"]
-        for run in runs:
-            if run.state == "waiting":
-                self._make_ready(run, after)
+                continue
+            for run in group:
+                if run.state == "waiting":
+                    self._make_ready(run, after)
 
     def _make_ready(self, run: TaskRun | ScopeRun, after: int) -> None:
         """The run waits for nothing but its start."""
@@ -125,7 +127,7 @@ class Starting(Keeping):
             task.number = self.kept.attempts(unit.path, task.item_label)
         self._key = task.key = self._key + 1
         task.number += 1
-        self._actions.append(Submit(task, read, behind, self.run_id, self.began))
+        self._order(Submit(task, read, behind, self.run_id, self.began))
         if behind:
             self._move(task, "queued")
             self.queued[task.key] = task
@@ -137,13 +139,13 @@ class Starting(Keeping):
         self.running[task.key] = task
         if task.unit.timeout_s is not None or task.unit.idle_timeout_s is not None:
             self._set_clocks(task)
+        self._move(task, "running")
         self._tell_begin(task)
 
     def _tell_begin(self, task: TaskRun) -> None:
         unit = task.unit
         task.peak_bytes = 0
         task.started_at = self._now
-        self._move(task, "running")
         self._record(
             AttemptStarted(
                 self._at, task.key, unit.path, unit.label, task.item_label if task.items else task.scope.item,

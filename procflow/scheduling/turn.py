@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from procflow.attempt import (
@@ -28,7 +28,7 @@ from procflow.events import (
 )
 from procflow.graph import TaskGraph
 from procflow.ref import Ref, Stored
-from procflow.scheduling.actions import Action
+from procflow.scheduling.actions import Action, Kill, Release, Submit
 from procflow.scheduling.easing import Easing
 from procflow.scheduling.kept import Kept
 from procflow.scheduling.ready import Budget, Ready
@@ -77,7 +77,6 @@ class Turn:
         self.failures = 0
         self.tolerated = 0
         self.late = 0
-        self.records = 0
         self.attempts_over = 0
         self.retries = 0
         self.hooks: list[ScopeRun] = []
@@ -96,6 +95,11 @@ class Turn:
         self._unneeded: dict[str, set[int]] = {}
         self._waiting_for: dict[int, set[str]] = {}
         self._actions: list[Action] = []
+        self._record: Callable[[Event], None] = self._actions.append
+        """Adds an event to the actions of this turn."""
+        self._recorded = 0
+        self._orders = 0
+        """Actions of this turn that are no events."""
         self._settling: deque[TaskRun | ScopeRun] = deque()
         self._timers: list[tuple[float, int, str, Any, Any]] = []
         self._key = 0
@@ -108,9 +112,23 @@ class Turn:
         """Seconds since then, for what is recorded in this turn."""
         self._followers: dict[int, dict[int, list[int]]] = {}
 
-    def _record(self, event: Event) -> None:
-        self.records += 1
-        self._actions.append(event)
+    def _order(self, order: Submit | Kill | Release) -> None:
+        """Add what the engine is to do to the actions of this turn."""
+        self._orders += 1
+        self._actions.append(order)
+
+    @property
+    def records(self) -> int:
+        """How many events were made so far."""
+        return self._recorded + len(self._actions) - self._orders
+
+    def _take_actions(self) -> list[Action]:
+        """What is to be done, in order; those of the next turn are collected anew."""
+        actions = self._actions
+        self._recorded, self._orders = self.records, 0
+        self._actions = []
+        self._record = self._actions.append
+        return actions
 
     def _next_seq(self) -> int:
         self._seq += 1

@@ -50,7 +50,8 @@ def published(scope: ScopeRun) -> dict[str, Ref]:
     if isinstance(scope, MapRun):
         return _rows(scope, unit.merge)
     made = [m.published for m in scope.members if m.state == "succeeded"]
-    failures = [(m.unit.name, m.failure) for m in scope.members if m.state == "failed" and m.failure is not None]
+    failed = scope.members if scope.failed else ()
+    failures = [(m.unit.name, m.failure) for m in failed if m.state == "failed" and m.failure is not None]
     names = merge.merged(unit.merge, made, failures)
     if isinstance(unit.kept, tuple):
         return {name: names[name] for name in unit.kept if name in names}
