@@ -15,7 +15,7 @@ import pytest
 from executor_contract import LONG_S, Log, attempt, finish, is_final, step_call, value
 
 from procflow.attempt import Attempt, Failed, Lost, Outcome, Returned, Skipped, Started, Succeeded
-from procflow.executors import processes, wire
+from procflow.executors import lines, processes, wire
 from procflow.executors.channel import Inbox
 from procflow.executors.ladder import Ladder
 from procflow.executors.processes import ProcessExecutor
@@ -26,7 +26,7 @@ from procflow.values import objects
 @pytest.fixture
 def executor(monkeypatch: pytest.MonkeyPatch) -> Iterator[ProcessExecutor]:
     """One warm worker; what waits is given back only when the test wants it."""
-    monkeypatch.setattr(processes, "YOUNG_S", 10 * LONG_S)
+    monkeypatch.setattr(lines, "YOUNG_S", 10 * LONG_S)
     with ProcessExecutor(1) as started:
         started.submit(attempt(1000, "double", 1))
         finish(started)
@@ -114,7 +114,7 @@ def test_a_queued_attempt_begins_when_the_one_before_it_has_ended(executor: Proc
 def test_what_waits_behind_a_long_attempt_is_given_back_and_never_begins(
     executor: ProcessExecutor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(processes, "YOUNG_S", 0.02)
+    monkeypatch.setattr(lines, "YOUNG_S", 0.02)
     release = hold(executor, tmp_path)
     waiting = [mark(tmp_path, key) for key in (2, 3)]
     for one in waiting:
@@ -248,7 +248,7 @@ def test_closing_leaves_what_waits_unbegun_and_closes_its_logs(tmp_path: Path) -
 
 
 def test_the_line_of_a_worker_that_starts_waits_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(processes, "YOUNG_S", 10 * LONG_S)
+    monkeypatch.setattr(lines, "YOUNG_S", 10 * LONG_S)
     with ProcessExecutor(1) as executor:
         executor.submit(attempt(1, "double", 1))
         queue(executor, attempt(2, "double", 2))
@@ -259,7 +259,7 @@ def test_taking_back_while_the_worker_claims_keeps_order_and_starts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Looked at all the time, so that claims are read away while the worker reads them.
-    monkeypatch.setattr(processes, "YOUNG_S", 0.0)
+    monkeypatch.setattr(lines, "YOUNG_S", 0.0)
     with ProcessExecutor(1) as executor:
         executor.submit(attempt(1000, "double", 1))
         finish(executor)
@@ -445,7 +445,7 @@ def test_only_an_attempt_that_prints_has_its_log_opened(executor: ProcessExecuto
 @pytest.mark.parametrize("lengths", [[0], [3, 0, 1], [2, 2], [5, 0, 0, 4]])
 def test_the_shortest_line_grows_first(lengths: list[int]) -> None:
     slots: list[Any] = [SimpleNamespace(line=SimpleNamespace(waiting=[None] * length)) for length in lengths]
-    for slot in islice(processes._shortest(slots), 12):
+    for slot in islice(lines._shortest(slots), 12):
         assert len(slot.line.waiting) == min(len(other.line.waiting) for other in slots)
         slot.line.waiting.append(None)
-    assert list(processes._shortest([])) == []
+    assert list(lines._shortest([])) == []

@@ -1,7 +1,7 @@
 """Slot: one worker process with its channel, its output pipe, and the attempt that runs there.
 
 A slot lives as long as its worker. This file starts the worker, sends to it, signals it and reaps it; it never decides
-when: ``processes.py`` drives it and makes the outcomes. Nothing here blocks. What waits behind the attempt that runs is
+when: the layers of ``crew.py`` drive it and make the outcomes. Nothing here blocks. What waits behind the attempt that runs is
 ``line.py``'s.
 """
 
