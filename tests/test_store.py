@@ -382,7 +382,7 @@ def test_a_ref_comes_back_as_it_was(ref: Ref) -> None:
 @given(st.dictionaries(st.text(max_size=3), plain_refs, max_size=3))
 def test_refs_come_back_by_their_names(outputs: dict[str, Ref]) -> None:
     stored = {storable(name): ref for name, ref in outputs.items()}
-    back = decode_refs(storable(",".join(outputs)), encode_refs(outputs))
+    back = decode_refs(*encode_refs(outputs))
     assert list(back.items()) == list(stored.items())
 
 
@@ -825,7 +825,7 @@ def ended_well(draw: st.DrawFn) -> tuple[int, Any, ev.AttemptFinished]:
 @given(ended_well())
 def test_rows_of_attempts_that_succeeded_are_sealed_as_any_row_is(one: tuple[int, Any, ev.AttemptFinished]) -> None:
     row_id, place, event = one
-    row, _ = plain_row(row_id, "r", place, event, encode_refs(event.outputs))
+    row, _ = plain_row(row_id, "r", place, event, *encode_refs(event.outputs))
     assert row[-1] == seal(*row[:-2], row[-2] and row[-2][:SEALED_OF_REF])
     with contextlib.closing(sqlite3.connect(":memory:")) as db:
         install(db)

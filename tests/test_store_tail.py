@@ -143,7 +143,7 @@ def test_tails_of_version_3_are_read(tmp_path: Path) -> None:
     """They told results by rows of what was then two tables."""
     (tmp_path / "tails").mkdir(mode=0o700)
     event = finished(7, metrics={})
-    _, data = plain_row(1, "run", ("s0", "s0", None, None, None), event, None)
+    _, data = plain_row(1, "run", ("s0", "s0", None, None, None), event, "a", None)
     body = ("row", marshal.dumps(marshal.loads(data)[:-1], 2), "a", encode_ref(event.outputs["a"]))
     tail_path(tmp_path, "run").write_bytes(record((body,)))
     assert read_tail(tail_path(tmp_path, "run")) == [event]

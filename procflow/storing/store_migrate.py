@@ -62,7 +62,7 @@ def _refs(names: str | None, outputs: list[tuple[str, bytes]]) -> bytes | None:
         return None
     try:
         # One ref is the same bytes in both.
-        return outputs[0][1] if len(outputs) == 1 else encode_refs({name: decode_ref(ref) for name, ref in outputs})
+        return outputs[0][1] if len(outputs) == 1 else encode_refs({name: decode_ref(ref) for name, ref in outputs})[1]
     except StoreError:
         return None
 

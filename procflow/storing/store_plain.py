@@ -17,7 +17,6 @@ from procflow.events import AttemptFinished
 from procflow.ref import Ref
 from procflow.storing.attempt_log import log_path
 from procflow.storing.store_many import AT_ONCE
-from procflow.storing.store_refs import storable
 from procflow.storing.store_seal import SEALED_OF_REF, seal
 
 __all__ = ["INSERT_PLAIN", "INSERT_PLAINS", "PLAIN_COLUMNS", "Place", "insert", "plain_row", "result_of"]
@@ -47,7 +46,7 @@ INSERT_PLAINS = INSERT_PLAIN + f",({','.join('?' * (len(PLAIN_COLUMNS) + 1))})" 
 
 
 def plain_row(
-    row_id: int, run_id: str, place: Place, e: AttemptFinished, refs: bytes | None
+    row_id: int, run_id: str, place: Place, e: AttemptFinished, names: str, refs: bytes | None
 ) -> tuple[list[Any], bytes]:
     """The sealed row of an attempt that succeeded and published ``refs``; and, but for these, as bytes that ``result_of`` reads."""
     label, name, parent, branch, join = place
@@ -58,7 +57,7 @@ def plain_row(
     row = [
         row_id + 0.0, run_id, e.key + 0.0, e.path, label, name, e.item, e.number + 0.0, "task", e.role, "succeeded", parent,
         branch, join, e.executor, started, ended, wall_s, cpu_s, usage.peak_rss_bytes + 0.0, cost, e.count + 0.0,
-        storable(",".join(e.outputs)), refs and refs[:SEALED_OF_REF],
+        names, refs and refs[:SEALED_OF_REF],
     ]  # fmt: skip
     data = dumps(row, 2)
     total = started + ended + wall_s + cpu_s + cost

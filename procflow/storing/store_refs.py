@@ -49,19 +49,23 @@ def decode_ref(data: bytes) -> Ref:
     return _read(_MARK, data, from_plain)
 
 
-def encode_refs(outputs: Mapping[str, Ref]) -> bytes | None:
-    """What an attempt published: None for nothing, one ref as ``encode_ref``, several with their names before them."""
-    if not outputs:
-        return None
+def encode_refs(outputs: Mapping[str, Ref]) -> tuple[str, bytes | None]:
+    """What an attempt published, as ``output_ref`` and ``refs`` have it: names with commas between, and their refs.
+
+    Refs are None for nothing, one as ``encode_ref``, several with their names before them.
+    """
     if len(outputs) == 1:
-        (ref,) = outputs.values()
-        return encode_ref(ref)
+        ((name, ref),) = outputs.items()
+        return storable(name), encode_ref(ref)
+    if not outputs:
+        return "", None
     # Names may hold commas, so those of several can't be read from where they are joined.
-    return _checked(_SEVERAL, tuple([(storable(name), ref.plain()) for name, ref in outputs.items()]))
+    named = tuple([(storable(name), ref.plain()) for name, ref in outputs.items()])
+    return ",".join([name for name, _ in named]), _checked(_SEVERAL, named)
 
 
 def decode_refs(names: str | None, data: bytes | None) -> dict[str, Ref]:
-    """The refs that ``encode_refs`` wrote by their names, which ``names`` has as ``output_ref`` does. StoreError as there."""
+    """The refs that ``encode_refs`` wrote, by their names. StoreError as of ``decode_ref``."""
     if data is None:
         return {}
     if data[:2] == _SEVERAL:

@@ -9,7 +9,7 @@ touches a disk or a clock.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from procflow import events as ev
@@ -76,6 +76,7 @@ class Rows:
         self.run: dict[str, Any] = {}
         self.counts = dict.fromkeys(("succeeded", "failed", "lost", "skipped", "cancelled"), 0)
         self._next_id = first_id
+        # Of tasks whose blocks began in a session that was killed.
         self._places: dict[str, Place] = {}
         self._blocks: dict[str, ev.BlockStarted] = {}
         self._around: dict[str, tuple[int, str | None]] = {}
@@ -143,15 +144,11 @@ class Rows:
 
     def _place(self, path: str, label: str) -> Place:
         """The place of a task. A map's tasks, and those that gate or merge a block, carry the path of their block."""
-        found = self._places.get(path)
-        if found is None:
-            found = self._find_place(path, label)
-            if path in self._blocks:
-                found = (*found[:2], path, *found[3:])
-            self._places[path] = found
-        return found
+        if path in self._places:
+            return self._places[path]
+        return self._find_place(path, label, path in self._blocks)
 
-    def _find_place(self, path: str, label: str) -> Place:
+    def _find_place(self, path: str, label: str, of_block: bool = False) -> Place:
         parent, label = path.rpartition(".")[0], str(label)
         around = self._around.get(parent)
         if around is None:
@@ -160,7 +157,7 @@ class Rows:
         name = branch = label.rpartition("/")[2]
         if depth < label.count("/"):
             branch = label.split("/")[depth]
-        return label, name, parent or None, branch if depth >= 0 else None, join
+        return label, name, path if of_block else parent or None, branch if depth >= 0 else None, join
 
     def _find_parallel(self, path: str) -> tuple[int, str | None]:
         """Depth and join of the nearest parallel block from here outwards; -1 where there is none.
@@ -198,14 +195,14 @@ class Rows:
             self.pages += [(row_id, i, self.run_id, count, encode_ref(page)) for i, (page, count) in enumerate(e.pages)]
         if e.metrics:
             self.metrics += [(row_id, storable(name), self.run_id, float(value)) for name, value in e.metrics.items()]
-        refs = None
         if e.role == "batch" and e.indices:
+            names, refs = "", None
             for chunk in e.outputs.values():
                 self._add_chunk(row_id, e.indices, chunk)
         else:
-            refs = encode_refs(e.outputs)
+            names, refs = encode_refs(e.outputs)
         if status != "succeeded" or e.failure is not None:
-            row = self._bad_row(row_id, e, refs)
+            row = self._bad_row(row_id, e, names, refs)
             self._full[row_id] = row
             self._unsettled[path, e.item] = row
             if status in ("succeeded", "skipped"):
@@ -213,21 +210,21 @@ class Rows:
             return
         if self._unsettled:
             self._unsettled.pop((path, e.item), None)
-        plain, data = plain_row(row_id, self.run_id, self._places.get(path) or self._place(path, e.label), e, refs)
+        plain, data = plain_row(row_id, self.run_id, self._place(path, e.label), e, names, refs)
         self.plain.append(plain)
         if e.pages or e.metrics or e.indices:
             self.received.append(result_body(e))
         else:
             self.received.append((PLAIN, data, refs))
 
-    def _bad_row(self, row_id: int, e: ev.AttemptFinished, refs: bytes | None) -> Row:
+    def _bad_row(self, row_id: int, e: ev.AttemptFinished, names: str, refs: bytes | None) -> Row:
         usage, failure = e.usage, e.failure
         _, name, *place = self._place(e.path, e.label)
         return (
             *(row_id, self.run_id, e.key, e.path, e.label, name, e.item, e.number, "task", e.role, e.status),
             *(failure.cause if failure else None, None, _message(failure), *place),
             *(e.executor, e.started_at, e.at, usage.wall_s, usage.cpu_s, usage.peak_rss_bytes, e.cost, e.count),
-            *(_names(e.outputs), log_path(e.label, e.item, e.number), failure_text(failure) if failure else None),
+            *(names, log_path(e.label, e.item, e.number), failure_text(failure) if failure else None),
             *(None, e.retry_in_s, None, None, None, None, refs),
         )
 
@@ -289,7 +286,6 @@ class Rows:
         if e.path not in self._blocks:
             self._blocks[e.path] = e
             self._around.clear()
-            self._places.pop(e.path, None)  # of its gate, which ran before the block was known
         _, name, parent, branch, _ = self._find_place(e.path, e.label)
         row_id, where = self._new_id(), (e.path, e.item)
         self._open_blocks[where] = (row_id, e.at)
@@ -338,10 +334,6 @@ class Rows:
             wall_s=e.wall_s,
             work_s=e.work_s,
         )
-
-
-def _names(outputs: Mapping[str, Ref]) -> str:
-    return storable(",".join(outputs)) if outputs else ""
 
 
 def _message(failure: Failure | None) -> str | None:
