@@ -61,9 +61,11 @@ def plain_row(
     ]  # fmt: skip
     data = dumps(row, 2)
     total = started + ended + wall_s + cpu_s + cost
-    if parent is None or branch is None or join is None or refs is None or total != total:
-        # What SQLite will hold as NULL is left out of a seal.
+    # What SQLite will hold as NULL is left out of a seal.
+    if total != total:
         row.append(seal(*row))
+    elif parent is None or branch is None or join is None or refs is None:
+        row.append(crc32(dumps([value for value in row if value is not None], 2)))
     else:
         row.append(crc32(data))
     row[0], row[-2] = row_id, refs
