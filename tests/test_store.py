@@ -31,7 +31,7 @@ from procflow.storing import store as store_module
 from procflow.storing.history import History
 from procflow.storing.state_folder import StateFolder
 from procflow.storing.store import Journal, MemoryStore, NullStore, RunRecord, Store
-from procflow.storing.store_plain import INSERT_PLAIN, plain_row
+from procflow.storing.store_plain import INSERT_PLAIN, INSERT_PLAINS, plain_row
 from procflow.storing.store_prints import TOGETHER, Prints, read_digests, read_prints
 from procflow.storing.store_refs import decode_ref, decode_refs, encode_ref, encode_refs, storable
 from procflow.storing.store_schema import _TABLES
@@ -838,6 +838,10 @@ def test_rows_of_attempts_that_succeeded_are_sealed_as_any_row_is(one: tuple[int
         assert decode_refs(names, refs) == {storable(name): ref for name, ref in event.outputs.items()}
         kinds = "typeof(id), typeof(key), typeof(attempt), typeof(peak_rss_bytes), typeof(count)"
         assert set(db.execute(f"SELECT {kinds} FROM step_executions").fetchone()) == {"integer"}
+
+
+def test_a_statement_for_many_rows_takes_no_more_values_than_every_sqlite_does() -> None:
+    assert INSERT_PLAINS.count("?") <= 999
 
 
 @pytest.mark.parametrize("count", [0, 1, 31, 32, 33, 100])

@@ -1,4 +1,4 @@
-"""Many rows of one table with each statement, which takes two thirds of the time of one by one. It knows no table."""
+"""Many rows of one table with each statement, which takes a tenth less time than one by one. It knows no table."""
 
 from __future__ import annotations
 
