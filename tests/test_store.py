@@ -857,6 +857,15 @@ def test_the_log_of_an_attempt_that_succeeded_follows_from_its_name(store: Store
         assert [row.log for row in past.steps("r1")] == ["logs/a/3__0-99.2.log", "logs/a/1.log"]
 
 
+def test_a_text_that_cant_be_decoded_is_told_as_damage(folder: StateFolder) -> None:
+    with Store.open(folder) as store:
+        store.begin(RunRecord("r", "p"))
+    with contextlib.closing(sqlite3.connect(folder.db)) as db, db:
+        db.execute("UPDATE runs SET pipeline = CAST(x'70ff' AS TEXT)")
+    with History.open(folder) as past, pytest.raises(StoreError, match=r"damaged.*procflow recover --state-dir"):
+        past.runs()
+
+
 PIECES = '{"c": {"\\u00e9": "1"}}'
 
 

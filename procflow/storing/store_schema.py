@@ -28,6 +28,8 @@ APPLICATION_ID = 0x70726366  # "prcf"
 BUSY_MS = 10_000
 UNREADABLE = (sqlite3.Error, UnicodeDecodeError)
 """What reading a journal may raise: SQLite's errors, and texts of a damaged one that Python can't decode."""
+DAMAGED = ("not a database", "malformed", "corrupt", "could not decode", "user-defined function raised")
+"""What SQLite says of a damaged one, or Python of texts in it; the one function of ours there makes seals."""
 # A larger journal is not read through at every start; SQLite still checks each page that it uses.
 CHECKED_BYTES = 8 << 20
 
@@ -162,7 +164,7 @@ def told(path: Path, error: Exception, doing: str) -> StoreError:
     hint = ""
     if "full" in low or "no space" in low or "quota" in low:
         hint = f"the disk is full{_free(path)}; free some space, then resume: what was recorded before is safe"
-    elif isinstance(error, UnicodeDecodeError) or "not a database" in low or "malformed" in low or "corrupt" in low:
+    elif isinstance(error, UnicodeDecodeError) or any(word in low for word in DAMAGED):
         hint = f"the journal is damaged; it was left as it is: {store_seal.way_out(path)}"
     elif "locked" in low or "busy" in low:
         hint = "another process kept it locked; is a run stopped, or a copy in progress?"
