@@ -14,7 +14,7 @@ from procflow.call import Lookup, Text
 from procflow.compiler import compile_pipeline
 from procflow.compiling.build import LoadedFile
 from procflow.errors import PipelineError, dotted
-from procflow.graph import MapUnit, ScopeUnit, TaskGraph, TaskUnit, Unit, walk
+from procflow.graph import MapUnit, ScopeUnit, TaskGraph, TaskUnit, Unit, blocks, walk
 from procflow.loader import load_pipeline, load_text
 
 
@@ -794,3 +794,44 @@ def test_units_know_their_place() -> None:
         ("0", "a", 0, "steps[0]"), ("1", "p", 1, "steps[1]"), ("1.0", "p/b", 0, "steps[1].steps[0]"),
         ("1.1", "p/c", 1, "steps[1].steps[1]"),
     ]  # fmt: skip
+
+
+def test_units_come_outer_first_as_declared_and_hooks_after_what_is_inside() -> None:
+    hook = {"on_finish": [step("h")]}
+    graph = compiled(
+        step("a", **hook),
+        block("parallel", "b", step("c"), step("d"), **hook),
+        block("map", "m", step("e"), items=[1]),
+        **hook,
+    )
+    places = [unit.label for unit in walk(graph.root)]
+    assert places == ["", "a", "b", "b/c", "b/d", "m", "m", "m", "m/e"]
+    places = [unit.label for unit in walk(graph.root, hooks=True)]
+    assert places == [
+        "", "a", "a/on_finish", "a/on_finish/h", "b", "b/c", "b/d", "b/on_finish", "b/on_finish/h",
+        "m", "m", "m", "m/e", "on_finish", "on_finish/h",
+    ]  # fmt: skip
+    assert [(block.label, block.kind) for block in blocks(graph.root)] == [
+        ("", "sequence"), ("b", "parallel"), ("m", "map"), ("m", "sequence"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("said", "has"),
+    [
+        ({"retries": 3}, set()), ({"timeout": "30s"}, set()),
+        ({"timeout": "300%"}, {"timeout share"}),
+        ({"timeout": "300%", "resources": {"gpu": 1}}, {"timeout share"}),
+        ({"transient": True}, {"transient"}),
+        ({"type": "map", "items": [1], "transient": True}, {"transient"}),
+    ],
+)  # fmt: skip
+def test_a_graph_knows_what_rare_things_it_has(said: dict[str, Any], has: set[str]) -> None:
+    steps = step("first"), {**step("x"), **said}, step("reader", inputs=["x"])
+    assert compiled(*steps, limits={"resources": {"gpu": 1}}).has == has
+
+
+def test_a_default_timeout_may_be_a_share_and_a_hook_may_run_a_command() -> None:
+    hook = {"name": "h", "type": "shell", "command": "true"}
+    assert compiled(step("x", on_finish=[hook]), defaults={"timeout": "300%"}).has == {"command", "timeout share"}
+    assert compiled(hook).has == {"command"}

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from procflow import Graph, Parallel, Pipeline, Step
+from procflow import Graph, Parallel, Pipeline, Sequence, Step
 from procflow.call import NOTHING
 from procflow.compiler import compile_pipeline
 from procflow.graph import TaskUnit, walk
@@ -168,6 +168,38 @@ def test_a_step_that_says_nothing_is_compiled_as_one_that_says_what_holds_anyway
         **keys,
     )
     assert compile_pipeline(plain) == compile_pipeline(full)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"params": {"n": 3, "text": "plain $", "none": None}}, {"params": {"n": [1, {"a": "b"}]}},
+        {"params": {"n": "$${x}"}}, {"params": {"n": "${run.name}"}}, {"output": "x"}, {"outputs": ["x", "y"]},
+        {"outputs": "*"}, {"retries": 2}, {"timeout": "300%", "cpus": 2, "memory": "1GB"},
+        {"priority": 7, "on_error": "continue", "rate_limit": "3/s"}, {"enabled": False, "params": {"n": 1}},
+        {"params": {}, "output": None},
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("block", [Sequence, Parallel, Graph])
+def test_what_is_made_for_many_steps_at_once_is_what_is_made_for_each(said: dict[str, Any], block: Any) -> None:
+    # A condition, even none, is looked at for each step by itself.
+    at_once, each = (
+        Pipeline(
+            "p",
+            steps=[
+                block(
+                    Step("a", empty, **more),
+                    Step("b", "json:dumps", **said, **more),
+                    Step("c", empty, **more),
+                    name="x",
+                )
+            ],
+            state={"log": "append"},
+            defaults={"kill_grace": "1s"},
+        )
+        for more in ({}, {"when": None})
+    )
+    assert compile_pipeline(at_once) == compile_pipeline(each)
 
 
 def test_limits_of_one_block_are_not_those_of_another() -> None:

@@ -21,8 +21,9 @@ from procflow.model import (  # isort: skip
 )  # fmt: skip
 
 __all__ = [
+    "BARE",
     "LEAVES",
-    "PLAIN",
+    "LIMITS",
     "ROOTS",
     "Face",
     "Shown",
@@ -50,8 +51,11 @@ LEAVES = (Transform, Shell, Merge, Split, Query, UseSkill, Rest)
 
 
 _LEAVES = frozenset(LEAVES)
-PLAIN = frozenset({"name", "type", "function", "description", "enabled"})
+BARE = frozenset({"name", "type", "function", "description", "enabled"})
 """What a step says that refers to nothing and limits nothing."""
+LIMITS = ("cpus", "memory", "timeout", "idle_timeout", "kill_grace", "retry", "retries", "on_error", "rate_limit")
+"""What a step says of its attempts alone."""
+_PLAIN = BARE | {*LIMITS, "priority", "output", "outputs", "params"}
 
 
 @passive(frozen=True, slots=True)
@@ -78,12 +82,14 @@ class Face:
 class Shown:
     """The members of a block: a name for each, and the faces of those that are not left out, by position.
 
-    ``plain`` are those of them that say nothing beyond ``PLAIN``; ``written`` is what they all write, in order.
+    ``plain`` are those of them with a function that refer to nothing: all that they say is known here and now; ``saying`` are
+    those of these that say more than ``BARE``. ``written`` is what all members write, in order.
     """
 
     names: list[str]
     faces: dict[int, Face]
     plain: dict[int, Transform]
+    saying: set[int]
     written: list[str]
 
 
@@ -111,9 +117,9 @@ class Surfaces:
         """The members of a block as they show themselves; ``steps`` as the block holds them."""
         known = self._members.get(id(steps))
         if known is None:
-            shown = Shown(unique_names(steps), {}, {}, [])
+            shown = Shown(unique_names(steps), {}, {}, set(), [])
             for i, (step, name) in enumerate(zip(steps, shown.names, strict=True)):
-                if isinstance(step, Transform) and step.model_fields_set <= PLAIN:
+                if isinstance(step, Transform) and step.model_fields_set <= BARE:
                     if step.enabled:
                         shown.plain[i] = step
                         shown.faces[i] = Face((name,), False, name)
@@ -121,6 +127,9 @@ class Surfaces:
                 elif not is_off(step):
                     face = shown.faces[i] = self.face(step, name)
                     shown.written.extend(face.writes)
+                    if isinstance(step, Transform) and not face.is_open and _is_plain(step):
+                        shown.plain[i] = step
+                        shown.saying.add(i)
             known = self._members[id(steps)] = (steps, shown)
         return known[1]
 
@@ -160,7 +169,7 @@ class Surfaces:
 
     def reads(self, step: AnyStep) -> tuple[Lookup, ...]:
         """The values that the step and all inside it need from outside, one lookup each."""
-        if step.model_fields_set <= PLAIN and isinstance(step, Transform):
+        if step.model_fields_set <= BARE and isinstance(step, Transform):
             return ()
         known = self._reads.get(id(step))
         if known is None:
@@ -260,6 +269,13 @@ def written_at(step: AnyStep, value: str, surfaces: Surfaces) -> Loc:
             if value in face.writes:
                 return ("steps", i, *written_at(members[i], value, surfaces))
     return ("name",) if step.name is not None else ()
+
+
+def _is_plain(step: Transform) -> bool:
+    """Whether a step says nothing that refers to something else, and nothing that takes more than a look."""
+    if not step.model_fields_set <= _PLAIN:
+        return False
+    return not any(map(template.may_refer, step.params)) and not any(map(template.may_refer, step.params.values()))
 
 
 # -- references ------------------------------------------------------------------------------------------------

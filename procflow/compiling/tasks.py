@@ -15,7 +15,7 @@ from procflow.compiling import asking, condition, template
 from procflow.compiling.build import Binder, Build, Limits, Seat, Setting
 from procflow.compiling.leaves import Common, call_of
 from procflow.compiling.names import Scope
-from procflow.compiling.surface import ROOTS, Face
+from procflow.compiling.surface import LIMITS, ROOTS, Face
 from procflow.graph import RetrySpec, TaskUnit
 from procflow.model import AnyStep, Defaults, Merge, Pipeline, Query, Rest, Retry, Shell, Split, Transform, UseSkill
 from procflow.passive import alike
@@ -107,7 +107,7 @@ def _task(
 def maker(build: Build, setting: Setting, step: AnyStep) -> Callable[..., TaskUnit]:
     """What makes the tasks of steps with the limits of this one, which asks for no resources, of their ``_OWN``."""
     given = step.model_fields_set
-    said = None if given.isdisjoint(_LIMITING) else ("cpus" in given, *_limiting(step))
+    said = None if given.isdisjoint(LIMITS) else ("cpus" in given, *_limiting(step))
     known = build.tasks.get((id(setting), said))
     if known is None:
         limits = _limits_of(build, setting, step)
@@ -125,9 +125,8 @@ _OWN = (
 
 
 _DEFAULTED = ("cpus", "memory", "timeout", "idle_timeout", "kill_grace")
-_LIMITING = (*_DEFAULTED, "retry", "retries", "on_error", "rate_limit")
-"""Keys of a step that ``_limits_of`` looks at, besides ``resources``: all that say the same there have the same limits."""
-_limiting = attrgetter(*_LIMITING)
+_limiting = attrgetter(*LIMITS)
+"""What ``_limits_of`` looks at in a step, besides ``resources``: all that say the same there have the same limits."""
 
 
 def _limits_of(build: Build, setting: Setting, step: AnyStep) -> Limits:

@@ -21,6 +21,7 @@ __all__ = [
     "follow",
     "lookups",
     "lookups_in",
+    "may_refer",
     "parse",
     "parse_reference",
     "replace",
@@ -67,13 +68,13 @@ def parse(value: Any, loc: Loc = ()) -> Any:
         raise TemplateError(f"nested deeper than {MAX_DEPTH} levels", loc[:8])
     if kind is dict:
         return {
-            _parse_key(key, loc): parse(member, (*loc, str(key))) if _may_refer(member) else member
+            _parse_key(key, loc): parse(member, (*loc, str(key))) if may_refer(member) else member
             for key, member in value.items()
         }
-    return kind([parse(member, (*loc, i)) if _may_refer(member) else member for i, member in enumerate(value)])
+    return kind([parse(member, (*loc, i)) if may_refer(member) else member for i, member in enumerate(value)])
 
 
-def _may_refer(value: Any) -> bool:
+def may_refer(value: Any) -> bool:
     """Whether there may be something to parse: what most arguments are needs no place."""
     return "${" in value if isinstance(value, str) else type(value) in _CONTAINERS
 
