@@ -190,7 +190,8 @@ class Recorder:
                 else:
                     steps[label] = event.path
             elif kind is _FINISHED:
-                before = steps.get(event.label)
+                label = event.label
+                before = steps.get(label)
                 if (
                     before.__class__ is str
                     and event.status == "succeeded"
@@ -198,9 +199,9 @@ class Recorder:
                     and not event.metrics
                 ):
                     spent = event.usage
-                    steps[event.label] = (
-                        before, spent.wall_s, spent.work_s, spent.cpu_s, spent.peak_rss_bytes, event.cost, event.count
-                    )  # fmt: skip
+                    wall_s = spent.wall_s
+                    work_s = wall_s if spent.alone_s is None else spent.work_s
+                    steps[label] = before, wall_s, work_s, spent.cpu_s, spent.peak_rss_bytes, event.cost, event.count
                 else:
                     self._attempt_finished(event)
             elif kind is _SETTLED:

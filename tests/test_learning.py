@@ -558,7 +558,7 @@ def test_what_is_kept_as_columns_teaches_what_all_attempts_teach(folder: StateFo
     with closing(sqlite3.connect(folder.db)) as db:
         install(db)
         (data,) = db.execute("SELECT data FROM learned").fetchone()
-        one_by_one = store_learned._learned(db, 1, 0, store_learned.NEVER)
+        one_by_one = store_learned._learned(db, 1, 0, every=True)
     written = decoded(data)
     assert written.start_s == pytest.approx(one_by_one.start_s)
     assert dict(written.each()).keys() == dict(one_by_one.each()).keys()
@@ -569,6 +569,16 @@ def test_what_is_kept_as_columns_teaches_what_all_attempts_teach(folder: StateFo
             assert getattr(lesson, name) == pytest.approx(getattr(one, name), abs=1e-6)
     twice = any(e.role == "member" and e.executor == "processes" for e in again)
     assert bool(written.once) != twice
+
+
+def test_of_an_earlier_session_what_is_damaged_is_left_out(folder: StateFolder) -> None:
+    run(folder, "r1", attempt(1, "a", 5.0), attempt(2, "b", 6.0))
+    change(folder, "UPDATE step_executions SET wall_s = 50 WHERE label = 'b'")
+    run(folder, "r1", attempt(1, "c", 7.0))
+    with History.open(folder) as past:
+        (taught_by_it,) = past.learned("p").runs
+    assert dict(zip(*taught_by_it.lessons.once["processes"][:2], strict=True)) == {"a": 5_000_000, "c": 7_000_000}
+    assert not taught_by_it.lessons.by_key
 
 
 def test_what_tasks_were_made_of_is_read_where_it_is_not_the_same_as_now(folder: StateFolder) -> None:

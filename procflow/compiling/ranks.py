@@ -10,18 +10,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from procflow.graph import MapUnit, ScopeUnit, TaskUnit, Unit, blocks, in_order
-from procflow.passive import changed, passive
+from procflow.passive import changer, passive
 
 __all__ = ["Expected", "critical_path", "ranked"]
 
 HIDDEN_S = 1.0
 """Expected seconds of a task that nobody declared (gate, expand, merger) and of a step that is not known."""
 
-Told = Callable[[TaskUnit], Mapping[str, Any]]
-"""Fields of a task with the values that they are to have."""
+Told = Callable[[TaskUnit], "tuple[int | None, float | None] | None"]
+"""The ``learned_bytes`` and the ``timeout_s`` that a task is to have, None where it has them."""
 Paths = dict[int, tuple[list[float], list[float]]]
 """By identity of a block: the weight of each member, and the longest path from its start to the end of the block."""
 
@@ -56,7 +55,7 @@ class Expected:
 def ranked(root: ScopeUnit, durations: Mapping[str, float] | Expected, told: Told | None = None) -> ScopeUnit:
     """The same tree with ranks; ``durations`` are expected seconds by label, one second where there is none.
 
-    ``told`` gives other values that a task is to have besides.
+    ``told`` gives what else a task is to have.
     """
     expected = durations if isinstance(durations, Expected) else Expected(durations)
     return _Ranker(expected, *_weighed(root, expected), told).scope(root, 0.0)
@@ -172,6 +171,9 @@ class _Ranker:
 
     def task(self, task: TaskUnit, rank: float) -> TaskUnit:
         """The task with this rank: itself where nothing differs, which is so for plain steps without history."""
+        made = task
         if self.told is not None and (told := self.told(task)):
-            return changed(task, rank=rank, **told)
-        return task if task.rank == rank else changed(task, rank=rank)
+            made = changer(TaskUnit, "rank", "learned_bytes", "timeout_s")(task, rank, *told)
+        elif task.rank != rank:
+            made = changer(TaskUnit, "rank")(task, rank)
+        return made

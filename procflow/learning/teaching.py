@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from procflow.call import Lookup, Text
 from procflow.compiling.ranks import Expected, ranked
@@ -128,22 +128,22 @@ def taught(graph: TaskGraph, knowledge: Knowledge, *, slots: int, memory_bytes: 
     without: dict[str, None] = {}
     alone: dict[str, None] = {}
     where: dict[int, Place] = {}
+    by_place = knowledge.by_place
 
-    def told(unit: TaskUnit) -> dict[str, Any]:
+    def told(unit: TaskUnit) -> tuple[int | None, float | None] | None:
         place = where.get(id(unit))
         if place is None:
-            return {}
-        found: dict[str, Any] = {}
-        known = knowledge(*place)
-        learned_bytes = _memory(unit, known, slots, memory_bytes, alone)
-        if learned_bytes != unit.learned_bytes:
-            found["learned_bytes"] = learned_bytes
+            return None
+        known = by_place.get(place)
+        learned_bytes, timeout_s = _memory(unit, known, slots, memory_bytes, alone), unit.timeout_s
         share = unit.timeout_share
         if share is not None:
-            timeout_s = found["timeout_s"] = timeout_of(share, known)
+            timeout_s = timeout_of(share, known)
             if timeout_s is None and place[1] in ("member", "batch"):
                 without[clean(unit.label)] = None
-        return found
+        elif learned_bytes == unit.learned_bytes:
+            return None
+        return learned_bytes, timeout_s
 
     root = graph.root
     if knowledge.by_place or "timeout share" in graph.has:

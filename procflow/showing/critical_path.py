@@ -19,13 +19,15 @@ def critical_path_s(graph: TaskGraph, durations: Mapping[str, float]) -> float:
     ``when`` or merge its results. A sequence adds its members up, a parallel block or a graph takes its longest chain by
     ``after``. Labels that are missing did not run and count 0. More workers don't make a run shorter than this.
     """
-    known = dict(durations)
+    lengths: dict[str, float] = {}
     # Backwards every member is known before its block.
     for block in reversed([block for block in blocks(graph.root) if not isinstance(block, MapUnit)]):
-        members = [known.get(m.label, 0.0) for m in block.members]
+        members = [durations.get(m.label, 0.0) for m in block.members]
+        if lengths:
+            members = [lengths.get(m.label, own) for m, own in zip(block.members, members, strict=True)]
         inside = sum(members) if block.kind in ("sequence", "pipeline") else _longest_chain(block.members, members)
-        known[block.label] = known.get(block.label, 0.0) + inside  # its gate and its merger bear its label
-    return known[graph.root.label]
+        lengths[block.label] = durations.get(block.label, 0.0) + inside  # its gate and its merger bear its label
+    return lengths[graph.root.label]
 
 
 def _longest_chain(members: tuple[Unit, ...], lengths: list[float]) -> float:

@@ -58,25 +58,27 @@ NEVER = 1 << 62
 
 _OUTSIDE_S = "max(0, coalesce(ended - started - wall_s, 0))"
 _FIRST = f"""(
-    id >= ? AND attempt = 1 AND item = '' AND role = 'member' AND status = 'succeeded' AND wall_s < 1e9 AND cpu_s < 1e9
+    attempt = 1 AND item = '' AND role = 'member' AND status = 'succeeded' AND wall_s < 1e9 AND cpu_s < 1e9
     AND peak_rss_bytes >= 0 AND ended - started - wall_s <= {START_S}
 )"""
-"""The first attempt of a plain step in this session (since an id), which succeeded, and no worker started meanwhile."""
+"""The first attempt of a plain step, which succeeded, and no worker started meanwhile."""
+_WHOLE = "CASE WHEN id >= ? THEN 1 ELSE seal IS {seal} END"
+"""Of an attempt since an id, or with a seal that holds: CASE looks at one only where it has to."""
 _ATTEMPTS = f"""
 SELECT label, coalesce(role, ''), coalesce(executor, ''), item, status, coalesce(wall_s, 0), coalesce(cpu_s, 0), {_OUTSIDE_S},
     coalesce(peak_rss_bytes, 0), CASE role WHEN 'expand' THEN id ELSE 0 END, 0
 FROM step_executions
 WHERE id BETWEEN ? AND ? AND kind = 'task' AND (status IN ('succeeded', 'skipped') OR cause = 'oom')
-    AND coalesce({_FIRST}, 0) = 0 AND CASE WHEN id >= ? THEN 1 ELSE seal IS {{seal}} END
+    AND (? OR coalesce({_FIRST}, 0) = 0) AND {_WHOLE}
 ORDER BY id
 """
-"""What ``Seen`` is made of; for its size stands the attempt that found the items. CASE looks at a seal only where it has to."""
+"""What ``Seen`` is made of; for its size stands the attempt that found the items."""
 _COLUMNS = f"""
 SELECT executor, group_concat(label, char(10)), group_concat(CAST(wall_s * 1e6 + 0.5 AS INTEGER)),
     group_concat(CAST(cpu_s * 1e6 + 0.5 AS INTEGER)), group_concat(CAST({_OUTSIDE_S} * 1e6 + 0.5 AS INTEGER)),
     group_concat(CAST(peak_rss_bytes AS INTEGER))
 FROM step_executions
-WHERE id BETWEEN ? AND ? AND kind = 'task' AND {_FIRST}
+WHERE id BETWEEN ? AND ? AND kind = 'task' AND {_FIRST} AND {_WHOLE}
 GROUP BY executor
 """
 """The columns of ``Once``."""
@@ -123,10 +125,10 @@ def write(db: sqlite3.Connection, seq: int, made_of: str = "") -> None:
     (run_id,) = db.execute("SELECT run_id FROM runs WHERE seq = ?", (seq,)).fetchone()
     (since,) = db.execute("SELECT coalesce(max(first_id), 0) FROM sessions WHERE run_id = ?", (run_id,)).fetchone()
     once = _once(db, seq, since)
-    lessons = _learned(db, seq, since, since)
+    lessons = _learned(db, seq, since)
     if any(_again(executor, labels, lessons) for executor, (labels, _) in once.items()):
         # A block ran again, say: all attempts are looked at one by one.
-        once, lessons = {}, _learned(db, seq, since, NEVER)
+        once, lessons = {}, _learned(db, seq, since, every=True)
     texts = (columns_text(executor, labels, *numbers) for executor, (labels, numbers) in once.items())
     data = encoded(replace(lessons, made_of=made_of), texts)
     create_table(db)
@@ -136,7 +138,7 @@ def write(db: sqlite3.Connection, seq: int, made_of: str = "") -> None:
 
 def _once(db: sqlite3.Connection, seq: int, since: int) -> dict[str, tuple[list[str], list[str]]]:
     """By executor: the labels of steps that may have run once, and the other columns as text."""
-    found = db.execute(_COLUMNS, (*_ids(seq), since))
+    found = _select_attempts(db, _COLUMNS, (*_ids(seq), since))
     return {executor: (labels.split("\n"), numbers) for executor, labels, *numbers in found}
 
 
@@ -146,19 +148,21 @@ def _again(executor: str, labels: list[str], others: Lessons) -> bool:
     return len(known) < len(labels) or any(key[0] in known and key[1:] == ("member", executor) for key in others.by_key)
 
 
-def _learned(db: sqlite3.Connection, seq: int, since: int, once_since: int) -> Lessons:
-    """The lessons of a run's attempts, each alone, but of those that are among columns since that id; seals from before
-    ``since`` are looked at."""
+def _learned(db: sqlite3.Connection, seq: int, since: int, every: bool = False) -> Lessons:
+    """The lessons of a run's attempts: of those that are in no column, or of ``every`` one. Seals from before ``since`` count."""
     ids = _ids(seq)
     pages = _pages(db, ids)
-    sql = _ATTEMPTS.format(seal=expression(db, "step_executions"))
-    attempts = map(Seen._make, db.execute(sql, (*ids, once_since, since)))
+    attempts = map(Seen._make, _select_attempts(db, _ATTEMPTS, (*ids, every, since)))
     return learn((_sized(seen, pages) if seen.size else seen for seen in attempts), _cores())
 
 
 def _sized(expand: Seen, pages: Mapping[int, tuple[int, int]]) -> Seen:
     size, size_bytes = pages.get(expand.size, (0, 0))
     return expand._replace(size=size, size_bytes=size_bytes)
+
+
+def _select_attempts(db: sqlite3.Connection, sql: str, values: tuple[int, ...]) -> sqlite3.Cursor:
+    return db.execute(sql.format(seal=expression(db, "step_executions")), values)
 
 
 def _ids(seq: int) -> tuple[int, int]:
@@ -252,7 +256,7 @@ def _from_attempts(
     """Runs without a usable row of their own, the newest few, from their attempts."""
     for seq, succeeded, run in runs[:3]:
         if 0 < succeeded <= MOST_ATTEMPTS:
-            past.runs.append(RunLessons(*run, _learned(db, seq, NEVER, NEVER)))
+            past.runs.append(RunLessons(*run, _learned(db, seq, NEVER, every=True)))
 
 
 def _with_prints(db: sqlite3.Connection, run: RunLessons, made_of: str) -> RunLessons:
