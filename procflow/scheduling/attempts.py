@@ -52,6 +52,8 @@ _NOTHING_MADE = Succeeded(0)
 class Attempts(Queueing):
     """The rules of outcomes."""
 
+    __slots__ = ()
+
     def _progressed(self, task: TaskRun, outcome: Progressed) -> None:
         unit = task.unit
         if unit.idle_timeout_s is not None:
@@ -241,7 +243,7 @@ class Attempts(Queueing):
         if failed:
             self._step_failed(event)
         else:
-            self._record(event)
+            self._actions.append(event)
 
     def _attempt_finished(
         self, task: TaskRun, usage: Usage, made: Succeeded, status: Any, failure: Failure | None = None,
@@ -251,7 +253,7 @@ class Attempts(Queueing):
         unit = task.unit
         if not usage.wall_s:
             usage = Usage(self._now - task.started_at, usage.cpu_s, usage.peak_rss_bytes)
-        self._record(
+        self._actions.append(
             AttemptFinished(
                 self._at, task.key, unit.path, unit.label, task.item_label if task.items else task.scope.item,
                 task.number, unit.executor, status, task.started_at - self.began, usage, failure,

@@ -25,6 +25,8 @@ __all__ = ["Scopes"]
 class Scopes(ItemRules):
     """The rules of blocks."""
 
+    __slots__ = ()
+
     def _open(self, scope: ScopeRun) -> None:
         """The block begins, or begins again: members that succeeded keep their results."""
         unit = scope.unit
