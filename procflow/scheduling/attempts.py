@@ -121,7 +121,9 @@ class Attempts(Queueing):
             else:
                 task.published = outcome.outputs
             self._attempt_finished(task, outcome.usage, outcome, "succeeded")
-            self._settle_task(task, "succeeded")
+            self._task_over(task, "succeeded")
+            # At once: nothing else is settling while an outcome is heard.
+            self._task_settled(task)
             return
         if task.role == "batch":
             assert isinstance(scope, MapRun)
@@ -224,15 +226,19 @@ class Attempts(Queueing):
 
     def _settle_task(self, task: TaskRun, state: Status, reason: str = "") -> None:
         """A member that is a task has reached a final state; its block hears of it from the queue."""
-        self._move(task, state)
         if reason:
             task.reason = reason
         if state == "failed":
             self.failures += 1
+        self._task_over(task, state)
+        self._settling.append(task)
+
+    def _task_over(self, task: TaskRun, state: Status) -> None:
+        """Note and record the final state of a member that is a task."""
+        self._move(task, state)
         self._step_finished(task, state)
         if task.unit.hooks:
             self._hook(task, state)
-        self._settling.append(task)
 
     def _step_finished(self, run: TaskRun, state: Status) -> None:
         unit, failed = run.unit, state == "failed"

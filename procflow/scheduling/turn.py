@@ -236,6 +236,10 @@ class Turn:
         """A member settles itself; what happens to a hidden task happens to its block."""
         raise NotImplementedError
 
+    def _task_settled(self, task: TaskRun) -> None:
+        """Tell its block of a member that is a task."""
+        raise NotImplementedError
+
     def _step_finished(self, run: TaskRun, state: Status) -> None:
         """Record the end of a step."""
         raise NotImplementedError
