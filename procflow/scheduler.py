@@ -49,11 +49,13 @@ class Scheduler(Endings):
     ``finished``; ``next_deadline`` says when to come back without an outcome.
     """
 
+    __slots__ = ()
+
     def start(self, now: float) -> list[Action]:
         """Open the run; returns the first actions."""
         self.began = self._now = now
         self._at = 0.0
-        steps = sum(1 for unit in walk(self.graph.root) if isinstance(unit, TaskUnit))
+        steps = list(map(type, walk(self.graph.root))).count(TaskUnit)
         self._record(RunStarted(0.0, self.run_id, self.graph.name, steps))
         self._move(self.root, "ready")
         self._open(self.root)

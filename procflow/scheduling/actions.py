@@ -34,12 +34,12 @@ class Submit(Attempt):
 
     def __init__(self, task: TaskRun, values: Mapping[str, Ref], behind: bool, run_id: str, began: float) -> None:
         unit, scope, items = task.unit, task.scope, task.items
-        self.key, self.unit, self.number, self.after = task.key, unit, task.number, task.after
-        self.call, self.cpus, self.role = unit.call, unit.cpus, task.role
+        self.key, self.number, self.after = task.key, task.number, task.after
+        self.unit, self.call, self.cpus = unit, unit.call, unit.cpus
         self.values, self.items, self.labels = values, items, scope.labels
         self.report_each = items is not None and (unit.timeout_s is not None or unit.idle_timeout_s is not None)
-        self.memory_bytes, self.behind, self.run_id = task.memory_bytes, behind, run_id
-        self.log, self.open_log = None, None
+        self.role, self.memory_bytes, self.behind = task.role, task.memory_bytes, behind
+        self.run_id, self.log, self.open_log = run_id, None, None
         item = scope.item if items is None else task.item_label
         self.about = (unit.path, unit.label, item, task.number, unit.executor, task.role, began)
 

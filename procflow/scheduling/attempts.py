@@ -52,6 +52,8 @@ _NOTHING_MADE = Succeeded(0)
 class Attempts(Queueing):
     """The rules of outcomes."""
 
+    __slots__ = ()
+
     def _progressed(self, task: TaskRun, outcome: Progressed) -> None:
         unit = task.unit
         if unit.idle_timeout_s is not None:
@@ -119,7 +121,9 @@ class Attempts(Queueing):
             else:
                 task.published = outcome.outputs
             self._attempt_finished(task, outcome.usage, outcome, "succeeded")
-            self._settle_task(task, "succeeded")
+            self._task_over(task, "succeeded")
+            # At once: nothing else is settling while an outcome is heard.
+            self._task_settled(task)
             return
         if task.role == "batch":
             assert isinstance(scope, MapRun)
@@ -222,15 +226,19 @@ class Attempts(Queueing):
 
     def _settle_task(self, task: TaskRun, state: Status, reason: str = "") -> None:
         """A member that is a task has reached a final state; its block hears of it from the queue."""
-        self._move(task, state)
         if reason:
             task.reason = reason
         if state == "failed":
             self.failures += 1
+        self._task_over(task, state)
+        self._settling.append(task)
+
+    def _task_over(self, task: TaskRun, state: Status) -> None:
+        """Note and record the final state of a member that is a task."""
+        self._move(task, state)
         self._step_finished(task, state)
         if task.unit.hooks:
             self._hook(task, state)
-        self._settling.append(task)
 
     def _step_finished(self, run: TaskRun, state: Status) -> None:
         unit, failed = run.unit, state == "failed"
@@ -241,7 +249,7 @@ class Attempts(Queueing):
         if failed:
             self._step_failed(event)
         else:
-            self._record(event)
+            self._actions.append(event)
 
     def _attempt_finished(
         self, task: TaskRun, usage: Usage, made: Succeeded, status: Any, failure: Failure | None = None,
@@ -251,7 +259,7 @@ class Attempts(Queueing):
         unit = task.unit
         if not usage.wall_s:
             usage = Usage(self._now - task.started_at, usage.cpu_s, usage.peak_rss_bytes)
-        self._record(
+        self._actions.append(
             AttemptFinished(
                 self._at, task.key, unit.path, unit.label, task.item_label if task.items else task.scope.item,
                 task.number, unit.executor, status, task.started_at - self.began, usage, failure,

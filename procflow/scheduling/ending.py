@@ -31,9 +31,7 @@ MOST_TEXT = 1000
 class Endings(Scopes):
     """The rules of how a run comes to its end."""
 
-    _hurried = False
-    _cut = ""
-    _over_at: float | None = None
+    __slots__ = ()
 
     def _hook(self, run: TaskRun | ScopeRun, state: Status) -> None:
         """A step has settled for good: begin its hooks."""

@@ -76,6 +76,8 @@ def cost_bytes(chunk: Ref) -> int:
 class Folding(Attempts):
     """The rules of folds."""
 
+    __slots__ = ()
+
     def _fold(self, run: MapRun) -> None:
         """Begin a fold if enough waits for one."""
         fold, unit = run.fold, run.unit

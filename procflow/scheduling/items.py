@@ -32,6 +32,8 @@ __all__ = ["ItemRules"]
 class ItemRules(Folding):
     """The rules of what happens to items."""
 
+    __slots__ = ()
+
     def _begin_items(self, run: MapRun) -> None:
         """The items are known (or the map runs again): start what may start."""
         self._announce(run, run.size)

@@ -17,6 +17,8 @@ __all__ = ["Keeping"]
 class Keeping(Releasing):
     """The rules of what is not run again."""
 
+    __slots__ = ()
+
     def _keep(self, task: TaskRun, kept: Kept) -> bool:
         """Use the task's earlier result, unless something it builds on is made anew."""
         scope = task.scope

@@ -26,6 +26,8 @@ YOUNG_S = 0.005
 class Queueing(Starting):
     """The rules of what is handed out ahead."""
 
+    __slots__ = ()
+
     def _queue_ahead(self) -> None:
         """Hand out what may wait behind the attempts that run."""
         for executor, depth in self.depth.items():
@@ -50,7 +52,7 @@ class Queueing(Starting):
                     self.ready.push(task)
                     break
                 scope.active += 1
-                self._start(task, scope, behind=True)
+                self._start(task, scope, True)
                 if self._settling:
                     self._drain()
                     if self.finished:

@@ -27,7 +27,7 @@ __all__ = ["Reads", "Releasing", "may_read", "surely_reads"]
 class Releasing(Turn):
     """The rules of what is let go, and when."""
 
-    _reads: Reads | None = None
+    __slots__ = ()
 
     def _let_go_of(self, run: ScopeRun) -> None:
         """A block has settled: note whether it is done with what it reads, and let go what only it needed."""

@@ -25,6 +25,8 @@ __all__ = ["Scopes"]
 class Scopes(ItemRules):
     """The rules of blocks."""
 
+    __slots__ = ()
+
     def _open(self, scope: ScopeRun) -> None:
         """The block begins, or begins again: members that succeeded keep their results."""
         unit = scope.unit
@@ -215,10 +217,7 @@ class Scopes(ItemRules):
         while settling:
             run = settling.popleft()
             if isinstance(run, TaskRun):
-                run.clean = run.state == "succeeded" or run.declined
-                if run.scope is self.root:
-                    self._values_of_top(run)
-                self._member_settled(run.scope, run)
+                self._task_settled(run)
                 continue
             self._let_go_of(run)
             scope = run.scope
@@ -232,6 +231,14 @@ class Scopes(ItemRules):
                 self._iteration_settled(scope, run)
             else:
                 self._member_settled(scope, run)
+
+    def _task_settled(self, task: TaskRun) -> None:
+        """Tell its block of a member that is a task."""
+        scope = task.scope
+        task.clean = task.state == "succeeded" or task.declined
+        if scope is self.root:
+            self._values_of_top(task)
+        self._member_settled(scope, task)
 
     def _member_settled(self, scope: ScopeRun, run: TaskRun | ScopeRun) -> None:
         """Count the member, publish its values, and let those behind it go."""

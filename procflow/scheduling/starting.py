@@ -26,6 +26,8 @@ _PLACED = ("member", "batch")
 class Starting(Keeping):
     """The rules of what starts, and with what."""
 
+    __slots__ = ()
+
     def _hide(self, unit: TaskUnit, scope: ScopeRun, role: Role) -> None:
         """Start a gate, expand or merger of a block."""
         scope.hidden = TaskRun(unit, scope, self._next_seq(), role)
@@ -146,7 +148,7 @@ class Starting(Keeping):
         unit = task.unit
         task.peak_bytes = 0
         task.started_at = self._now
-        self._record(
+        self._actions.append(
             AttemptStarted(
                 self._at, task.key, unit.path, unit.label, task.item_label if task.items else task.scope.item,
                 task.number, unit.executor, task.role, task.memory_bytes,

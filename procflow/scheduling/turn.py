@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 from procflow.attempt import (
     Failure,
@@ -35,6 +35,9 @@ from procflow.scheduling.ready import Budget, Ready
 from procflow.scheduling.runs import MapRun, ScopeRun, TaskRun, UnitRun
 from procflow.scheduling.states import NEXT, State
 
+if TYPE_CHECKING:
+    from procflow.scheduling.releasing import Reads
+
 __all__ = ["Ending", "Turn"]
 
 STORY = 400
@@ -46,6 +49,16 @@ Ending = Literal["enough", "failed", "timeout", "cancelled"]
 
 class Turn:
     """The state of a run's decisions and the small parts that change it."""
+
+    # More attributes than objects can share the names of: without slots each access is a search of its own.
+    __slots__ = (
+        "_actions", "_at", "_crashes", "_cut", "_due", "_files_of", "_first_failures", "_followers", "_hurried",
+        "_kept_refs", "_key", "_names_with", "_now", "_orders", "_over_at", "_reads", "_recorded",
+        "_seq", "_settling", "_story", "_tells_hooks", "_timers", "_unneeded", "_waiting_for", "attempts_over",
+        "began", "depth", "dropped", "easing", "failures", "finished", "folded", "graph", "hooks", "kept", "late",
+        "memory_bytes", "queued", "ready", "retries", "root", "run_id", "running", "slots", "status", "tolerated",
+        "transient",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -82,6 +95,9 @@ class Turn:
         self.hooks: list[ScopeRun] = []
         """Hooks that run now."""
         self._due: list[str] = []
+        self._hurried = False
+        self._cut = ""
+        self._over_at: float | None = None
         self._first_failures: list[str] = []
         self._tells_hooks = bool(graph.root.hooks)
         self.folded: dict[str, Ref] = {}
@@ -94,9 +110,8 @@ class Turn:
         self._names_with: dict[str, set[str]] = {}
         self._unneeded: dict[str, set[int]] = {}
         self._waiting_for: dict[int, set[str]] = {}
+        self._reads: Reads | None = None
         self._actions: list[Action] = []
-        self._record: Callable[[Event], None] = self._actions.append
-        """Adds an event to the actions of this turn."""
         self._recorded = 0
         self._orders = 0
         """Actions of this turn that are no events."""
@@ -111,6 +126,10 @@ class Turn:
         self._at = 0.0
         """Seconds since then, for what is recorded in this turn."""
         self._followers: dict[int, dict[int, list[int]]] = {}
+
+    def _record(self, event: Event) -> None:
+        """Add an event to the actions of this turn; what comes by the thousand is added to them without this call."""
+        self._actions.append(event)
 
     def _order(self, order: Submit | Kill | Release) -> None:
         """Add what the engine is to do to the actions of this turn."""
@@ -127,7 +146,6 @@ class Turn:
         actions = self._actions
         self._recorded, self._orders = self.records, 0
         self._actions = []
-        self._record = self._actions.append
         return actions
 
     def _next_seq(self) -> int:
@@ -216,6 +234,10 @@ class Turn:
 
     def _settle_hidden_or_member(self, task: TaskRun, scope: ScopeRun, state: Status, reason: str) -> None:
         """A member settles itself; what happens to a hidden task happens to its block."""
+        raise NotImplementedError
+
+    def _task_settled(self, task: TaskRun) -> None:
+        """Tell its block of a member that is a task."""
         raise NotImplementedError
 
     def _step_finished(self, run: TaskRun, state: Status) -> None:
