@@ -295,3 +295,15 @@ def test_an_attempt_survives_the_wire(values: dict[str, ref.Ref], which: Any, pa
     assert wire.items_from(message[4]) == Items(page, 5, which)
     assert message[0] == wire.RUN
     assert message[5:] == (3, "run", True, 2, ("x", "y"), b"", (), (), False, False)
+
+
+def test_what_nobody_reads_any_more_stays_unread() -> None:
+    theirs, ours = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    outbox = Outbox()
+    assert outbox.send(ours, b"some")
+    os.close(theirs)
+    # What lay there before the reader's end still does.
+    assert arrived_bytes(ours) == 4
+    assert outbox.send(ours, b"more"), "there is no use in waiting"
+    assert not outbox.empty
+    os.close(ours)

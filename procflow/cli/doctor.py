@@ -152,7 +152,7 @@ def _files() -> Finding:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     shown = "no limit" if soft == resource.RLIM_INFINITY else f"{soft:,} (may be raised to {hard:,})"
     if 0 <= soft < LOW_FILES:
-        return Finding("open files", "warning", shown, "each worker needs about 8: ulimit -n 4096")
+        return Finding("open files", "warning", shown, "each worker needs about 9: ulimit -n 4096")
     return Finding("open files", "ok", shown)
 
 

@@ -96,7 +96,7 @@ def arrived_reads(fd: int) -> int:
 
 
 def arrived_bytes(fd: int) -> int:
-    """How much lies in a pipe and was not read."""
+    """How much lies in a pipe and was not read; either end will do."""
     return int.from_bytes(fcntl.ioctl(fd, termios.FIONREAD, bytes(4)), sys.byteorder)
 
 
@@ -226,27 +226,21 @@ class Outbox:
         self._waiting: deque[memoryview] = deque()
 
     def send(self, fd: int, data: bytes) -> bool:
-        """Send, or keep the rest; True where nothing waits."""
-        if not self._waiting:
-            try:
-                count = os.write(fd, data)
-            except BlockingIOError:
-                count = 0
-            if count == len(data):
-                return True
-            self._waiting.append(memoryview(data)[count:])
-            return self.flush(fd)
+        """Send, or keep the rest; see ``flush``."""
         self._waiting.append(memoryview(data))
-        return False
+        return self.flush(fd)
 
     def flush(self, fd: int) -> bool:
-        """Send what waits as far as the pipe takes it; True where nothing waits any more."""
+        """Send what waits as far as the pipe takes it; True where there is no use in waiting until it takes more."""
         waiting = self._waiting
         while waiting:
             try:
                 count = os.write(fd, waiting[0])
             except BlockingIOError:
                 return False
+            except BrokenPipeError:
+                # Nobody will read it: the rest stays here, to be seen once the worker is known to be dead.
+                return True
             if count == len(waiting[0]):
                 waiting.popleft()
             else:

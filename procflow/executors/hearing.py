@@ -238,11 +238,12 @@ class Hearing(Lines):
         slot.drain_output()
         self._forget(slot)
         self._take_back(slot)
-        never = slot.line.first_unclaimed() or (slot.streamed and slot.unread)
-        death = slot.reap()
         attempt, payload = slot.attempt, slot.payload
         if attempt is None or payload is None:
+            slot.reap()
             return
+        never = slot.line.first_unclaimed() or (slot.streamed and slot.unread)
+        death = slot.reap()
         if slot.cause is None and not slot.trouble:
             if not slot.ready:
                 del self._running[attempt.key]

@@ -79,7 +79,6 @@ class Slot:
         "tail",
         "token",
         "trouble",
-        "unread_fd",
     )
 
     def __init__(
@@ -118,7 +117,7 @@ class Slot:
         self.began = time.monotonic()
         self.base_cpu_s = self.done_cpu_s = 0.0
         self.base_rss_bytes = self.peak_rss_bytes = 0
-        self.channel_fd = self.stream_fd = self.unread_fd = self.output_fd = self.pidfd = -1
+        self.channel_fd = self.stream_fd = self.output_fd = self.pidfd = -1
         own = {WORKER_TOKEN_NAME: token, TOKEN_NAME: run_token}
         env = {**env, **environment(cpus), **own}
         try:
@@ -144,19 +143,17 @@ class Slot:
 
         theirs: list[int] = []
         try:
-            for name_of in ("channel_fd", "output_fd"):
-                read_fd, write_fd = os.pipe2(os.O_CLOEXEC)
-                os.set_blocking(read_fd, False)
-                setattr(self, name_of, read_fd)
-                theirs.append(write_fd)
-            # Of what the worker hears on a copy stays here, to see what it has left unread.
-            self.unread_fd, self.stream_fd = os.pipe2(os.O_CLOEXEC)
-            os.set_blocking(self.stream_fd, False)
-            hears = (self.unread_fd, self.line.claim_fd, self.line.packets_fd)
+            for pipe, ours in (("channel_fd", 0), ("output_fd", 0), ("stream_fd", 1)):
+                ends = os.pipe2(os.O_CLOEXEC)
+                os.set_blocking(ends[ours], False)
+                setattr(self, pipe, ends[ours])
+                theirs.append(ends[1 - ours])
+            told, printed, heard = theirs
+            fds = (told, heard, self.line.claim_fd, self.line.packets_fd)
             mark = self.line.mark if own_output else b""
-            args = (theirs[0], *hears, os.getpid(), cpus, log_level, objects, results, mark)
-            output_fd = theirs[1] if own_output else None
-            self.process = WorkerProcess(worker.main, args, name, env, output_fd, (*inherit, theirs[0], *hears))
+            args = (*fds, os.getpid(), cpus, log_level, objects, results, mark)
+            output_fd = printed if own_output else None
+            self.process = WorkerProcess(worker.main, args, name, env, output_fd, (*inherit, *fds))
             self.process.start()
             self.pid: int = self.process.pid
             self.pidfd = os.pidfd_open(self.pid)
@@ -339,7 +336,7 @@ class Slot:
     @property
     def unread(self) -> bool:
         """The worker has not read all that was sent to it beside the packets."""
-        return not self.outbox.empty or arrived_bytes(self.unread_fd) > 0
+        return not self.outbox.empty or arrived_bytes(self.stream_fd) > 0
 
     def hang_up(self) -> None:
         """Close the channel: an idle worker ends at the end of its line. Harmless when done before."""
@@ -351,7 +348,7 @@ class Slot:
         if hasattr(self, "size"):
             self.size.close()
         self.line.close()
-        self._close("channel_fd", "stream_fd", "unread_fd", "output_fd", "pidfd")
+        self._close("channel_fd", "stream_fd", "output_fd", "pidfd")
 
     def _close(self, *names: str) -> None:
         for name in names:
