@@ -6,7 +6,7 @@ layers assert rather than check. Order inside a block is worked out here (``afte
 remaining path.
 
     surface.py (what a step shows)  names.py (what has a value where)  ordering.py (who waits for whom)
-        └─> blocks.py, subpipelines.py ─> tasks.py, leaves.py ─> ranks.py        build.py: what all of them share
+        └─> blocks.py, subpipelines.py ─> plain.py, tasks.py, leaves.py ─> ranks.py    build.py: what all of them share
 
 A file is checked in two stages. The loader reports all that is wrong with single steps: syntax, keys, types, ranges.
 Only a file without such mistakes can be compiled: names, references, order, parameters are then told together, and

@@ -1,7 +1,8 @@
 """Blocks: a block's members into units, in order, each in the scope of what has a value there. Pure.
 
 ``members`` is the heart of the compile: it calls ``_unit`` for each member, which comes back here for blocks inside.
-Recursive over the depth of blocks only. Leaves are made in ``tasks.py``, files in ``subpipelines.py``.
+Recursive over the depth of blocks only. Leaves are made in ``tasks.py``, those that
+refer to nothing all at once in ``plain.py``, files in ``subpipelines.py``.
 """
 
 from __future__ import annotations
