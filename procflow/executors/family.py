@@ -17,6 +17,8 @@ __all__ = ["TOKEN_NAME", "WORKER_TOKEN_NAME", "family", "group_of", "kill_family
 
 WORKER_TOKEN_NAME = "PROCFLOW_WORKER_TOKEN"
 ROUNDS = 20
+BORN = 19
+"""Where ``stat`` says when a process was forked, behind its name: in ticks since the machine was started."""
 
 killed: set[int] = set()
 """Who was killed here and may become, or have become, a child that nobody waits for: the reaper's to empty."""
@@ -37,14 +39,15 @@ def family(pid: int, token: str) -> list[int]:
     except OSError:
         # No descriptor is left: the sweep at the end of the run, by another process, finds them.
         return []
+    own = _fields("self")
+    born = int(own[BORN]) if len(own) > BORN else 0
     for name in names:
         if not name.isdigit():
             continue
         other = int(name)
-        stat = read(f"/proc/{name}/stat")
-        # The name may hold blanks and brackets; what follows the last bracket is regular.
-        fields = stat[stat.rfind(b")") + 2 :].split()
-        if len(fields) < 4 or fields[0] in (b"Z", b"X"):
+        fields = _fields(name)
+        # Who is older than this process can't have been started by its workers; on most machines that is nearly everybody.
+        if len(fields) <= BORN or fields[0] in (b"Z", b"X") or int(fields[BORN]) < born:
             continue
         parents[other] = int(fields[1])
         if other in (pid, me):
@@ -53,6 +56,12 @@ def family(pid: int, token: str) -> list[int]:
             found.add(other)
     found |= _descendants(pid, parents)
     return sorted(member for member in found - {pid, me} if not _is_tracker(member))
+
+
+def _fields(name: str) -> list[bytes]:
+    stat = read(f"/proc/{name}/stat")
+    # The name may hold blanks and brackets; what follows the last bracket is regular.
+    return stat[stat.rfind(b")") + 2 :].split()
 
 
 def _descendants(pid: int, parents: dict[int, int]) -> set[int]:
