@@ -14,7 +14,7 @@ from sabotage import run, starts
 from procflow import Map, Parallel, Step
 from procflow.events import AttemptStarted, Event
 from procflow.guarding.watch import Watch
-from procflow.scheduling import attempts, items, mapping, values
+from procflow.scheduling import attempts, items, mapping, merge
 
 # -- decisions
 
@@ -60,11 +60,11 @@ def check_results_come_in_declared_order(folder: Path) -> None:
 
 
 def test_a_merge_in_the_order_of_completion_is_found(proven: Any) -> None:
-    pairs = values._pairs
+    merged = merge.merged
     # The slow one, declared first, ends last.
     proven(
         check_results_come_in_declared_order,
-        lambda patch: patch.setattr(values, "_pairs", lambda scope: pairs(scope)[::-1]),
+        lambda patch: patch.setattr(merge, "merged", lambda spec, made, failures: merged(spec, made[::-1], failures)),
         "0.0, 0.2",
     )
 
