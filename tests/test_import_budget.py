@@ -75,6 +75,24 @@ def test_a_run_that_begins_anew_loads_nothing_of_resuming_but_fingerprints(tmp_p
     loaded_by(script)
 
 
+HEAVY_PARENT = """
+import loky, joblib, tempfile
+from procflow import Pipeline, Step
+def seen():
+    import sys
+    return sorted({"joblib", "numpy", "asyncio"} & set(sys.modules))
+with tempfile.TemporaryDirectory() as folder:
+    result = Pipeline("one", steps=[Step("s", seen)]).run(workers=1, state_dir=folder)
+assert result.outputs["s"] == [], result.outputs["s"]
+"""
+
+
+def test_a_worker_loads_nothing_of_what_its_parent_has_loaded() -> None:
+    """joblib puts its own copy of loky's process where loky's is looked up by name."""
+    pytest.importorskip("joblib")
+    assert "joblib" in loaded_by(HEAVY_PARENT)
+
+
 MODEL = "import pydantic\nclass Theirs(pydantic.BaseModel):\n    x: int\n"
 LOOKED = "from pydantic.plugin import _loader\nassert _loader._plugins is not None, 'plugins were not looked for'\n"
 

@@ -19,14 +19,15 @@ from multiprocessing.context import set_spawning_popen
 from typing import Any
 
 import loky  # type: ignore[import-untyped]
-from loky.backend import get_context, reduction  # type: ignore[import-untyped]
+from loky.backend import reduction  # type: ignore[import-untyped]
 from loky.backend.popen_loky_posix import Popen as LokyPopen  # type: ignore[import-untyped]
+
+# Not by the context "loky": where joblib was imported, that is joblib's own copy of it, and every worker would import joblib.
+from loky.backend.process import LokyProcess  # type: ignore[import-untyped]
 
 from procflow.working import start
 
 __all__ = ["WorkerProcess", "upgraded"]
-
-LokyProcess: Any = get_context("loky").Process
 
 
 def _stamps() -> dict[str, tuple[int, int, int]]:
