@@ -19,8 +19,11 @@ __all__ = ["Expected", "critical_path", "ranked"]
 HIDDEN_S = 1.0
 """Expected seconds of a task that nobody declared (gate, expand, merger) and of a step that is not known."""
 
-Told = Callable[[TaskUnit], "tuple[int | None, float | None] | None"]
-"""The ``learned_bytes`` and the ``timeout_s`` that a task is to have, None where it has them."""
+DIGITS = 3
+"""Ranks are whole milliseconds: a smaller difference between two runs is chance, and steps that are alike keep their order."""
+
+Told = Callable[[TaskUnit, str], "tuple[int | None, float | None] | None"]
+"""The ``learned_bytes`` and the ``timeout_s`` that a task in this role is to have, None where it has them."""
 Paths = dict[int, tuple[list[float], list[float]]]
 """By identity of a block: the weight of each member, and the longest path from its start to the end of the block."""
 
@@ -143,36 +146,37 @@ class _Ranker:
         """The block with ranks; ``tail`` is what follows it."""
         expected, total = self.expected, self.weights[id(scope)] + tail
         gate, merger = scope.gate, scope.merger
-        gate = self.task(gate, total) if gate is not None else None
-        merger = self.task(merger, tail + expected.hidden_s(scope.label, "merger")) if merger is not None else None
+        gate = self.task(gate, total, "gate") if gate is not None else None
+        if merger is not None:
+            merger = self.task(merger, tail + expected.hidden_s(scope.label, "merger"), "merger")
         if isinstance(scope, MapUnit):
-            body = self.unit(scope.body, tail)
+            body = self.unit(scope.body, tail, "batch")
             first = total if expected.hidden is not None else total + HIDDEN_S
-            expand = self.task(scope.expand, first)
-            reduce = self.task(scope.reduce, first) if scope.reduce is not None else None
+            expand = self.task(scope.expand, first, "expand")
+            reduce = self.task(scope.reduce, first, "reduce") if scope.reduce is not None else None
             return replace(scope, body=body, expand=expand, rank=first, gate=gate, merger=merger, reduce=reduce)
         untold = self.told is None
         members = [
             self.unit(member, behind)
             if not isinstance(member, TaskUnit)
             else member
-            if (rank := weight + behind) == member.rank and untold
-            else self.task(member, rank)
+            if (rank := round(weight + behind, DIGITS)) == member.rank and untold
+            else self.task(member, rank, "member")
             for member, weight, longest in zip(scope.members, *self.paths[id(scope)], strict=True)
             for behind in (longest - weight + tail,)
         ]
         return replace(scope, members=tuple(members), rank=total, gate=gate, merger=merger)
 
-    def unit(self, unit: Unit, tail: float) -> Unit:
+    def unit(self, unit: Unit, tail: float, role: str = "member") -> Unit:
         if isinstance(unit, TaskUnit):
-            return self.task(unit, self.expected.step_s(unit) + tail)
+            return self.task(unit, self.expected.step_s(unit) + tail, role)
         assert isinstance(unit, ScopeUnit)
         return self.scope(unit, tail)
 
-    def task(self, task: TaskUnit, rank: float) -> TaskUnit:
+    def task(self, task: TaskUnit, rank: float, role: str) -> TaskUnit:
         """The task with this rank: itself where nothing differs, which is so for plain steps without history."""
         made = task
-        if self.told is not None and (told := self.told(task)):
+        if self.told is not None and (told := self.told(task, role)):
             made = changer(TaskUnit, "rank", "learned_bytes", "timeout_s")(task, rank, *told)
         elif task.rank != rank:
             made = changer(TaskUnit, "rank")(task, rank)

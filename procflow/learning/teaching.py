@@ -127,27 +127,27 @@ def taught(graph: TaskGraph, knowledge: Knowledge, *, slots: int, memory_bytes: 
     """The graph with ranks, memory and timeouts as they were learned, for a run with so many slots and this budget."""
     without: dict[str, None] = {}
     alone: dict[str, None] = {}
-    where: dict[int, Place] = {}
     by_place = knowledge.by_place
+    # Small steps have no peaks: then there is nothing to be told but ranks.
+    sized = {place for place, known in by_place.items() if known.peak_bytes}
 
-    def told(unit: TaskUnit) -> tuple[int | None, float | None] | None:
-        place = where.get(id(unit))
-        if place is None:
+    def told(unit: TaskUnit, role: str) -> tuple[int | None, float | None] | None:
+        place = unit.label, role
+        if place not in sized and unit.timeout_share is None:
             return None
         known = by_place.get(place)
         learned_bytes, timeout_s = _memory(unit, known, slots, memory_bytes, alone), unit.timeout_s
         share = unit.timeout_share
         if share is not None:
             timeout_s = timeout_of(share, known)
-            if timeout_s is None and place[1] in ("member", "batch"):
+            if timeout_s is None and role in ("member", "batch"):
                 without[clean(unit.label)] = None
         elif learned_bytes == unit.learned_bytes:
             return None
         return learned_bytes, timeout_s
 
     root = graph.root
-    if knowledge.by_place or "timeout share" in graph.has:
-        where = places(root)
+    if by_place or "timeout share" in graph.has:
         root = ranked(root, expected(graph, knowledge, slots), told)
     warnings = [f"not learned from: {text}" for text in knowledge.unusable]
     if without:
