@@ -12,6 +12,7 @@ from procflow.call import StepCall
 from procflow.compiler import compile_pipeline
 from procflow.compiling.ranks import ranked
 from procflow.graph import ScopeUnit, TaskUnit, walk
+from procflow.learning.teaching import places
 
 
 def f(*values: Any) -> int:
@@ -56,6 +57,28 @@ def test_gate_and_merger_are_ranked_with_their_block() -> None:
     )
     made: Any = compile_pipeline(p).root.members[1]
     assert (made.gate.rank, made.merger.rank, made.members[0].rank) == (2, 2, 2)
+
+
+def test_what_differs_by_less_than_a_millisecond_keeps_its_declared_order() -> None:
+    p = api.Pipeline("p", steps=[api.Parallel("b", *(api.Step(name, f) for name in "abc"), api.Map("m", f, items=[1]))])
+    root = compile_pipeline(p).root
+    made: Any = ranked(root, {"b/a": 0.0001, "b/b": 0.0004, "b/c": 0.0021, "b/m": 0.0023}).members[0]
+    assert [member.rank for member in made.members[:3]] == [0.0, 0.0, 0.002]
+    assert made.members[3].body.rank == 0.002
+
+
+def test_what_is_told_of_a_task_is_asked_for_by_the_role_that_it_has_everywhere_else() -> None:
+    p = api.Pipeline(
+        "p",
+        steps=[
+            api.Step("w", f),
+            api.Parallel("b", api.Step("s", f), api.Map("m", f, items="${w}"), when="w > 1", merge="combine_outputs"),
+        ],
+    )
+    root, asked = compile_pipeline(p).root, {}
+    ranked(root, {}, lambda unit, role: asked.update({id(unit): (unit.label, role)}))
+    assert asked == places(root)
+    assert {role for _, role in asked.values()} == {"member", "gate", "expand", "batch", "merger"}
 
 
 @settings(max_examples=100, deadline=None)

@@ -160,7 +160,7 @@ class _Ranker:
             self.unit(member, behind)
             if not isinstance(member, TaskUnit)
             else member
-            if (rank := round(weight + behind, DIGITS)) == member.rank and untold
+            if (rank := weight + behind) == member.rank and untold
             else self.task(member, rank, "member")
             for member, weight, longest in zip(scope.members, *self.paths[id(scope)], strict=True)
             for behind in (longest - weight + tail,)
@@ -175,7 +175,7 @@ class _Ranker:
 
     def task(self, task: TaskUnit, rank: float, role: str) -> TaskUnit:
         """The task with this rank: itself where nothing differs, which is so for plain steps without history."""
-        made = task
+        made, rank = task, round(rank, DIGITS)
         if self.told is not None and (told := self.told(task, role)):
             made = changer(TaskUnit, "rank", "learned_bytes", "timeout_s")(task, rank, *told)
         elif task.rank != rank:
